@@ -1,0 +1,172 @@
+"""Checkpoints: each step's directory holds all that is needed to go on, or to use the model.
+
+WORKDIR/checkpoints/STEP/
+  params/, optimizer/   arrays, nested dicts with stable names (Orbax)
+  data/                 state of the training stream (JSON)
+  config/               the resolved config, separators included (JSON)
+  tokenizer/            the SentencePiece model (JSON, base64)
+"""
+
+import base64
+import contextlib
+import dataclasses
+import logging
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+
+from bipe_jax.config import from_dict
+from bipe_jax.errors import UserError
+from bipe_jax.tokenizer import Tokenizer
+
+_DIRECTORY = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says beside its arrays."""
+
+    step: int
+    config: ml_collections.ConfigDict
+    tokenizer: Tokenizer
+
+
+class Checkpoints:
+    """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest."""
+
+    def __init__(self, workdir, keep: int):
+        self.directory = epath.Path(workdir).resolve() / _DIRECTORY
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
+        # (Orbax's own option does it in a thread, which an early error would leave behind.)
+        if jax.process_index() == 0:
+            for unfinished in ocp.utils.tmp_checkpoints(self.directory):
+                unfinished.get().rmtree()
+
+    @property
+    def latest(self) -> int | None:
+        """The last step that was saved completely."""
+        return self._manager.latest_step()
+
+    def meta(self) -> Meta | None:
+        """Of the latest checkpoint, or None if there is none."""
+        return self.latest and _read_meta(self._manager, self.directory, self.latest)
+
+    def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
+        """Starts saving. Raises UserError if this, or an earlier save, failed."""
+        step = int(state["step"])
+        model = base64.b64encode(tokenizer.model).decode()
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state["params"]),
+                    optimizer=ocp.args.StandardSave(state["optimizer"]),
+                    data=ocp.args.JsonSave(data_state),
+                    config=ocp.args.JsonSave(config.to_dict()),
+                    tokenizer=ocp.args.JsonSave({"model": model}),
+                ),
+            )
+
+    def restore(self, abstract: dict) -> tuple[dict, dict]:
+        """The latest (state, data state); `abstract` gives shapes, dtypes and shardings."""
+        step = self.latest
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract["params"]),
+                optimizer=ocp.args.StandardRestore(abstract["optimizer"]),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        number = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
+        state = {"step": number, "params": restored.params, "optimizer": restored.optimizer}
+        return state, restored.data
+
+    def check(self) -> None:
+        """Raises UserError if a save in the background has failed."""
+        with self._explained():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until what was saved is complete. Raises UserError if it failed."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with self._explained():
+            self._manager.close()  # waits for a save that is still under way
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Turns what goes wrong while saving (disk full, no permission) into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"saving a checkpoint to {self.directory} failed ({reason}); the last complete one "
+                f"is step {self.latest}: make room, then run the same command"
+            ) from error
+
+
+def _read_meta(manager, directory, step) -> Meta:
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore()),
+    )
+    model = base64.b64decode(restored.tokenizer["model"])
+    return Meta(step, from_dict(restored.config), Tokenizer(model, f"{directory}/{step}/tokenizer"))
+
+
+def _locate(path) -> tuple[epath.Path, int | None]:
+    """A workdir, its checkpoints directory or one step's directory -> (directory, step or None)."""
+    path = epath.Path(path).resolve()
+    if (path / _DIRECTORY).is_dir():
+        return path / _DIRECTORY, None
+    if path.name.isdigit() and (path / "params").is_dir():
+        return path.parent, int(path.name)
+    return path, None
+
+
+def load(path) -> tuple[Meta, dict]:
+    """Reads a checkpoint's meta data and parameters, without touching anything.
+
+    Args:
+      path: a workdir, its checkpoints directory (the latest step) or one step's directory.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    directory, step = _locate(path)
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {path}: no such directory")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(directory, options=options)
+    try:
+        step = manager.latest_step() if step is None else step
+        if step is None or not (directory / str(step) / "params").is_dir():
+            raise UserError(f"checkpoint {path}: no complete checkpoint in {directory}")
+        meta = _read_meta(manager, directory, step)
+        shapes = manager.item_metadata(step).params
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+        )
+        restore = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return meta, manager.restore(step, args=restore).params
+    finally:
+        manager.close()
+
+
+def quiet() -> None:
+    """Orbax warns of choices that are ours on purpose; errors still come through."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("orbax").setLevel(logging.ERROR)

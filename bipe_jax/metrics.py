@@ -1,0 +1,187 @@
+"""Metrics of a run: metrics.jsonl, TensorBoard events, the progress bar, FLOPs.
+
+Model FLOP utilisation (MFU) is the model's own FLOPs a second over the devices' peak: 6 FLOPs a
+token for each weight of a matrix product (2 forward, 4 backward; the lookup of embeddings counts
+nothing) plus 6 L D a layer for causal attention (each query sees half of the L keys on average).
+What is recomputed does not count.
+"""
+
+import json
+import math
+import os
+import time
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+# Dense bfloat16 FLOPs a second of one device, by the beginning of jax's `device_kind`; the longest
+# match counts. From the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v2": 46e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,
+}
+
+
+def peak_flops(config, device_kind: str) -> float | None:
+    """FLOPs a second of one device: `log.peak_flops` if set, else by its kind, else None."""
+    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    known = PEAK_FLOPS[max(known, key=len)] if known else None
+    return config.log.peak_flops or known
+
+
+def flops_per_token(config) -> float:
+    """Model FLOPs of one token in training (forward and backward); see the module's text."""
+    m = config.model
+    head_width = m.width // m.heads
+    attention = 2 * m.width * head_width * (m.heads + m.kv_heads)
+    weights = m.layers * (attention + 3 * m.width * m.feed_forward) + m.width * m.vocab_size
+    return 6.0 * weights + 6.0 * m.layers * config.sequence_length * m.width
+
+
+def segment_statistics(segment: np.ndarray, offset: np.ndarray) -> dict:
+    """Of blocks (B, L): tokens a segment (mean and 99th percentile) and segments a block (mean)."""
+    starts = np.flatnonzero(offset.ravel() == 0)
+    lengths = np.diff(np.append(starts, offset.size))
+    return {
+        "segment_tokens_mean": float(lengths.mean()),
+        "segment_tokens_p99": float(np.percentile(lengths, 99)),
+        "segments_per_block": float((offset == 0).sum() / len(offset)),
+        "segment_max": int(segment.max()),
+    }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss in nats a token); infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class Log:
+    """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the progress bar.
+
+    Lines of steps after `first_step`, left by a run that was cut off, are dropped: they are made
+    again.
+    """
+
+    def __init__(self, config, workdir: str, first_step: int, tokenizer, tally):
+        self._byte_lengths = tokenizer.byte_lengths()
+        self._tally = tally
+        self._meter = _Meter(config)
+        path = os.path.join(workdir, "metrics.jsonl")
+        _truncate(path, first_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = tensorboardX.SummaryWriter(
+            os.path.join(workdir, "tensorboard"), purge_step=first_step + 1, flush_secs=10
+        )
+        self._bar = tqdm.tqdm(
+            total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def write(self, step: int, batch: dict, values: dict, full: bool) -> None:
+        """Logs one step.
+
+        Args:
+          step: its number, from 1. Steps come in order.
+          batch: what it was trained on, NumPy arrays (B, L).
+          values: its metrics from `step.train_step`.
+          full: write all metrics, not the loss alone, and to TensorBoard too.
+        """
+        values = {name: float(value) for name, value in values.items()}
+        if full:
+            values |= self._meter.read(step) | self._text_metrics(batch, values)
+        else:
+            values = {"loss": values["loss"]}
+            self._meter.begin(step)
+        values = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        self._bar.update(1)
+        if full:
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._bar.set_postfix_str(
+                ", ".join(
+                    f"{label} {values[name]:{form}}"
+                    for name, label, form in (
+                        ("loss", "loss", ".3f"), ("tokens_per_second", "tokens/s", ",.0f"),
+                    )
+                    if values.get(name) is not None
+                )
+            )  # fmt: skip
+
+    def _text_metrics(self, batch: dict, values: dict) -> dict:
+        text_bytes = int(self._byte_lengths[batch["targets"][batch["weights"] > 0]].sum())
+        return {
+            "perplexity": perplexity(values["loss"]),
+            "bits_per_byte": values["loss"] * values["targets"] / math.log(2) / max(text_bytes, 1),
+            "bad_lines": self._tally.bad_lines,
+            **segment_statistics(batch["segment"], batch["offset"]),
+        }
+
+
+def _truncate(path: str, last_step: int) -> None:
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line)
+            except ValueError:  # cut off in the middle
+                continue
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+    os.replace(path + ".tmp", path)
+
+
+class _Meter:
+    """Tokens a second and MFU since the last reading; the first step, which compiles, is left out."""
+
+    def __init__(self, config):
+        self._tokens_per_step = config.batch_size * config.sequence_length
+        self._flops = flops_per_token(config)
+        peak = peak_flops(config, jax.devices()[0].device_kind)
+        self._peak = peak and peak * jax.device_count()
+        self._since: tuple[int, float] | None = None
+
+    def begin(self, step: int) -> None:
+        """`step` is complete: starts the clock, if it does not run yet."""
+        self._since = self._since or (step, time.perf_counter())
+
+    def read(self, step: int) -> dict:
+        """`step` is complete: the rates since the last reading."""
+        now, since = time.perf_counter(), self._since
+        self._since = (step, now)
+        if since is None:
+            return {}
+        rate = (step - since[0]) * self._tokens_per_step / (now - since[1])
+        values = {"tokens_per_second": rate}
+        if self._peak:
+            values["mfu"] = rate * self._flops / self._peak
+        return values

@@ -1,0 +1,194 @@
+"""A Llama-like decoder: RMSNorm, SwiGLU, grouped-query attention, any positional encodings.
+
+NNX modules declare the parameters; what runs are the pure functions at the end. Shape letters:
+B batch, L length, N heads, K key/value heads, H head width, D width, F feed-forward width, V
+vocabulary. Parameters are float32 and are cast to `model.dtype` where they are used; normalisation,
+angles, biases and softmax are float32.
+
+`inputs` is a dict of (B, L) integers: "tokens", the coordinates, and "document_ids" if documents are
+kept apart in attention.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bipe_jax import positions
+from bipe_jax.attention import attention
+from bipe_jax.sharding import constrain_batch
+
+# What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Weight(nnx.Param):
+    """A matrix drawn from N(0, init_std)."""
+
+
+def _weight(config, key, *shape: int) -> Weight:
+    return Weight(config.model.init_std * jax.random.normal(key, shape))
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, equation 4)."""
+
+    def __init__(self, config):
+        self.scale = nnx.Param(jnp.ones(config.model.width))
+        self.epsilon = config.model.norm_epsilon
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config, key):
+        m = config.model
+        H = m.width // m.heads
+        keys = jax.random.split(key, 4)
+        self.query = _weight(config, keys[0], m.width, m.heads, H)
+        self.key = _weight(config, keys[1], m.width, m.kv_heads, H)
+        self.value = _weight(config, keys[2], m.width, m.kv_heads, H)
+        self.output = _weight(config, keys[3], m.heads, H, m.width)
+
+    def __call__(self, x, encodings, prepared, document_ids):
+        q, k, v = (
+            jnp.einsum("bld,dnh->blnh", x, w[...].astype(x.dtype))
+            for w in (self.query, self.key, self.value)
+        )
+        biases = []
+        for encoding, features in zip(encodings, prepared, strict=True):
+            if encoding.rotates:
+                q, k = encoding.rotate(q, features), encoding.rotate(k, features)
+            else:
+                biases.append((encoding.bias, features))
+        mixed = attention(q, k, v, biases=biases, document_ids=document_ids)
+        return jnp.einsum("blnh,nhd->bld", mixed, self.output[...].astype(x.dtype))
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020, equation 6)."""
+
+    def __init__(self, config, key):
+        D, F = config.model.width, config.model.feed_forward
+        keys = jax.random.split(key, 3)
+        self.gate = _weight(config, keys[0], D, F)
+        self.up = _weight(config, keys[1], D, F)
+        self.down = _weight(config, keys[2], F, D)
+
+    def __call__(self, x):
+        gate, up = (x @ w[...].astype(x.dtype) for w in (self.gate, self.up))
+        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    def __init__(self, config, key):
+        keys = jax.random.split(key)
+        self.attention_norm = RMSNorm(config)
+        self.attention = Attention(config, keys[0])
+        self.feed_forward_norm = RMSNorm(config)
+        self.feed_forward = FeedForward(config, keys[1])
+
+    def __call__(self, x, encodings, prepared, document_ids):
+        x += self.attention(self.attention_norm(x), encodings, prepared, document_ids)
+        x += self.feed_forward(self.feed_forward_norm(x))
+        return constrain_batch(x)
+
+
+class Table(nnx.Module):
+    def __init__(self, config, key):
+        self.table = _weight(config, key, config.model.vocab_size, config.model.width)
+
+
+class Kernel(nnx.Module):
+    def __init__(self, config, key):
+        self.kernel = _weight(config, key, config.model.width, config.model.vocab_size)
+
+
+class Decoder(nnx.Module):
+    """Token embedding, absolute encodings, a stack of layers, final norm, output kernel."""
+
+    def __init__(self, config, key):
+        embed_key, layers_key, output_key, position_key = jax.random.split(key, 4)
+        entries = positions.absolute(config)
+        position_keys = jax.random.split(position_key, max(len(entries), 1))
+        self.config = config
+        self.embed = Table(config, embed_key)
+        self.absolute = nnx.Dict(
+            {
+                entry.name: positions.ABSOLUTE[entry.kind](
+                    config, entry.coordinate, entry_key, **entry.options
+                )
+                for entry, entry_key in zip(entries, position_keys, strict=False)
+            }
+        )
+        layer_keys = jax.random.split(layers_key, config.model.layers)
+        self.layers = nnx.vmap(functools.partial(Layer, config))(layer_keys)
+        self.norm = RMSNorm(config)
+        if not config.model.tied_output:
+            self.output = Kernel(config, output_key)
+
+    def output_kernel(self):
+        """(D, V), in the compute dtype."""
+        tied = self.config.model.tied_output
+        kernel = self.embed.table[...].T if tied else self.output.kernel[...]
+        return kernel.astype(self.config.model.dtype)
+
+    def __call__(self, inputs):
+        config = self.config
+        x = self.embed.table[...][inputs["tokens"]]
+        for entry in positions.absolute(config):
+            x += self.absolute[entry.name](inputs[entry.coordinate])
+        x = constrain_batch(x.astype(config.model.dtype))
+
+        entries = positions.relative(config)
+        encodings = [
+            positions.RELATIVE[entry.kind](config, entry.coordinate, **entry.options)
+            for entry in entries
+        ]
+        prepared = [
+            encoding.prepare(inputs[entry.coordinate])
+            for entry, encoding in zip(entries, encodings, strict=True)
+        ]
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x, weights):
+            return nnx.merge(graph, weights)(
+                x, encodings, prepared, inputs.get("document_ids")
+            ), None
+
+        if config.model.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.model.remat])
+        x, _ = jax.lax.scan(layer, x, weights)
+        return self.norm(x)
+
+
+def init(config, key) -> dict:
+    """Fresh parameters: a nested dict of float32 arrays, those of the layers stacked in front."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, key), nnx.Param))
+
+
+def _decoder(config, params: dict) -> Decoder:
+    abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def hidden(config, params: dict, inputs: dict) -> tuple[jax.Array, jax.Array]:
+    """The final hidden states (B, L, D) and the output kernel (D, V), both in `model.dtype`."""
+    decoder = _decoder(config, params)
+    return decoder(inputs), decoder.output_kernel()
+
+
+def apply(config, params: dict, inputs: dict) -> jax.Array:
+    """Logits (B, L, V), float32. For short blocks: `loss` never holds all logits at once."""
+    x, kernel = hidden(config, params, inputs)
+    return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)

@@ -1,0 +1,103 @@
+"""Optimizers and schedules, from optax."""
+
+import jax
+import optax
+
+from bipe_jax.sharding import names
+
+
+def _linear(peak, config, steps):
+    return optax.linear_schedule(peak, peak * config.final_fraction, steps)
+
+
+def _cosine(peak, config, steps):
+    return optax.cosine_decay_schedule(peak, steps, alpha=config.final_fraction)
+
+
+def _wsd(peak, config, steps):
+    stable = steps - config.decay_steps
+    decay = _linear(peak, config, config.decay_steps)
+    return optax.join_schedules([optax.constant_schedule(peak), decay], [stable])
+
+
+SCHEDULES = {"linear": _linear, "cosine": _cosine, "wsd": _wsd}
+
+
+def learning_rate(config) -> optax.Schedule:
+    """Step (from 0) -> learning rate: linear warm-up, then what `schedule.name` says."""
+    peak, warmup = config.optimizer.learning_rate, config.schedule.warmup_steps
+    after = SCHEDULES[config.schedule.name](peak, config.schedule, max(config.steps - warmup, 1))
+    # The first step already moves: step s of the warm-up has (s + 1) / warmup of the peak.
+    growth = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([growth, after], [warmup])
+
+
+def decay_mask(config, params):
+    """Tree of booleans: which parameters are decayed (`optimizer.no_decay` names the others)."""
+    return jax.tree.map(
+        lambda name: not any(part in name for part in config.optimizer.no_decay), names(params)
+    )
+
+
+def _adamw(config, schedule, mask):
+    o = config.optimizer
+    return optax.adamw(
+        schedule, o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=mask
+    )
+
+
+def _lion(config, schedule, mask):
+    o = config.optimizer
+    return optax.lion(schedule, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask)
+
+
+def _muon(config, schedule, mask):
+    o = config.optimizer
+    directions = optax.contrib.muon(
+        learning_rate=1.0,
+        beta=o.beta1,
+        eps=o.epsilon,
+        adam_b2=o.beta2,
+        muon_weight_dimension_numbers=_muon_matrices,
+        # The size of AdamW's updates, so that one learning rate serves both (Liu et al. 2025).
+        consistent_rms=0.2,
+    )
+    return optax.chain(
+        directions,
+        optax.scale(-1.0),  # muon's own minus sign; decay is added before the learning rate's
+        optax.add_decayed_weights(o.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _muon_matrices(params):
+    """Which parameters Muon orthogonalises, layer by layer: the matrices inside the layers.
+
+    Norms, tables and the output kernel are left to Adam.
+    """
+    into_heads = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
+    out_of_heads = optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+    plain = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    def numbers(name):
+        if name.startswith("layers/attention/"):
+            return out_of_heads if name.endswith("output") else into_heads
+        return plain if name.startswith("layers/feed_forward/") else None
+
+    return jax.tree.map(numbers, names(params))
+
+
+OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "muon": _muon}
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """Clipping by global norm, then the optimizer that `optimizer.name` says."""
+
+    def mask(params):
+        return decay_mask(config, params)
+
+    inner = OPTIMIZERS[config.optimizer.name](config, learning_rate(config), mask)
+    limit = config.optimizer.clip_norm
+    # Both have the same (empty) state: a run can be resumed with another limit.
+    clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
+    return optax.chain(clip, inner)

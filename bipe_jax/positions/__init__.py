@@ -1,0 +1,109 @@
+"""The registry of positional encodings. An encoding is a *kind* applied to a *coordinate*.
+
+A config names encodings in two lists of entries (kind, coordinate, (option, value), ...):
+
+    config.position.absolute = (("learned", "offset"),)
+    config.position.relative = (("alibi", "segment", ("slope_scale", 96.0)),)
+
+To add a kind, write one class and enter it in ABSOLUTE or RELATIVE. A class has `options` (name ->
+type of its keyword arguments) and a static `check(config, coordinate, **options)` that raises
+UserError for what does not make sense. Beyond that:
+
+- an absolute kind is an `nnx.Module`, built as `kind(config, coordinate, key, **options)`; called
+  with the coordinate (B, L) it returns (B, L, D), which is added to the token embedding;
+- a relative kind is built as `kind(config, coordinate, **options)`; `prepare(coordinate)` is run
+  once for all layers and returns a tree of arrays (B, L, ...). If `rotates`, it has
+  `rotate(x, prepared)` for queries and keys (B, L, N, H); otherwise it has
+  `bias(query_prepared, key_prepared)`, which returns (B, N, L, S) in float32.
+"""
+
+import math
+from typing import NamedTuple
+
+from bipe_jax.errors import UserError
+from bipe_jax.positions.absolute import Learned, Sinusoidal
+from bipe_jax.positions.bias import Alibi
+from bipe_jax.positions.rotary import Rope
+from bipe_jax.segments import COORDINATES
+
+ABSOLUTE = {"learned": Learned, "sinusoidal": Sinusoidal}
+RELATIVE = {"rope": Rope, "alibi": Alibi}
+
+
+class Entry(NamedTuple):
+    """One parsed entry of `position.absolute` or `position.relative`."""
+
+    kind: str
+    coordinate: str
+    options: dict
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.coordinate}"
+
+
+def _parse(key: str, entry, registry: dict, elsewhere: dict) -> Entry:
+    shape = "(kind, coordinate) or (kind, coordinate, (option, value), ...)"
+    if not isinstance(entry, (tuple, list)) or len(entry) < 2:
+        raise UserError(f"{key}: {entry!r} must be {shape}")
+    kind, coordinate, *options = entry
+    if not isinstance(kind, str) or not isinstance(coordinate, str):
+        raise UserError(f"{key}: {entry!r} must be {shape}")
+    if kind not in registry:
+        hint = "belongs to the other list" if kind in elsewhere else "is unknown"
+        raise UserError(f"{key}: kind {kind!r} {hint}: use one of {', '.join(registry)}")
+    if coordinate not in COORDINATES:
+        raise UserError(
+            f"{key}: coordinate {coordinate!r} is unknown: use one of {', '.join(COORDINATES)}"
+        )
+    parsed = {}
+    for option in options:
+        pair = isinstance(option, (tuple, list)) and len(option) == 2
+        if not pair or not isinstance(option[0], str):
+            raise UserError(f"{key}: option {option!r} of {kind!r} must be (name, value)")
+        name, value = option
+        if name in parsed:
+            raise UserError(f"{key}: {kind!r} has the option {name!r} twice")
+        wanted = registry[kind].options.get(name)
+        if wanted is None:
+            known = ", ".join(registry[kind].options)
+            raise UserError(f"{key}: {kind!r} has no option {name!r}: use one of {known}")
+        number = (int, float) if wanted is float else wanted
+        if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
+            raise UserError(f"{key}: {kind} {name}={value!r} must be a finite {wanted.__name__}")
+        parsed[name] = wanted(value)
+    return Entry(kind, coordinate, parsed)
+
+
+def _entries(key: str, entries, registry: dict, elsewhere: dict) -> list[Entry]:
+    if not isinstance(entries, (tuple, list)):
+        raise UserError(f"{key}={entries!r} must be a tuple of entries (kind, coordinate)")
+    parsed = [_parse(key, entry, registry, elsewhere) for entry in entries]
+    names = [entry.name for entry in parsed]
+    if len(set(names)) < len(names):
+        raise UserError(f"{key} names the same kind and coordinate twice: {', '.join(names)}")
+    return parsed
+
+
+def absolute(config) -> list[Entry]:
+    """The parsed `position.absolute`. Raises UserError where it is malformed."""
+    return _entries("position.absolute", config.position.absolute, ABSOLUTE, RELATIVE)
+
+
+def relative(config) -> list[Entry]:
+    """The parsed `position.relative`. Raises UserError where it is malformed."""
+    return _entries("position.relative", config.position.relative, RELATIVE, ABSOLUTE)
+
+
+def check(config) -> None:
+    """Raises UserError for an unknown encoding, or for encodings that cannot be combined."""
+    for entry in absolute(config):
+        ABSOLUTE[entry.kind].check(config, entry.coordinate, **entry.options)
+    for entry in relative(config):
+        RELATIVE[entry.kind].check(config, entry.coordinate, **entry.options)
+    rotary = [entry.name for entry in relative(config) if RELATIVE[entry.kind].rotates]
+    if len(rotary) > 1:
+        raise UserError(
+            f"position.relative: {' and '.join(rotary)} would turn the same pairs of each head, and "
+            "their angles could not be told apart: keep one of them"
+        )

@@ -1,0 +1,190 @@
+"""Segments: which tokens end one, and the coordinates of every token.
+
+A *separator* is a token that ends a segment and belongs to it. With tokens t_0 … t_{L-1}, as in the
+authors' code of BiPE (He et al., 2024, section 3):
+
+    segment_i = number of separators strictly before i
+    offset_i  = i - index of the first token of i's segment
+
+Offsets are not clipped here: a table of finite size clips them itself (`positions.absolute`).
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bipe_jax.errors import UserError
+
+COORDINATES = ("position", "segment", "offset")
+
+_NEWLINE = re.compile(r"\n")
+# Full stops, exclamation and question marks, perhaps inside closing quotes or brackets.
+_SENTENCE_END = re.compile(r"\n|[.!?…。！？]+[\"'”’»)\]]*\s*$")
+
+_PIECE_RULES = {
+    "sentence": lambda piece: _SENTENCE_END.search(piece),
+    "newline": lambda piece: _NEWLINE.search(piece),
+    # What the authors' code does with Llama's tokenizer (ids 13 and 869).
+    "newline-and-spaced-period": lambda piece: _NEWLINE.search(piece) or piece == " .",
+}
+_FIXED = re.compile(r"fixed:([1-9][0-9]*)")
+RULES = (*_PIECE_RULES, "fixed:N")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where segments end: after each separator id or, if `length` > 0, every `length` tokens."""
+
+    separators: tuple[int, ...] = ()
+    length: int = 0
+
+    def ends(self, tokens, position):
+        """Whether each token ends its segment: a boolean array shaped like `tokens`."""
+        if self.length:
+            return position % self.length == self.length - 1
+        xp = jnp if isinstance(tokens, jax.Array) else np
+        return xp.take(xp.asarray(self._table), tokens, mode="clip")
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """True for each separator id, False for the others and for any larger id (by clipping)."""
+        table = np.zeros(max(self.separators, default=0) + 2, bool)
+        table[list(self.separators)] = True
+        return table
+
+
+def check_rule(name: str) -> None:
+    """Raises UserError unless `name` is one of RULES."""
+    if name not in _PIECE_RULES and not _FIXED.fullmatch(name):
+        raise UserError(f"segments.rule={name!r} is unknown: use one of {', '.join(RULES)}")
+
+
+def resolve(name: str, pieces: Sequence[str]) -> Rule:
+    """Turns a rule's name into a Rule for one tokenizer.
+
+    Args:
+      name: one of RULES, such as "sentence" or "fixed:16".
+      pieces: the text that each token id stands for, with plain spaces; "" for control tokens.
+
+    Raises:
+      UserError: the rule is unknown, or the tokenizer has no piece that it would split at.
+    """
+    check_rule(name)
+    if fixed := _FIXED.fullmatch(name):
+        return Rule(length=int(fixed[1]))
+    is_separator = _PIECE_RULES[name]
+    separators = tuple(i for i, piece in enumerate(pieces) if is_separator(piece))
+    if not separators:
+        raise UserError(
+            f"segments.rule={name!r} finds no separator among the tokenizer's {len(pieces)} pieces "
+            "(no newline or sentence end): use another tokenizer or segments.rule='fixed:N'"
+        )
+    return Rule(separators=separators)
+
+
+def rule_of(config) -> Rule:
+    """The Rule that a resolved config holds (`segments.rule` and `segments.separators`).
+
+    Raises:
+      UserError: the separators were never filled in from a tokenizer, see `resolve`.
+    """
+    if fixed := _FIXED.fullmatch(config.segments.rule):
+        return Rule(length=int(fixed[1]))
+    if not config.segments.separators:
+        raise UserError(
+            "config.segments.separators=() says nothing of where segments end: fill it in with "
+            f"segments.resolve({config.segments.rule!r}, tokenizer.pieces()).separators"
+        )
+    return Rule(separators=tuple(config.segments.separators))
+
+
+def coordinates(tokens, rule: Rule, document_ids=None) -> dict:
+    """The coordinates of every token of whole blocks.
+
+    Args:
+      tokens: (..., L) integers, a NumPy or a JAX array; the result is of the same kind.
+      rule: where segments end.
+      document_ids: (..., L) integers that change where a new document begins. If given, all
+        three coordinates restart there; if not, they run through the block.
+
+    Returns:
+      {"position", "segment", "offset"}: (..., L) int32 arrays.
+    """
+    on_device = isinstance(tokens, jax.Array)
+    return (_dense if on_device else _sparse)(tokens, rule, document_ids)
+
+
+def _dense(tokens, rule, document_ids) -> dict:
+    """With JAX: every step is an array operation of static shape."""
+
+    def since(starts):
+        """The distance from the last place where `starts` held."""
+        return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=tokens.ndim - 1)
+
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
+    documents = index == 0
+    if document_ids is not None:
+        documents = documents.at[..., 1:].set(document_ids[..., 1:] != document_ids[..., :-1])
+    position = since(documents)
+    ends = rule.ends(tokens, position)
+    starts = documents.at[..., 1:].set(documents[..., 1:] | ends[..., :-1])
+    count = jnp.cumsum(starts, axis=-1, dtype=jnp.int32)
+    before = jax.lax.cummax(jnp.where(documents, count, 0), axis=tokens.ndim - 1)
+    return {"position": position, "segment": count - before, "offset": since(starts)}
+
+
+def _sparse(tokens, rule, document_ids) -> dict:
+    """With NumPy: segments start at few places, so that work on those alone costs a third."""
+    shape, size = tokens.shape, tokens.size
+
+    def since(starts):
+        """The distance from the last place where `starts`, which each row begins with, held."""
+        places = np.flatnonzero(starts)
+        steps = np.ones(size, np.int32)
+        steps[0] = 0
+        steps[places[1:]] = 1 - np.diff(places)
+        return np.cumsum(steps, dtype=np.int32).reshape(shape)
+
+    documents = np.zeros(shape, bool)
+    documents[..., 0] = True
+    position = np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+    if document_ids is not None:
+        documents[..., 1:] = document_ids[..., 1:] != document_ids[..., :-1]
+        position = since(documents)
+    behind_separator = np.zeros(shape, bool)
+    behind_separator[..., 1:] = rule.ends(tokens, position)[..., :-1]
+    segment = np.cumsum(behind_separator, axis=-1, dtype=np.int32)
+    if document_ids is not None:
+        places = np.flatnonzero(documents)
+        segment -= np.repeat(segment.ravel()[places], np.diff(places, append=size)).reshape(shape)
+    return {
+        "position": position,
+        "segment": segment,
+        "offset": since(behind_separator | documents),
+    }
+
+
+def start(shape: tuple[int, ...] = ()) -> dict:
+    """The coordinates of the first token of a document: what `advance` begins from."""
+    return {name: jnp.zeros(shape, jnp.int32) for name in COORDINATES}
+
+
+def advance(state: dict, token, rule: Rule) -> dict:
+    """One token at a time: the coordinates of the token after `token`.
+
+    Args:
+      state: the coordinates of `token` itself, from `start` or an earlier `advance`.
+      token: integers, an array of the shape of each coordinate.
+      rule: where segments end.
+    """
+    ends = rule.ends(jnp.asarray(token), state["position"])
+    return {
+        "position": state["position"] + 1,
+        "segment": state["segment"] + ends,
+        "offset": jnp.where(ends, 0, state["offset"] + 1),
+    }

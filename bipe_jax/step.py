@@ -1,0 +1,99 @@
+"""The train state and the train step: pure functions of pytrees."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bipe_jax import model, sharding
+from bipe_jax.loss import cross_entropy_sum
+from bipe_jax.optimizer import learning_rate, make_optimizer
+
+
+def init_state(config, key) -> dict:
+    """{"step": 0, "params", "optimizer"}."""
+    params = model.init(config, key)
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "optimizer": make_optimizer(config).init(params),
+    }
+
+
+def _loss_sum(config, params, batch):
+    hidden, kernel = model.hidden(config, params, batch)
+    targets, weights = batch["targets"], batch["weights"]
+    return cross_entropy_sum(hidden, kernel, targets, weights, config.loss_chunk)
+
+
+def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
+    """One update by the mean loss over the batch's weighted targets.
+
+    With `accumulation` > 1 the batch is computed in parts whose summed losses and gradients are
+    divided by the whole batch's weight: the same update as in one part.
+
+    Args:
+      config: a resolved config.
+      state: from `init_state`.
+      batch: (B, L) arrays, see `data.stream.annotate`.
+
+    Returns:
+      The next state, and metrics: "loss" (nats a token), "gradient_norm", "learning_rate",
+      "targets" (their number); the first two are of the parameters before the update.
+    """
+    gradient = jax.value_and_grad(functools.partial(_loss_sum, config))
+    params, parts = state["params"], config.accumulation
+
+    if parts == 1:
+        loss, grads = gradient(params, batch)
+    else:
+
+        def split(x):  # each device keeps its own rows
+            rows = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+            return jnp.moveaxis(rows, 1, 0)
+
+        def add(total, part):
+            part = jax.tree.map(sharding.constrain_batch, part)
+            return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        (loss, grads), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+
+    count = jnp.maximum(batch["weights"].sum(), 1)
+    loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
+    updates, optimizer = make_optimizer(config).update(grads, state["optimizer"], params)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate(config)(state["step"]),
+        "targets": count,
+    }
+    return {
+        "step": state["step"] + 1,
+        "params": optax.apply_updates(params, updates),
+        "optimizer": optimizer,
+    }, metrics
+
+
+def compile_on(config, mesh):
+    """`init` and `step`, jitted with explicit shardings on a mesh.
+
+    Returns:
+      init: key -> state. step: (state, batch) -> (state, metrics); the state is donated.
+      shardings: of the state. abstract: the state's shapes, dtypes and shardings.
+    """
+    shapes = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
+    shardings = sharding.state_shardings(mesh, shapes)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    init = jax.jit(functools.partial(init_state, config), out_shardings=shardings)
+    step = jax.jit(
+        functools.partial(train_step, config),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+    abstract = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings
+    )
+    return init, step, abstract

@@ -1,0 +1,119 @@
+"""Trains a model: python -m bipe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Running the same command again goes on from the last checkpoint. At the end the checkpoint is
+evaluated at 1 to 16 times its training length.
+"""
+
+import contextlib
+import math
+import os
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from bipe_jax import cli, evaluate, metrics, segments, sharding, tokenizer
+from bipe_jax.checkpoint import Checkpoints, quiet
+from bipe_jax.config import check_resumable, validate
+from bipe_jax.data.sources import Tally
+from bipe_jax.data.stream import restore, stream
+from bipe_jax.errors import UserError
+from bipe_jax.step import compile_on
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
+_STOP_AT = flags.DEFINE_integer(
+    "stop_at", None, "Train to this step, save and exit as though preempted", lower_bound=1
+)
+
+
+def train(config, workdir: str, stop_at: int | None = None) -> bool:
+    """Trains until `config.steps`, or until `stop_at`, going on from the latest checkpoint.
+
+    Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard and, if it trains one, tokenizer.model.
+
+    Returns:
+      Whether all steps are done.
+
+    Raises:
+      UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
+    """
+    validate(config)
+    config = config.copy_and_resolve_references()
+    _make_writable(workdir)
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch(config, mesh)
+
+    with contextlib.ExitStack() as stack:
+        # What an earlier run left, and what can go on from it.
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
+        saved = checkpoints.meta()
+        if saved:
+            check_resumable(saved.config, config)
+        tokens = tokenizer.choose(config, workdir, saved and saved.tokenizer)
+        rule = segments.resolve(config.segments.rule, tokens.pieces())
+        config.segments.separators = rule.separators
+
+        # The data, the state and the compiled step.
+        tally = Tally()
+        batches = stack.enter_context(contextlib.closing(iter(stream(config, tokens, tally))))
+        stack.enter_context(jax.set_mesh(mesh))
+        init, step, abstract = compile_on(config, mesh)
+        if saved:
+            state, data_state = checkpoints.restore(abstract)
+            restore(batches, data_state)
+            cli.say(f"Going on from step {saved.step} of {workdir}")
+        else:
+            state = init(jax.random.key(config.seed))
+        first, last = int(state["step"]), min(config.steps, stop_at or config.steps)
+        log = stack.enter_context(metrics.Log(config, workdir, first, tokens, tally))
+
+        # The loop. Step n - 1 is reported after step n is dispatched, so that devices never wait.
+        def report(number, batch, values):
+            values = jax.device_get(values)
+            log.write(number, batch, values, full=number % config.log.every == 0 or number == last)
+            if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
+                raise UserError(
+                    f"step {number}: loss is {values['loss']}, norm of the gradient "
+                    f"{values['gradient_norm']}; the last good checkpoint is step "
+                    f"{checkpoints.latest} in {checkpoints.directory}: lower "
+                    "config.optimizer.learning_rate or raise config.schedule.warmup_steps"
+                )
+
+        pending = None
+        for number in range(first + 1, last + 1):
+            batch = next(batches)
+            state, values = step(state, sharding.place_batch(mesh, batch))
+            if pending:
+                report(*pending)
+            pending = (number, batch, values)
+            checkpoints.check()
+            if number % config.checkpoint.every == 0 or number == last:
+                report(*pending)  # what is not finite is never saved
+                pending = None
+                checkpoints.save(state, batches.get_state(), config, tokens)
+        checkpoints.wait()
+    return last == config.steps
+
+
+def _make_writable(workdir: str) -> None:
+    probe = os.path.join(workdir, ".writable")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} is not writable: {error.strerror}") from None
+
+
+def main(_):
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise UserError("--config=FILE and --workdir=DIR are needed")
+    quiet()
+    if train(_CONFIG.value, _WORKDIR.value, _STOP_AT.value):
+        evaluate.evaluate(_WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run_with_flags(main)

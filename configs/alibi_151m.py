@@ -1,0 +1,10 @@
+"""ALiBi, alibi of the position; everything else as in bipe_rope_151m.py."""
+
+from configs import bipe_rope_151m
+
+
+def get_config():
+    c = bipe_rope_151m.get_config()
+    c.position.absolute = ()
+    c.position.relative = (("alibi", "position"),)
+    return c

@@ -1,0 +1,39 @@
+"""Minutes on two CPU cores: --config=configs/quickstart.py, or :ENCODING for a baseline."""
+
+from bipe_jax.errors import UserError
+from configs import base
+
+# Name -> (position.absolute, position.relative); everything else is equal.
+ENCODINGS = {
+    "bipe_rope": ((("learned", "offset"),), (("rope", "segment"),)),
+    "bipe_alibi": ((("learned", "offset"),), (("alibi", "segment", ("slope_scale", 96.0)),)),
+    "rope": ((), (("rope", "position"),)),
+    "alibi": ((), (("alibi", "position"),)),
+    "sinusoidal": ((("sinusoidal", "position"),), ()),
+    "nope": ((), ()),
+}
+
+
+def get_config(encoding: str = "bipe_rope"):
+    if encoding not in ENCODINGS:
+        raise UserError(f"--config=...:{encoding} is unknown: use one of {', '.join(ENCODINGS)}")
+    c = base.get_config()
+    c.position.absolute, c.position.relative = ENCODINGS[encoding]
+    c.steps = 600
+    c.batch_size = 32
+    c.sequence_length = 128
+    c.model.layers = 4
+    c.model.width = 128
+    c.model.heads = c.model.kv_heads = 4
+    c.model.feed_forward = 320
+    c.model.vocab_size = 4096
+    c.model.dtype = "float32"
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.beta2 = 0.95
+    c.optimizer.weight_decay = 0.1
+    c.schedule.name = "cosine"
+    c.schedule.warmup_steps = 50
+    c.schedule.final_fraction = 0.1
+    c.checkpoint.every = 200
+    c.evaluation.windows = 64
+    return c

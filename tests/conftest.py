@@ -1,0 +1,85 @@
+"""A small corpus of real text and a tokenizer trained on it, shared by all tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Compiling takes most of the tests' time, and their models are too small to gain from it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import jax
+import pytest
+
+from bipe_jax import tokenizer
+from bipe_jax.data import sources
+
+VOCAB_SIZE = 512
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """What is compiled once is not compiled again, here and in the processes that tests start."""
+    directory = str(tmp_path_factory.mktemp("compilation_cache"))
+    settings = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """The beginnings of the quickstart's documents, some characters longer from one to the next."""
+    documents = sources.documents("quickstart:train")
+    return [d["text"][: 3000 + 100 * i] for i, d in zip(range(40), documents, strict=False)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory, texts) -> str:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(tokenizer.train(texts, VOCAB_SIZE, 200_000).model)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, texts) -> str:
+    """A glob of two Pile-format shards."""
+    directory = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        with open(directory / f"{shard}.jsonl", "w") as file:
+            for i, text in enumerate(texts[shard::2]):
+                meta = {"pile_set_name": "ab"[i % 2]}
+                file.write(json.dumps({"text": text, "meta": meta}) + "\n")
+    return f"{directory}/*.jsonl"
+
+
+@pytest.fixture
+def config(tokenizer_file, shards):
+    """configs/smoke.py on the corpus above."""
+    from configs import smoke
+
+    c = smoke.get_config()
+    c.tokenizer.path = tokenizer_file
+    c.data.train = c.data.evaluation = shards
+    c.data.shuffle_blocks = 16
+    c.steps = 12
+    c.checkpoint.every = 4
+    c.log.every = 3
+    return c
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Runs `python -m bipe_jax.NAME ARGUMENTS` from the repository's root."""
+    root = Path(__file__).parent.parent
+
+    def run(name, *arguments, **kwargs):
+        line = [sys.executable, "-m", f"bipe_jax.{name}", *arguments]
+        return subprocess.run(line, cwd=root, capture_output=True, text=True, **kwargs)
+
+    return run

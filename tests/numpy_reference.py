@@ -1,0 +1,116 @@
+"""The decoder in plain float64 NumPy: slow, clear, and sharing no code with the package.
+
+Llama's architecture (RMSNorm, SwiGLU, grouped-query attention) with the encodings of the paper:
+learned or sinusoidal vectors added to the embedding, RoPE and ALiBi in attention.
+"""
+
+import numpy as np
+
+
+def attend(q, k, v, bias=None, document_ids=None):
+    """Causal attention, one query of one head at a time.
+
+    q: (B, L, N, H). k, v: (B, L, K, H). bias: (B, N, L, L) or None. Returns (B, L, N, H) float64.
+    """
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    B, L, N, H = q.shape
+    group = N // k.shape[2]  # consecutive query heads share one key/value head
+    out = np.zeros_like(q)
+    for b in range(B):
+        for n in range(N):
+            for i in range(L):
+                logits = k[b, : i + 1, n // group] @ q[b, i, n] / np.sqrt(H)
+                if bias is not None:
+                    logits = logits + bias[b, n, i, : i + 1]
+                if document_ids is not None:
+                    same = document_ids[b, : i + 1] == document_ids[b, i]
+                    logits = np.where(same, logits, -np.inf)
+                weights = np.exp(logits - logits.max())
+                out[b, i, n] = weights @ v[b, : i + 1, n // group] / weights.sum()
+    return out
+
+
+def rope(x, coordinate, theta=10000.0):
+    """Turns the complex number x_i + i x_{i+H/2} by coordinate * theta^(-2i/H). x: (B, L, N, H)."""
+    x = np.asarray(x, np.float64)
+    half = x.shape[-1] // 2
+    angles = np.asarray(coordinate)[..., None, None] * theta ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def alibi_slopes(heads):
+    """The recursion of the code that Press et al. (2022) released."""
+    power = 1
+    while 2 * power <= heads:
+        power *= 2
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + (alibi_slopes(2 * power)[::2][: heads - power] if power < heads else [])
+
+
+def alibi(coordinate, heads, slope_scale=1.0):
+    """(B, L) -> (B, N, L, L): -slope * (coordinate of the query - coordinate of the key)."""
+    c = np.asarray(coordinate, np.float64)
+    slopes = slope_scale * np.array(alibi_slopes(heads))
+    return -slopes[:, None, None] * (c[:, None, :, None] - c[:, None, None, :])
+
+
+def sinusoidal(coordinate, width, scale, theta=10000.0):
+    """Sines in the first half, cosines in the second. (B, L) -> (B, L, D)."""
+    angles = np.asarray(coordinate)[..., None] * theta ** (-np.arange(0, width, 2) / width)
+    return scale * np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+
+def rms_norm(x, scale, epsilon):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * scale
+
+
+def swiglu(x, gate, up, down):
+    gated = x @ gate
+    return (gated / (1 + np.exp(-gated)) * (x @ up)) @ down
+
+
+def _float64(tree):
+    if isinstance(tree, dict):
+        return {name: _float64(leaf) for name, leaf in tree.items()}
+    return np.asarray(tree, np.float64)
+
+
+def logits(config, params, inputs):
+    """(B, L, V) float64. `inputs`: tokens, coordinates and, if documents are apart, their ids."""
+    m = config.model
+    params = _float64(params)
+    inputs = {name: np.asarray(x) for name, x in inputs.items()}
+
+    x = params["embed"]["table"][inputs["tokens"]]
+    for kind, coordinate, *options in config.position.absolute:
+        values = inputs[coordinate]
+        if kind == "learned":
+            table = params["absolute"][f"learned_{coordinate}"]["table"]
+            x = x + table[np.minimum(values, len(table) - 1)]
+        else:
+            x = x + sinusoidal(values, m.width, **{"scale": m.init_std, **dict(options)})
+
+    for i in range(m.layers):
+        layer = {
+            group: {name: stacked[i] for name, stacked in params["layers"][group].items()}
+            for group in params["layers"]
+        }
+        w = layer["attention"]
+        y = rms_norm(x, layer["attention_norm"]["scale"], m.norm_epsilon)
+        q, k, v = (np.einsum("bld,dnh->blnh", y, w[name]) for name in ("query", "key", "value"))
+        bias = 0
+        for kind, coordinate, *options in config.position.relative:
+            values = inputs[coordinate]
+            if kind == "rope":
+                q, k = (rope(z, values, **dict(options)) for z in (q, k))
+            else:
+                bias = bias + alibi(values, m.heads, **dict(options))
+        bias = np.broadcast_to(bias, (len(x), m.heads, x.shape[1], x.shape[1]))
+        mixed = attend(q, k, v, bias, inputs.get("document_ids"))
+        x = x + np.einsum("blnh,nhd->bld", mixed, w["output"])
+        y = rms_norm(x, layer["feed_forward_norm"]["scale"], m.norm_epsilon)
+        x = x + swiglu(y, **layer["feed_forward"])
+
+    x = rms_norm(x, params["norm"]["scale"], m.norm_epsilon)
+    return x @ (params["embed"]["table"].T if m.tied_output else params["output"]["kernel"])

@@ -1,0 +1,38 @@
+"""A config so small that a test can build it many times, and a measure of memory."""
+
+import math
+import re
+
+import jax
+
+from configs import base
+
+
+def tiny(**overrides):
+    """A valid, resolved config; `tiny(model__heads=2)` sets config.model.heads."""
+    c = base.get_config()
+    c.steps = 4
+    c.batch_size = 4
+    c.sequence_length = 16
+    c.loss_chunk = 8
+    c.model.layers = 2
+    c.model.width = 32
+    c.model.heads = c.model.kv_heads = 4
+    c.model.feed_forward = 48
+    c.model.vocab_size = 64
+    c.model.dtype = "float32"
+    c.segments.separators = (1, 2)
+    c.schedule.warmup_steps = 1
+    c.data.shuffle_blocks = 8
+    c.checkpoint.every = 2
+    c.log.every = 1
+    c.evaluation.lengths = (16, 32)
+    c.evaluation.windows = 4
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
+    return c
+
+
+def largest_array(function, *args) -> int:
+    """Number of elements of the largest array that the (differentiated) function computes with."""
+    shapes = re.findall(r":[a-z]+\d*\[([\d,]+)\]", str(jax.make_jaxpr(function)(*args)))
+    return max(math.prod(map(int, shape.split(","))) for shape in shapes)
