@@ -167,6 +167,10 @@ def load(path) -> tuple[Meta, dict]:
 
 
 def quiet() -> None:
-    """Orbax warns of choices that are ours on purpose; errors still come through."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("orbax").setLevel(logging.ERROR)
+    """Orbax warns of choices that are ours on purpose, and prints each error that it also raises.
+
+    asyncio does so for every array of a failed save, some only when the program ends.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -15,7 +15,11 @@ def user_errors():
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        # Leaves at once: threads of a failed save would print their tracebacks below the line, and
+        # jax.distributed would wait for the other processes. What is to be closed is closed by now.
+        sys.stdout.flush()
+        say(f"error: {error}")
+        os._exit(1)
 
 
 def _parse(argv):
