@@ -6,6 +6,7 @@ import re
 import ml_collections
 
 from bipe_jax import positions, segments
+from bipe_jax.attention import BACKENDS
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.optimizer import OPTIMIZERS, SCHEDULES
@@ -85,6 +86,7 @@ FIELDS = {
     "model.norm_epsilon": _POSITIVE,
     "model.init_std": _POSITIVE,
     "model.dtype": _Choice("bfloat16", "float32"),
+    "model.attention": _Choice("auto", *BACKENDS),
     "model.remat": _Choice(*REMAT_POLICIES),
     "position.absolute": _ENTRIES,
     "position.relative": _ENTRIES,
@@ -114,7 +116,11 @@ FIELDS = {
     "checkpoint.keep": _COUNT,
     "log.every": _COUNT,
     "log.peak_flops": _NOT_NEGATIVE,
+    "mesh.data": _NATURAL,
     "mesh.fsdp": _COUNT,
+    "mesh.tensor": _COUNT,
+    "mesh.context": _COUNT,
+    "mesh.topology": _TEXT,
     "evaluation.lengths": _TupleOf(_Number(int, low=2), "a tuple of lengths, such as (256, 512)"),
     "evaluation.windows": _COUNT,
     "evaluation.batch_tokens": _COUNT,
@@ -122,7 +128,7 @@ FIELDS = {
 
 # What a checkpoint's parameters, optimizer state and data state depend on.
 _FIXED_AT_START = re.compile(
-    r"(model\.(?!remat).*|position\..*|segments\..*|optimizer\.name|sequence_length|batch_size|seed"
+    r"(model\.(?!remat|attention).*|position\..*|segments\..*|optimizer\.name|sequence_length|batch_size|seed"
     r"|data\.(train|sets|shuffle_blocks|separate_documents))"
 )
 

@@ -2,13 +2,18 @@
 
 The sequence is cut into chunks; the logits of one chunk (B x chunk x V) are made, used and dropped.
 Under differentiation the gradients are computed in the same pass, so that the product with the
-output kernel is not done twice.
+output kernel is not done twice. On a mesh each device does this for its tokens and its part of the
+vocabulary, and the gradients of the kernel are summed once, at the end.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from bipe_jax.sharding import ACTIVATIONS, P, on_each
+
+_SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
 
 
 def _chunks(x, chunk: int):
@@ -24,9 +29,20 @@ def _logits(hidden, kernel):
     return jnp.einsum("bld,dv->blv", hidden, kernel, preferred_element_type=jnp.float32)
 
 
-def _log_probs(logits, targets):
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+def _targets_of(devices, logits, targets):
+    """(B, L, V) one-hot, of this device's part of the vocabulary."""
+    V = logits.shape[-1]
+    return devices.index("tensor") * V + jnp.arange(V) == targets[..., None]
+
+
+def _normalised(devices, logits, targets):
+    """(log-probabilities of the targets (B, L), softmax (B, L, V), the part that is here)."""
+    highest = devices.max(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), "tensor")
+    exponentials = jnp.exp(logits - highest)
+    sums = devices.sum(exponentials.sum(axis=-1, keepdims=True), "tensor")
+    is_target = _targets_of(devices, logits, targets)
+    picked = devices.sum(jnp.where(is_target, logits, 0).sum(axis=-1), "tensor")
+    return picked - (highest + jnp.log(sums))[..., 0], exponentials / sums
 
 
 def log_probs(hidden, kernel, targets, chunk: int):
@@ -40,11 +56,17 @@ def log_probs(hidden, kernel, targets, chunk: int):
       (B, L) float32.
     """
 
-    def one(xs):
-        return _log_probs(_logits(xs[0], kernel), xs[1])
+    def local(devices, hidden, kernel, targets):
+        kernel = devices.gather(kernel, "fsdp", 0)
 
-    per_chunk = jax.lax.map(one, (_chunks(hidden, chunk), _chunks(targets, chunk)))
-    return jnp.moveaxis(per_chunk, 0, 1).reshape(targets.shape)
+        def one(xs):
+            return _normalised(devices, _logits(xs[0], kernel), xs[1])[0]
+
+        size = chunk // devices.count("context")
+        per_chunk = jax.lax.map(one, (_chunks(hidden, size), _chunks(targets, size)))
+        return jnp.moveaxis(per_chunk, 0, 1).reshape(targets.shape)
+
+    return on_each(local, _SPECS[:3], ACTIVATIONS["tokens"])(hidden, kernel, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -62,22 +84,35 @@ def cross_entropy_sum(hidden, kernel, targets, weights, chunk: int):
 
 
 def _forward(hidden, kernel, targets, weights, chunk):
-    def one(carry, xs):
-        total, kernel_grad = carry
-        x, target, weight = xs
-        logits = _logits(x, kernel)
-        total -= jnp.sum(weight * _log_probs(logits, target))
-        vocabulary = jnp.arange(logits.shape[-1])
-        error = jax.nn.softmax(logits, axis=-1) - (vocabulary == target[..., None])
-        error = (error * weight[..., None]).astype(hidden.dtype)
-        kernel_grad += jnp.einsum("bld,blv->dv", x, error, preferred_element_type=jnp.float32)
-        return (total, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
+    def local(devices, hidden, kernel_part, targets, weights):
+        kernel = devices.gather(kernel_part, "fsdp", 0)
 
-    start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
-    pieces = tuple(_chunks(x, chunk) for x in (hidden, targets, weights))
-    (total, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
-    hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
-    return total, (hidden_grad, kernel_grad.astype(kernel.dtype))
+        def one(carry, xs):
+            total, kernel_grad = carry
+            x, target, weight = xs
+            logits = _logits(x, kernel)
+            scores, softmax = _normalised(devices, logits, target)
+            total -= jnp.sum(weight * scores)
+            error = softmax - _targets_of(devices, logits, target)
+            error = (error * weight[..., None]).astype(hidden.dtype)
+            kernel_grad += jnp.einsum("bld,blv->dv", x, error, preferred_element_type=jnp.float32)
+            return (total, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
+
+        size = chunk // devices.count("context")
+        start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
+        pieces = tuple(_chunks(x, size) for x in (hidden, targets, weights))
+        (total, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
+        hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
+        kernel_grad = devices.sum_part(kernel_grad, "fsdp", 0)
+        return (
+            devices.sum(total, "data", "fsdp", "context"),
+            devices.sum(hidden_grad, "tensor"),
+            devices.sum(kernel_grad, "data", "context").astype(kernel.dtype),
+        )
+
+    outputs = (P(), *_SPECS[:2])
+    total, *grads = on_each(local, _SPECS, outputs)(hidden, kernel, targets, weights)
+    return total, tuple(grads)
 
 
 def _backward(chunk, grads, cotangent):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from bipe_jax import positions
 from bipe_jax.attention import attention
-from bipe_jax.sharding import constrain_batch
+from bipe_jax.sharding import constrain
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
@@ -57,10 +57,11 @@ class Attention(nnx.Module):
         self.key = _weight(config, keys[1], m.width, m.kv_heads, H)
         self.value = _weight(config, keys[2], m.width, m.kv_heads, H)
         self.output = _weight(config, keys[3], m.heads, H, m.width)
+        self.backend = m.attention
 
     def __call__(self, x, encodings, prepared, document_ids):
         q, k, v = (
-            jnp.einsum("bld,dnh->blnh", x, w[...].astype(x.dtype))
+            constrain(jnp.einsum("bld,dnh->blnh", x, w[...].astype(x.dtype)), "heads")
             for w in (self.query, self.key, self.value)
         )
         biases = []
@@ -68,8 +69,8 @@ class Attention(nnx.Module):
             if encoding.rotates:
                 q, k = encoding.rotate(q, features), encoding.rotate(k, features)
             else:
-                biases.append((encoding.bias, features))
-        mixed = attention(q, k, v, biases=biases, document_ids=document_ids)
+                biases.append((encoding, features))
+        mixed = attention(q, k, v, biases=biases, document_ids=document_ids, backend=self.backend)
         return jnp.einsum("blnh,nhd->bld", mixed, self.output[...].astype(x.dtype))
 
 
@@ -85,7 +86,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x):
         gate, up = (x @ w[...].astype(x.dtype) for w in (self.gate, self.up))
-        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+        hidden = constrain(jax.nn.silu(gate) * up, "feed_forward")
+        return hidden @ self.down[...].astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -99,7 +101,7 @@ class Layer(nnx.Module):
     def __call__(self, x, encodings, prepared, document_ids):
         x += self.attention(self.attention_norm(x), encodings, prepared, document_ids)
         x += self.feed_forward(self.feed_forward_norm(x))
-        return constrain_batch(x)
+        return constrain(x, "hidden")
 
 
 class Table(nnx.Module):
@@ -139,14 +141,14 @@ class Decoder(nnx.Module):
         """(D, V), in the compute dtype."""
         tied = self.config.model.tied_output
         kernel = self.embed.table[...].T if tied else self.output.kernel[...]
-        return kernel.astype(self.config.model.dtype)
+        return constrain(kernel.astype(self.config.model.dtype), "kernel")
 
     def __call__(self, inputs):
         config = self.config
-        x = self.embed.table[...][inputs["tokens"]]
+        x = constrain(self.embed.table[...], "table")[inputs["tokens"]]
         for entry in positions.absolute(config):
             x += self.absolute[entry.name](inputs[entry.coordinate])
-        x = constrain_batch(x.astype(config.model.dtype))
+        x = constrain(x.astype(config.model.dtype), "hidden")
 
         entries = positions.relative(config)
         encodings = [

@@ -79,6 +79,12 @@ class Scorer:
     """Scores windows with one model, on all devices; compiles once for each length."""
 
     def __init__(self, config, params: dict):
+        # On the devices that are here, whatever the training had, and with exact biases.
+        config = config.copy_and_resolve_references()
+        fsdp = math.gcd(jax.device_count(), config.model.width)
+        config.mesh.update(data=0, fsdp=fsdp, tensor=1, context=1)
+        if not all(positions.RELATIVE[e.kind].rotates for e in positions.relative(config)):
+            config.model.attention = "chunked"
         self._config = config
         self._rule = segments.rule_of(config)
         self._mesh = sharding.make_mesh(config)
@@ -95,7 +101,7 @@ class Scorer:
         Returns:
           (log-probabilities (windows, shortest) float32, segment statistics of the inputs).
         """
-        config, devices = self._config, self._mesh.size
+        config, devices = self._config, sharding.batch_shards(self._mesh)
         rows = max(config.evaluation.batch_tokens // length // devices, 1) * devices
         rows = min(rows, -(-len(windows) // devices) * devices)
         scores, statistics = [], []

@@ -1,9 +1,16 @@
-"""The mesh of devices, and the one table that places parameters and batches on it.
+"""The mesh of devices, and the tables that place parameters, batches and activations on it.
 
-Axes: `data` (each device holds all parameters) and `fsdp` (parameters and optimizer are cut along
-the model width). A batch is cut over both.
+| axis    | what it cuts                                                                        |
+|---------|-------------------------------------------------------------------------------------|
+| data    | the batch; each part has all parameters                                             |
+| fsdp    | the batch, and parameters and optimizer along the model's width                     |
+| tensor  | heads, the feed-forward width and the vocabulary                                    |
+| context | the length of each block                                                            |
 """
 
+import functools
+import math
+import operator
 import re
 
 import jax
@@ -12,49 +19,84 @@ from jax.sharding import PartitionSpec as P
 
 from bipe_jax.errors import UserError
 
-AXES = ("data", "fsdp")
-BATCH = P(AXES)
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH = ("data", "fsdp")
 
 # Parameter name, parts joined by "/" -> mesh axis of each dimension. Layers are stacked in front.
 RULES = (
-    (r"embed/table", P(None, "fsdp")),
+    (r"embed/table", P("tensor", "fsdp")),
     (r"absolute/\w+/table", P(None, "fsdp")),
-    (r"layers/attention/(query|key|value)", P(None, "fsdp", None, None)),
-    (r"layers/attention/output", P(None, None, None, "fsdp")),
-    (r"layers/feed_forward/(gate|up)", P(None, "fsdp", None)),
-    (r"layers/feed_forward/down", P(None, None, "fsdp")),
+    (r"layers/attention/(query|key|value)", P(None, "fsdp", "tensor", None)),
+    (r"layers/attention/output", P(None, "tensor", None, "fsdp")),
+    (r"layers/feed_forward/(gate|up)", P(None, "fsdp", "tensor")),
+    (r"layers/feed_forward/down", P(None, "tensor", "fsdp")),
     (r"layers/\w+_norm/scale", P(None, None)),
     (r"norm/scale", P(None)),
-    (r"output/kernel", P("fsdp", None)),
+    (r"output/kernel", P("fsdp", "tensor")),
 )
+
+# Name of an activation -> mesh axis of each dimension.
+ACTIVATIONS = {
+    "table": P(None, None),  # (V, D), whole while tokens are looked up in it
+    "kernel": P("fsdp", "tensor"),  # (D, V)
+    "tokens": P(BATCH, "context"),  # (B, L), and (B, L, ...)
+    "hidden": P(BATCH, "context", None),  # (B, L, D)
+    "heads": P(BATCH, "context", "tensor", None),  # (B, L, N, H)
+    "feed_forward": P(BATCH, "context", "tensor"),  # (B, L, F)
+}
 
 
 def make_mesh(config, devices=None) -> Mesh:
-    """A mesh over all devices: `mesh.fsdp` of them share one copy of the parameters.
+    """A mesh over all devices. `mesh.data` = 0 is what the other axes leave.
 
     Raises:
-      UserError: `mesh.fsdp` does not divide the devices, or the model's width does not divide by it.
+      UserError: the axes do not multiply to the devices, or do not divide what they cut.
     """
-    devices = devices or jax.devices()
-    fsdp = config.mesh.fsdp
-    if len(devices) % fsdp:
-        raise UserError(f"config.mesh.fsdp={fsdp} does not divide the {len(devices)} devices")
-    if config.model.width % fsdp:
-        raise UserError(
-            f"config.model.width={config.model.width} does not divide by mesh.fsdp={fsdp}"
-        )
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: config.mesh[axis] for axis in AXES}
+    rest = sizes["fsdp"] * sizes["tensor"] * sizes["context"]
+    sizes["data"] = sizes["data"] or len(devices) // rest
+    if math.prod(sizes.values()) != len(devices):
+        shown = " x ".join(f"{axis} {config.mesh[axis] or 'any'}" for axis in AXES)
+        raise UserError(f"config.mesh: {shown} does not multiply to the {len(devices)} devices")
+    for field, axis in (
+        ("model.width", "fsdp"),
+        ("model.heads", "tensor"),
+        ("model.kv_heads", "tensor"),
+        ("model.feed_forward", "tensor"),
+        ("model.vocab_size", "tensor"),
+        ("sequence_length", "context"),
+        ("loss_chunk", "context"),
+    ):
+        value = operator.attrgetter(field)(config)
+        if value % sizes[axis]:
+            raise UserError(
+                f"config.{field}={value} does not divide over config.mesh.{axis}={sizes[axis]}"
+            )
+    shape = tuple(sizes.values())
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def check_batch(config, mesh: Mesh) -> None:
     """Raises UserError if the rows that are computed at a time do not divide over the devices."""
-    rows = config.batch_size // config.accumulation
-    if rows % mesh.size:
+    rows, shards = config.batch_size // config.accumulation, batch_shards(mesh)
+    if rows % shards:
         raise UserError(
             f"config.batch_size={config.batch_size} in accumulation={config.accumulation} parts is "
-            f"{rows} sequences at a time, which do not divide over {mesh.size} devices"
+            f"{rows} sequences at a time, which do not divide over {shards} devices "
+            "(mesh.data x mesh.fsdp)"
         )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """The parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def platform(mesh) -> str:
+    """ "tpu", "gpu" or "cpu": of a (abstract) mesh's devices, or of this process without a mesh."""
+    device = getattr(mesh, "abstract_device", None)
+    return device.platform if device else jax.default_backend()
 
 
 def names(tree) -> dict:
@@ -92,8 +134,8 @@ def state_shardings(mesh: Mesh, state):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over all devices."""
-    return NamedSharding(mesh, BATCH)
+    """Of the arrays (B, L) of a batch."""
+    return NamedSharding(mesh, ACTIVATIONS["tokens"])
 
 
 def place_batch(mesh: Mesh, batch: dict) -> dict:
@@ -102,8 +144,56 @@ def place_batch(mesh: Mesh, batch: dict) -> dict:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps activations (B, ...) cut along B, where a mesh is set; elsewhere does nothing."""
+def constrain(x: jax.Array, name: str) -> jax.Array:
+    """Places an activation as ACTIVATIONS says, where a mesh is set; elsewhere does nothing."""
+    spec = ACTIVATIONS[name]
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+class Devices:
+    """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
+
+    def __init__(self, sizes: dict):
+        self._sizes = sizes
+
+    def count(self, axis: str) -> int:
+        return self._sizes.get(axis, 1)
+
+    def index(self, axis: str):
+        """Which of the parts along an axis this is."""
+        return jax.lax.axis_index(axis) if self.count(axis) > 1 else 0
+
+    def sum(self, x, *axes: str):
+        return jax.lax.psum(x, self._cut(axes))
+
+    def max(self, x, *axes: str):
+        return jax.lax.pmax(x, cut) if (cut := self._cut(axes)) else x
+
+    def gather(self, tree, axis: str, dimension: int):
+        """All parts along an axis, in order."""
+        if self.count(axis) == 1:
+            return tree
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=dimension, tiled=True), tree)
+
+    def sum_part(self, x, axis: str, dimension: int):
+        """This device's part of a sum over an axis."""
+        if self.count(axis) == 1:
+            return x
+        return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
+
+    def _cut(self, axes) -> tuple:
+        return tuple(axis for axis in axes if self.count(axis) > 1)
+
+
+def on_each(function, in_specs, out_specs):
+    """`function(devices, *args)` on each device's parts of arrays placed as the specs say.
+
+    Where no mesh of several devices is set, it gets the whole arrays.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(function, Devices(dict(mesh.shape)))
+    if mesh.size <= 1:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)

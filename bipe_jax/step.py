@@ -54,7 +54,7 @@ def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
             return jnp.moveaxis(rows, 1, 0)
 
         def add(total, part):
-            part = jax.tree.map(sharding.constrain_batch, part)
+            part = jax.tree.map(lambda x: sharding.constrain(x, "tokens"), part)
             return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))

@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     c.model.norm_epsilon = 1e-5  # of RMSNorm
     c.model.init_std = 0.02  # standard deviation of all matrices at the start
     c.model.dtype = "bfloat16"  # compute dtype, or "float32"; parameters are always float32
+    # "splash" (TPU), "cudnn" (NVIDIA), "chunked", "reference"; "auto": the best for the platform.
+    c.model.attention = "auto"
     # Recomputed in the backward pass: "none", "dots" (all but matrix products) or "full" (layers).
     c.model.remat = "none"
 
@@ -83,7 +85,13 @@ def get_config() -> ConfigDict:
     c.log.peak_flops = 0.0  # of one device, a second, for MFU; 0: known for TPU and NVIDIA chips
 
     c.mesh = ConfigDict()
-    c.mesh.fsdp = 1  # devices that share one copy of the parameters; the rest is data-parallel
+    c.mesh.data = 0  # devices that the batch is cut over, with all parameters; 0: the rest
+    c.mesh.fsdp = 1  # devices that the batch, the parameters and the optimizer are cut over
+    c.mesh.tensor = 1  # devices that heads, feed-forward width and vocabulary are cut over
+    c.mesh.context = 1  # devices that the length of a block is cut over
+    c.mesh.topology = (
+        "v5e:2x2"  # the slice that the config is meant for, as bipe_jax.preflight says it
+    )
 
     c.evaluation = ConfigDict()
     c.evaluation.lengths = ()  # tokens; (): 1, 2, 4, 8, 16 times sequence_length

@@ -1,113 +1,138 @@
-"""Causal attention in chunks of queries: memory grows linearly with the length.
+"""Causal attention: one function, four backends.
+
+| backend   | where                | biases                        | memory      |
+|-----------|----------------------|-------------------------------|-------------|
+| splash    | TPU                  | linear ones, as columns of qk | linear in L |
+| cudnn     | NVIDIA GPU, bfloat16 | linear ones, as columns of qk | linear in L |
+| chunked   | anywhere             | any, exact                    | linear in L |
+| reference | anywhere             | any, exact                    | L x L       |
+
+On a mesh the batch, the heads (axis `tensor`) and the queries (axis `context`) are cut over the
+devices; along `context` each device gathers all keys and values with what belongs to them.
 
 Shape letters: B batch, L length, N query heads, K key/value heads, H head width.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# A chunk of queries sees all keys before its end; its logits are B x N x CHUNK x keys.
-CHUNK = 256
-# The block is cut into at most BANDS bands, unrolled; a chunk sees the keys up to its band's end, so
-# that at most (BANDS + 1) / (2 BANDS) of the square is computed while compile time stays bounded.
-BANDS = 8
+from bipe_jax import sharding
+from bipe_jax.attention import kernels
+from bipe_jax.attention.chunked import Side, chunked, reference
+from bipe_jax.errors import UserError
+from bipe_jax.positions.bias import COLUMNS
 
-# A function (query_prepared, key_prepared) -> (B, N, L, S) float32, and a tree of (B, L, ...) arrays.
-Bias = tuple[Callable[[Any, Any], jax.Array], Any]
+BACKENDS = ("splash", "cudnn", "chunked", "reference")
 
 
-def attend(q, k, v, visible, bias):
-    """Plain attention of some queries to some keys.
+def choose(backend: str, platform: str, q, *, encodings=(), documents=False, context=1) -> str:
+    """The backend to use: the one that is asked for, or with "auto" the first that can do it.
 
     Args:
-      q: (B, L, N, H). k, v: (B, S, K, H), with N a multiple of K.
-      visible: boolean, broadcastable to (B, 1, L, S).
-      bias: float32, broadcastable to (B, N, L, S), added to the scaled logits.
+      backend: one of BACKENDS, or "auto".
+      platform: "tpu", "gpu" or "cpu".
+      q: (B, L, N, H), the whole of the queries; its shape and dtype count.
+      encodings: those with a bias. documents: whether they are kept apart. context: devices that a
+        block is cut over.
 
-    Returns:
-      (B, L, N, H) in q's dtype. Logits and softmax are float32.
+    Raises:
+      UserError: the one that is asked for cannot do it.
     """
-    B, L, N, H = q.shape
-    S, K = k.shape[1:3]
-    # One product of (N / K) L queries with S keys for each of the K heads: the quickest form on a CPU.
-    q = jnp.moveaxis(q.reshape(B, L, K, N // K, H), 1, 3).reshape(B, K, N // K * L, H)
-    k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-    logits = jnp.einsum("bkmh,bksh->bkms", q, k, preferred_element_type=jnp.float32)
-    logits = logits.reshape(B, N, L, S) * H**-0.5 + bias
-    logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, -1, S)
-    mixed = jnp.einsum("bkms,bksh->bkmh", weights, v).reshape(B, K, N // K, L, H)
-    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, H)
+    complaints = {
+        "splash": _against_splash(platform, q, encodings, context),
+        "cudnn": _against_cudnn(platform, q, encodings, documents, context),
+    }
+    if backend == "auto":
+        return next(b for b in BACKENDS if not complaints.get(b))
+    if complaint := complaints.get(backend):
+        raise UserError(f"config.model.attention={backend!r} {complaint}: use 'auto' or 'chunked'")
+    return backend
 
 
-def attention(q, k, v, *, biases: Sequence[Bias] = (), document_ids=None):
+def _against_folding(encodings) -> str | None:
+    names = [type(encoding).__name__ for encoding in encodings if not encoding.linear]
+    return f"has no form of the bias {names[0]}" if names else None
+
+
+def _against_splash(platform, q, encodings, context) -> str | None:
+    if platform != "tpu":
+        return f"runs on TPUs, and this is a {platform}"
+    if context > 1 and q.shape[1] % (context * kernels.TILE):
+        return (
+            f"with mesh.context={context} takes lengths that are a multiple of "
+            f"{context * kernels.TILE}, not {q.shape[1]}"
+        )
+    return _against_folding(encodings)
+
+
+def _against_cudnn(platform, q, encodings, documents, context) -> str | None:
+    if platform != "gpu":
+        return f"runs on NVIDIA GPUs, and this is a {platform}"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"computes in bfloat16, not {q.dtype} (config.model.dtype)"
+    if context > 1:
+        return f"cannot have its queries cut by mesh.context={context}"
+    width = q.shape[-1] + COLUMNS * (len(encodings) + documents)
+    capability = getattr(jax.devices()[0], "compute_capability", "0")
+    widest = 256 if float(capability) >= 9 else 128  # from Hopper on
+    if width % 8 or width > widest:
+        return f"takes heads of a multiple of 8 up to {widest} wide with their columns, not {width}"
+    return _against_folding(encodings)
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    biases: Sequence[tuple[Any, Any]] = (),
+    document_ids=None,
+    backend: str = "auto",
+):
     """Causal attention with additive biases and, if asked, document masks.
 
     Args:
       q: (B, L, N, H). k, v: (B, L, K, H), with N a multiple of K.
-      biases: pairs of a bias function and what it takes, see `Bias`; evaluated chunk by chunk.
-      document_ids: (B, L) integers; tokens attend only to tokens of equal id. None: to all before.
+      biases: pairs of an encoding (see `positions`) and what it prepared, a tree of (B, L, ...).
+      document_ids: (B, L) integers; tokens attend only to tokens of equal id. A document is one run
+        of tokens. None: to all before.
+      backend: see `choose`.
 
     Returns:
       (B, L, N, H) in q's dtype.
+
+    Raises:
+      UserError: as `choose`.
     """
-    L = q.shape[1]
-    index = jnp.arange(L)[None]
-    prepared = [features for _, features in biases]
+    encodings = [encoding for encoding, _ in biases]
+    features = [prepared for _, prepared in biases]
+    mesh = jax.sharding.get_abstract_mesh()
+    context = mesh.shape.get("context", 1)
+    name = choose(
+        backend, sharding.platform(mesh), q,
+        encodings=encodings, documents=document_ids is not None, context=context,
+    )  # fmt: skip
 
-    def chunk(q, k, v, query, key):
-        """`query` and `key`: (index, document ids, prepared biases) of this chunk and of its keys."""
-        query_index, query_documents, query_prepared = query
-        key_index, key_documents, key_prepared = key
-        visible = query_index[:, None, :, None] >= key_index[:, None, None, :]
-        if document_ids is not None:
-            visible &= query_documents[:, None, :, None] == key_documents[:, None, None, :]
-        terms = [
-            bias(query_features, key_features)
-            for (bias, _), query_features, key_features in zip(
-                biases, query_prepared, key_prepared, strict=True
-            )
-        ]
-        return attend(q, k, v, visible, sum(terms, jnp.float32(0)))
+    def on_one(devices, q, k, v, tokens):
+        L, N = q.shape[1:3]
+        part = devices.index("context")
+        query = Side(part * L + jnp.arange(L)[None], *tokens)
+        k, v, key = devices.gather((k, v, query), "context", 1)
+        heads = devices.index("tensor") * N + jnp.arange(N)
+        sides = (q, k, v, query, key, encodings, heads)
+        match name:
+            case "splash":
+                return kernels.splash(*sides, shard=(part, context))
+            case "cudnn":
+                return kernels.cudnn(*sides)
+            case "chunked":
+                return chunked(*sides, aligned=context == 1)
+            case "reference":
+                return reference(*sides)
 
-    if L > CHUNK:  # keep no chunk's logits for the backward pass
-        chunk = jax.checkpoint(chunk)
-
-    def cut(start, stop, x):
-        return jax.tree.map(lambda leaf: leaf[:, start:stop], x)
-
-    tokenwise = (index, document_ids, prepared)
-    band = -(-L // BANDS)
-    band = -(-band // CHUNK) * CHUNK
-    outputs = []
-    for start in range(0, L, band):
-        stop = min(start + band, L)
-        keys = [cut(0, stop, x) for x in (k, v)]
-        run = functools.partial(_each_chunk, chunk, *keys, cut(0, stop, tokenwise))
-        outputs.append(run(cut(start, stop, q), cut(start, stop, tokenwise)))
-    return jnp.concatenate(outputs, axis=1)
-
-
-def _each_chunk(chunk, k, v, key, q, query):
-    """Runs `chunk` over CHUNK queries at a time, one after the other."""
-    L = q.shape[1]
-    whole = L // CHUNK * CHUNK
-
-    def split(x):
-        x = x[:, :whole]
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
-
-    outputs = []
-    if whole > CHUNK:
-        pieces = jax.tree.map(split, (q, query))
-        mapped = jax.lax.map(lambda piece: chunk(piece[0], k, v, piece[1], key), pieces)
-        outputs.append(jnp.moveaxis(mapped, 0, 1).reshape(q.shape[0], whole, *q.shape[2:]))
-    elif whole:
-        outputs.append(chunk(q[:, :whole], k, v, jax.tree.map(lambda x: x[:, :whole], query), key))
-    if whole < L:
-        outputs.append(chunk(q[:, whole:], k, v, jax.tree.map(lambda x: x[:, whole:], query), key))
-    return jnp.concatenate(outputs, axis=1)
+    heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]
+    run = sharding.on_each(on_one, (heads, heads, heads, tokens), heads)
+    return run(q, k, v, (document_ids, features))

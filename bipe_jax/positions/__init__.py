@@ -14,7 +14,9 @@ UserError for what does not make sense. Beyond that:
 - a relative kind is built as `kind(config, coordinate, **options)`; `prepare(coordinate)` is run
   once for all layers and returns a tree of arrays (B, L, ...). If `rotates`, it has
   `rotate(x, prepared)` for queries and keys (B, L, N, H); otherwise it has
-  `bias(query_prepared, key_prepared)`, which returns (B, N, L, S) in float32.
+  `bias(query_prepared, key_prepared, heads)`, which returns (B, N, L, S) in float32 for those of
+  the model's query heads, and `linear`: if true, it has `columns` too (see `bias.linear_columns`)
+  and runs on flash kernels.
 """
 
 import math

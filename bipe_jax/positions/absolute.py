@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from bipe_jax.errors import UserError
+from bipe_jax.sharding import constrain
 
 
 class Learned(nnx.Module):
@@ -39,7 +40,8 @@ class Learned(nnx.Module):
 
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """(B, L) integers -> (B, L, D) float32."""
-        return self.table[...][jnp.minimum(coordinate, self.table.shape[0] - 1)]
+        table = constrain(self.table[...], "table")
+        return table[jnp.minimum(coordinate, table.shape[0] - 1)]
 
 
 class Sinusoidal(nnx.Module):

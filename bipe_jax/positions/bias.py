@@ -21,6 +21,44 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([slopes, between])
 
 
+# The columns of queries and keys that one linear bias takes, see `linear_columns`.
+COLUMNS = 8
+
+
+def linear_columns(slopes: np.ndarray, query, key, heads, scale: float):
+    """Columns of q and of k whose product is scale^-1 * -slope * (query - key coordinate).
+
+    Softmax does not see what is constant for a query, so the term of the key's coordinate, in three
+    digits of 8 bits, is all that must be exact; each digit, and each half of the slope, is exact in
+    bfloat16. Without the query's term (in two halves) the logits would grow large, and lose the
+    content's last bits. No gradient goes through the columns.
+
+    Args:
+      slopes: (M,) of all heads. heads: (N,) which of them these are.
+      query: (B, L) integers. key: (B, S) integers below 2^24.
+      scale: what the product of queries and keys is multiplied with afterwards.
+
+    Returns:
+      (B, L, N, COLUMNS) and (B, S, COLUMNS) float32, all of them exact in bfloat16.
+    """
+    slopes = np.asarray(slopes, np.float64) / scale
+    high = slopes.astype(jnp.bfloat16).astype(np.float64)
+    low = (slopes - high).astype(jnp.bfloat16).astype(np.float64)
+    high, low, slopes = (jnp.asarray(x, jnp.float32)[heads] for x in (high, low, high + low))
+
+    def rounded(x):  # to bfloat16; XLA may drop a cast there and back
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+    constant = -slopes * query[..., None].astype(jnp.float32)
+    constant_high = rounded(constant)
+    of_query = [high] * 3 + [low] * 3 + [constant_high, rounded(constant - constant_high)]
+    of_query = jnp.stack([jnp.broadcast_to(x, constant.shape) for x in of_query], axis=-1)
+    digits = [(key & mask).astype(jnp.float32) for mask in (0xFF0000, 0xFF00, 0xFF)]
+    ones = jnp.ones_like(digits[0])
+    of_key = jnp.stack([*digits, *digits, ones, ones], axis=-1)
+    return jax.lax.stop_gradient((of_query, of_key))
+
+
 class Alibi:
     """Attention with linear biases: -slope * slope_scale * (query coordinate - key coordinate).
 
@@ -30,6 +68,7 @@ class Alibi:
 
     options = {"slope_scale": float}
     rotates = False
+    linear = True
 
     def __init__(self, config, coordinate: str, *, slope_scale: float = 1.0):
         self.slopes = slope_scale * alibi_slopes(config.model.heads)
@@ -48,7 +87,11 @@ class Alibi:
         """(B, L) integers, as they are."""
         return coordinate
 
-    def bias(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """(B, L) and (B, S) integers -> (B, N, L, S) float32."""
+    def bias(self, query: jax.Array, key: jax.Array, heads: jax.Array) -> jax.Array:
+        """(B, L) and (B, S) integers, (N,) heads -> (B, N, L, S) float32."""
         distance = (query[:, None, :, None] - key[:, None, None, :]).astype(jnp.float32)
-        return -jnp.asarray(self.slopes, jnp.float32)[:, None, None] * distance
+        return -jnp.asarray(self.slopes, jnp.float32)[heads][:, None, None] * distance
+
+    def columns(self, query, key, heads, scale: float) -> tuple[jax.Array, jax.Array]:
+        """The same bias for flash kernels, see `linear_columns`."""
+        return linear_columns(self.slopes, query, key, heads, scale)

@@ -1,0 +1,131 @@
+"""Attention by flash kernels: splash attention on TPUs, cuDNN on NVIDIA GPUs.
+
+Neither takes a bias without holding L x L of it, and neither needs one: a bias that is linear in the
+keys' coordinate is folded into q.k as a few more columns (`positions.bias.linear_columns`), which
+come first, so that large terms cancel before the content is added.
+
+Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    CausalMask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha,
+)
+
+from bipe_jax.attention.chunked import Side
+from bipe_jax.positions.bias import linear_columns
+
+TILE = 128  # lengths are padded to a multiple of it
+_BLOCK = 512  # the largest block of queries or keys that splash attention works on
+
+# The slope, a document, that keeps documents apart in cuDNN: exp(-512) is 0 in float32.
+_DOCUMENT_SLOPE = 512.0
+
+
+def _with_columns(q, k, query_columns, key_columns):
+    """Puts the columns (B, L, N, C) and (B, S, C) before those of q and k."""
+    K = k.shape[2]
+    key_columns = [jnp.repeat(c[:, :, None], K, axis=2) for c in key_columns]
+    q = jnp.concatenate([*(c.astype(q.dtype) for c in query_columns), q], axis=-1)
+    k = jnp.concatenate([*(c.astype(k.dtype) for c in key_columns), k], axis=-1)
+    return q, k
+
+
+def _fold(q, k, query: Side, key: Side, encodings, heads, scale):
+    """q and k with the columns of all biases in front; `scale` is what multiplies q.k later."""
+    columns = [
+        encoding.columns(of_query, of_key, heads, scale)
+        for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
+    ]
+    return _with_columns(q, k, [c[0] for c in columns], [c[1] for c in columns])
+
+
+def _pad(x, length: int):
+    """Zeros behind, along axis 1."""
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+
+
+def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), interpret=False):
+    """Splash attention; arguments as `chunked.reference`, and:
+
+    Args:
+      shard: (which, of how many) parts of the block the queries are; S is that many times L.
+      interpret: run the kernel's program without a TPU, slowly, for tests.
+    """
+    which, shards = shard
+    L, N, H = q.shape[1:]
+    block = min(_BLOCK, -(-L // TILE) * TILE) if shards == 1 else _divisor(L)
+    padded = -(-L // block) * block
+    whole = padded * shards
+    q, k = _fold((q * H**-0.5).astype(q.dtype), k, query, key, encodings, heads, 1.0)
+    q, k, v = _pad(q, padded), _pad(k, whole), _pad(v, whole)
+    documents = None
+    if query.document_ids is not None:
+        documents = SegmentIds(_pad(query.document_ids, padded), _pad(key.document_ids, whole))
+
+    sizes = BlockSizes(*[block] * 8)
+    mask = MultiHeadMask([CausalMask((whole, whole))] * N)
+    kernel = make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=interpret
+    )
+    if shards > 1:
+        kernel = _part(kernel, which, shards)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, documents), 1, 2)[:, :L]
+
+
+def _divisor(length: int) -> int:
+    """The largest block that divides a length, which is a multiple of TILE."""
+    return next(b for b in range(_BLOCK, 0, -TILE) if length % b == 0)
+
+
+def _part(kernel, which, shards: int):
+    """The kernel for one part of the queries: its tables of blocks are cut along the queries.
+
+    As `SplashAttentionKernel.manual_sharding_spec` cuts them, from inside a shard_map.
+    """
+
+    def cut(x, axis):
+        size = x.shape[axis] // shards
+        return jax.lax.dynamic_slice_in_dim(x, which * size, size, axis)
+
+    def part(info):
+        tables = {"data_next": 1, "mask_next": 1, "block_mask": 1, "q_sequence": 0}
+        tables = {name: axis for name, axis in tables.items() if getattr(info, name) is not None}
+        return info._replace(**{n: cut(getattr(info, n), axis) for n, axis in tables.items()})
+
+    infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    return type(kernel)(*map(part, infos), **kernel.kwargs)
+
+
+def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cudnn"):
+    """cuDNN's flash attention; arguments as `chunked.reference`, where query and key are the same.
+
+    Documents, each one run of tokens, are kept apart by a steep linear bias on their number in the
+    block: causal attention only ever looks back, where documents have smaller numbers.
+
+    Args:
+      implementation: "xla" computes the same without cuDNN, for tests.
+    """
+    L, N, H = q.shape[1:]
+    scale = H**-0.5
+    q, k = _fold(q, k, query, key, encodings, heads, scale)
+    if query.document_ids is not None:
+        starts = query.document_ids[:, 1:] != query.document_ids[:, :-1]
+        number = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))
+        slopes = np.full(N, _DOCUMENT_SLOPE)
+        columns = linear_columns(slopes, number, number, jnp.arange(N), scale)
+        q, k = _with_columns(q, k, [columns[0]], [columns[1]])
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - H)])  # it must be as wide as k
+    length = -(-L // TILE) * TILE
+    q, k, v = (_pad(x, length) for x in (q, k, v))
+    mixed = jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, implementation=implementation
+    )
+    return mixed[:, :L, :, :H]
