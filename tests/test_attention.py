@@ -7,11 +7,23 @@ import numpy_reference as reference
 import pytest
 from tiny import largest_array, tiny
 
+from bipe_jax.attention import attention
 from bipe_jax.positions.bias import Alibi
 
-# `bipe_jax.attention` is a package and a function in it.
-module = importlib.import_module("bipe_jax.attention")
-attention = module.attention
+# The package has a function of that name, too.
+module = importlib.import_module("bipe_jax.attention.chunked")
+
+
+class Added:
+    """An encoding whose bias is any function of the two sides."""
+
+    linear = False
+
+    def __init__(self, function):
+        self.function = function
+
+    def bias(self, query, key, heads):
+        return self.function(query, key)
 
 
 def jitted(function):
@@ -66,8 +78,8 @@ def test_attention_with_groups_biases_and_documents_equals_a_float64_loop(L, sma
 
     def run(q, k, v, segment, position, documents):
         biases = [
-            (by_segment.bias, by_segment.prepare(segment)),
-            (by_position.bias, by_position.prepare(position)),
+            (by_segment, by_segment.prepare(segment)),
+            (by_position, by_position.prepare(position)),
         ]
         return attention(q, k, v, biases=biases, document_ids=documents)
 
@@ -100,7 +112,7 @@ def test_gradients_equal_those_of_a_plain_implementation(L, small_chunks):
         return jnp.swapaxes(left, 1, 2)[..., None] * jnp.swapaxes(right, 1, 2)[..., None, :]
 
     def chunked(q, k, v, left, right):
-        biases = [(lambda query, key: add(query[0], key[1]), (left, right))]
+        biases = [(Added(lambda query, key: add(query[0], key[1])), (left, right))]
         return attention(q, k, v, biases=biases, document_ids=documents)
 
     def unchunked(q, k, v, left, right):
@@ -130,7 +142,7 @@ def test_bfloat16_inputs_keep_float32_logits_and_biases():
     bias = (rng.normal(size=(1, 4, 40, 40)) - 1000).astype(np.float32)
 
     def run(q, k, v):
-        return attention(q, k, v, biases=[(lambda query, key: bias, ())])
+        return attention(q, k, v, biases=[(Added(lambda query, key: bias), ())])
 
     got = jitted(run)(q, k, v)
     assert got.dtype == jnp.bfloat16
@@ -147,7 +159,7 @@ def test_a_query_whose_keys_are_all_far_away_in_bias_still_sees_itself():
     def far(query, key):
         return -1e30 * (query[:, None, :, None] != key[:, None, None, :])
 
-    got = attention(q, k, v, biases=[(far, np.arange(4)[None])])
+    got = attention(q, k, v, biases=[(Added(far), np.arange(4)[None])])
     np.testing.assert_array_equal(got, v)
 
 

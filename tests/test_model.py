@@ -150,7 +150,7 @@ def case(request):
 
     # So that a block is cut into bands and chunks.
     with pytest.MonkeyPatch.context() as patch:
-        attention = importlib.import_module("bipe_jax.attention")
+        attention = importlib.import_module("bipe_jax.attention.chunked")
         patch.setattr(attention, "CHUNK", 8)
         yield config, params, run
 

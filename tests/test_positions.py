@@ -61,7 +61,7 @@ def test_alibi_is_minus_slope_times_difference(dtype, scale):
     coordinates = np.array([[0, 1, 964, 965, 966], [0, 7, 99_999, 100_000, 100_001]])
     alibi = Alibi(config, "segment", slope_scale=scale)
     query, key = (alibi.prepare(jnp.asarray(c)) for c in (coordinates[:, 2:], coordinates))
-    bias = alibi.bias(query, key)
+    bias = alibi.bias(query, key, jnp.arange(12))
     assert bias.dtype == jnp.float32
     expected = reference.alibi(coordinates, 12, scale)[:, :, 2:]
     np.testing.assert_allclose(np.asarray(bias, np.float64), expected, rtol=ANGLE_ERROR)

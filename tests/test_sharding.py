@@ -5,11 +5,15 @@ more than one device run in pytest's own process.
 """
 
 import functools
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +22,62 @@ import pytest
 from tiny import tiny
 
 from bipe_jax import model, sharding, step
+from bipe_jax.attention import kernels
+from bipe_jax.attention.chunked import Side, reference
+from bipe_jax.checkpoint import Checkpoints
 from bipe_jax.data.stream import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.segments import Rule
+from configs.quickstart import ENCODINGS
 
-# (devices of axis data, of axis fsdp) -> parts of the batch.
-MESHES = {(8, 1): 1, (4, 2): 2, (1, 8): 1}
-# The dimension that fsdp cuts: the model's width. Layers are stacked in front; norms stay whole.
+# (devices of the axes data, fsdp, tensor, context) -> parts of the batch.
+MESHES = {
+    (8, 1, 1, 1): 1,
+    (1, 8, 1, 1): 1,
+    (4, 2, 1, 1): 2,
+    (2, 1, 4, 1): 1,
+    (1, 1, 1, 8): 1,
+    (1, 2, 2, 2): 2,
+}
+MIXED = (1, 2, 2, 2)
+# What each axis cuts: parameter -> (dimension, axis) pairs. Layers are stacked in front; norms stay
+# whole.
 CUT = {
-    "embed/table": 1,
-    "absolute/learned_offset/table": 1,
-    "layers/attention/query": 1,
-    "layers/attention/key": 1,
-    "layers/attention/value": 1,
-    "layers/attention/output": 3,
-    "layers/attention_norm/scale": None,
-    "layers/feed_forward/gate": 1,
-    "layers/feed_forward/up": 1,
-    "layers/feed_forward/down": 2,
-    "layers/feed_forward_norm/scale": None,
-    "norm/scale": None,
-    "output/kernel": 0,
+    "embed/table": {0: "tensor", 1: "fsdp"},
+    "absolute/learned_offset/table": {1: "fsdp"},
+    "layers/attention/query": {1: "fsdp", 2: "tensor"},
+    "layers/attention/key": {1: "fsdp", 2: "tensor"},
+    "layers/attention/value": {1: "fsdp", 2: "tensor"},
+    "layers/attention/output": {1: "tensor", 3: "fsdp"},
+    "layers/attention_norm/scale": {},
+    "layers/feed_forward/gate": {1: "fsdp", 2: "tensor"},
+    "layers/feed_forward/up": {1: "fsdp", 2: "tensor"},
+    "layers/feed_forward/down": {1: "tensor", 2: "fsdp"},
+    "layers/feed_forward_norm/scale": {},
+    "norm/scale": {},
+    "output/kernel": {0: "fsdp", 1: "tensor"},
+}
+# The same of activations, by name; a batch is cut over both data and fsdp.
+ACTIVATION_CUT = {
+    "table": {},
+    "kernel": {0: ("fsdp",), 1: ("tensor",)},
+    "hidden": {0: ("data", "fsdp"), 1: ("context",)},
+    "heads": {0: ("data", "fsdp"), 1: ("context",), 2: ("tensor",)},
+    "feed_forward": {0: ("data", "fsdp"), 1: ("context",), 2: ("tensor",)},
 }
 
 
-def mesh_config(fsdp=1, **overrides):
+def key(mesh) -> str:
+    return " ".join(map(str, mesh))
+
+
+def mesh_config(data=0, fsdp=1, tensor=1, context=1, **overrides):
     return tiny(
         batch_size=16,
+        mesh__data=data,
         mesh__fsdp=fsdp,
+        mesh__tensor=tensor,
+        mesh__context=context,
         schedule__warmup_steps=0,
         optimizer__learning_rate=0.01,
         # So that the update follows the size of the gradient, which Adam else divides away.
@@ -65,13 +97,14 @@ def make_state(config) -> dict:
     return state
 
 
-def make_batches(config) -> list[dict]:
+def make_batches(documents=False) -> list[dict]:
     """Two; their rows have unequal numbers of targets."""
     generator = np.random.default_rng(1)
     batches = []
     for _ in range(2):
         ids = generator.integers(0, 64, (16, 17), dtype=np.int32)
-        batch = annotate(ids, Rule(separators=(1, 2)))
+        runs = (generator.random((16, 17)) < 0.2).cumsum(axis=1) if documents else None
+        batch = annotate(ids, Rule(separators=(1, 2)), runs)
         batch["weights"][:3] = 0
         batch["weights"][5, 4:] = 0
         batches.append(batch)
@@ -88,7 +121,7 @@ def placement(array) -> list:
     return [list(array.shape), list(array.addressable_shards[0].data.shape), len(parts)]
 
 
-def run_on(mesh, config) -> tuple[dict, list]:
+def run_on(mesh, config, documents=False) -> tuple[dict, list]:
     """Two train steps on a mesh -> (state, metrics)."""
     with jax.set_mesh(mesh):
         _, train_step, abstract = step.compile_on(config, mesh)
@@ -96,10 +129,99 @@ def run_on(mesh, config) -> tuple[dict, list]:
             lambda x, s: jax.device_put(x, s.sharding), make_state(config), abstract
         )
         metrics = []
-        for batch in make_batches(config):
+        for batch in make_batches(documents):
             state, values = train_step(state, sharding.place_batch(mesh, batch))
             metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
+
+
+def run_on_one(config, documents=False) -> tuple[dict, list]:
+    update = jax.jit(functools.partial(step.train_step, config))
+    state, metrics = make_state(config), []
+    for batch in make_batches(documents):
+        state, values = update(state, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
+    return {name: np.asarray(x) for name, x in named(state).items()}, metrics
+
+
+def differences(state, one) -> dict:
+    return {n: float(abs(np.asarray(x) - one[n]).max()) for n, x in named(state).items()}
+
+
+def activations(mesh, config) -> dict:
+    """Of each activation that the forward pass constrains: name -> [shape, shape of a part]."""
+    found = {}
+    constrain = sharding.constrain
+
+    def watched(x, name):
+        x = constrain(x, name)
+        jax.debug.inspect_array_sharding(
+            x,
+            callback=lambda s: found.update({name: [list(x.shape), list(s.shard_shape(x.shape))]}),
+        )
+        return x
+
+    with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "constrain", watched)
+        patch.setattr(importlib.import_module("bipe_jax.positions.absolute"), "constrain", watched)
+        batch = sharding.place_batch(mesh, make_batches()[0])
+        params = make_state(config)["params"]
+        jax.block_until_ready(jax.jit(functools.partial(model.hidden, config))(params, batch))
+    return found
+
+
+def splash_in_parts() -> list:
+    """Errors of splash attention with queries cut in two: of the result, of its gradient by v."""
+    mesh = sharding.make_mesh(mesh_config(4, context=2, sequence_length=512))
+    generator = np.random.default_rng(0)
+    q, k, v = generator.normal(size=(3, 4, 512, 2, 16)).astype(np.float32)
+    documents = np.repeat(np.arange(8), 64)[None].repeat(4, axis=0)
+
+    def local(devices, q, k, v, documents):
+        part = devices.index("context")
+        query = Side(part * q.shape[1] + jnp.arange(q.shape[1])[None], documents, [])
+        k, v, key = devices.gather((k, v, query), "context", 1)
+        return kernels.splash(
+            q, k, v, query, key, [], jnp.arange(2), shard=(part, 2), interpret=True
+        )
+
+    heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]
+
+    def splash(v):
+        run = sharding.on_each(local, (heads, heads, heads, tokens), heads)
+        return run(q, k, v, documents)
+
+    def expected(v):
+        side = Side(jnp.arange(512)[None], documents, [])
+        return reference(q, k, v, side, side, [], jnp.arange(2))
+
+    def both(function):
+        out, pull = jax.vjp(function, v)
+        return out, pull(jnp.cos(out))[0]
+
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda: both(splash))()
+    wanted = jax.jit(lambda: both(expected))()
+    return [
+        float(abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(got, wanted, strict=True)
+    ]
+
+
+def restored_elsewhere(directory) -> dict:
+    """Largest differences of a state that is saved on one mesh and restored on another."""
+    config = mesh_config(*MIXED)
+    state, _ = run_on(sharding.make_mesh(config), config)
+    with Checkpoints(directory, keep=1) as checkpoints:
+        checkpoints.save(state, {}, config, SimpleNamespace(model=b""))
+        checkpoints.wait()
+        other = mesh_config(2, 4)
+        mesh = sharding.make_mesh(other)
+        restored, _ = checkpoints.restore(step.compile_on(other, mesh)[2])
+    placed = named(restored)["params/layers/feed_forward/gate"]
+    return {
+        "placement": placement(placed),
+        "differences": differences(restored, named(jax.tree.map(np.asarray, state))),
+    }
 
 
 def refusal(function, *args) -> str:
@@ -112,35 +234,44 @@ def refusal(function, *args) -> str:
 
 def measure() -> dict:
     """What the tests below ask for, on eight devices."""
-    config = mesh_config()
-    update = jax.jit(functools.partial(step.train_step, config))
-    one, losses = make_state(config), []
-    for batch in make_batches(config):
-        one, values = update(one, batch)
-        losses.append({name: float(value) for name, value in values.items()})
-    one = {name: np.asarray(x) for name, x in named(one).items()}
-
-    found = {"devices": jax.device_count(), "single": losses, "meshes": {}}
-    for (data, fsdp), parts in MESHES.items():
-        config = mesh_config(fsdp, accumulation=parts)
+    one, losses = run_on_one(mesh_config())
+    found = {"devices": jax.device_count(), "single": losses, "meshes": {}, "encodings": {}}
+    for sizes, parts in MESHES.items():
+        config = mesh_config(*sizes, accumulation=parts)
         mesh = sharding.make_mesh(config)
         sharding.check_batch(config, mesh)
         state, metrics = run_on(mesh, config)
-        state = named(state)
-        batch = sharding.place_batch(mesh, make_batches(config)[0])
-        found["meshes"][f"{data} {fsdp}"] = {
+        batch = sharding.place_batch(mesh, make_batches()[0])
+        found["meshes"][key(sizes)] = {
             "shape": dict(mesh.shape),
             "metrics": metrics,
-            "names": sorted(state) == sorted(one),
-            "differences": {n: float(abs(np.asarray(x) - one[n]).max()) for n, x in state.items()},
-            "placements": {name: placement(x) for name, x in state.items()},
+            "names": sorted(named(state)) == sorted(one),
+            "differences": differences(state, one),
+            "placements": {name: placement(x) for name, x in named(state).items()},
             "batch": {name: placement(x) for name, x in batch.items()},
         }
+    found["activations"] = activations(mesh, config)
 
+    for name, (absolute, relative) in ENCODINGS.items():
+        encoding = {"position__absolute": absolute, "position__relative": relative}
+        config = mesh_config(*MIXED, model__kv_heads=2, **encoding)
+        one, losses = run_on_one(config, documents=True)
+        state, metrics = run_on(sharding.make_mesh(config), config, documents=True)
+        found["encodings"][name] = [losses, metrics, differences(state, one)]
+
+    found["splash"] = splash_in_parts()
+    with tempfile.TemporaryDirectory() as directory:
+        found["restored"] = restored_elsewhere(directory)
+
+    mesh = sharding.make_mesh(mesh_config())
     found["refused"] = {
-        "fsdp 3": refusal(sharding.make_mesh, mesh_config(3)),
-        "fsdp 16": refusal(sharding.make_mesh, mesh_config(16)),
-        "width 36": refusal(sharding.make_mesh, mesh_config(8, model__width=36)),
+        "fsdp 3": refusal(sharding.make_mesh, mesh_config(fsdp=3)),
+        "fsdp 16": refusal(sharding.make_mesh, mesh_config(fsdp=16)),
+        "data 2": refusal(sharding.make_mesh, mesh_config(2, 2)),
+        "width 36": refusal(sharding.make_mesh, mesh_config(fsdp=8, model__width=36)),
+        "heads 4": refusal(sharding.make_mesh, mesh_config(tensor=8)),
+        "kv_heads 2": refusal(sharding.make_mesh, mesh_config(tensor=4, model__kv_heads=2)),
+        "length 36": refusal(sharding.make_mesh, mesh_config(context=8, sequence_length=36)),
         "batch 12": refusal(sharding.check_batch, tiny(batch_size=12), mesh),
         "parts": refusal(sharding.check_batch, tiny(batch_size=16, accumulation=4), mesh),
         "batch 24": refusal(sharding.check_batch, tiny(batch_size=24, accumulation=3), mesh),
@@ -166,50 +297,84 @@ def measured():
     return found
 
 
-@pytest.fixture(params=MESHES, ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
+@pytest.fixture(params=MESHES, ids=key)
 def on_mesh(request, measured):
-    data, fsdp = request.param
-    found = measured["meshes"][f"{data} {fsdp}"]
-    assert found["shape"] == {"data": data, "fsdp": fsdp}
-    return fsdp, found
+    found = measured["meshes"][key(request.param)]
+    assert found["shape"] == dict(zip(sharding.AXES, request.param, strict=True))
+    return found
+
+
+def assert_same_metrics(single, several):
+    for one, many in zip(single, several, strict=True):
+        assert one.keys() == many.keys()
+        for name in one:
+            assert many[name] == pytest.approx(one[name], rel=3e-6), name
 
 
 def test_train_steps_equal_those_of_one_device(on_mesh, measured):
-    _, found = on_mesh
-    assert found["names"]
-    for one, many in zip(measured["single"], found["metrics"], strict=True):
-        assert one.keys() == many.keys()
-        assert many["targets"] == (16 - 3) * 16 - 12
-        for name in one:
-            assert many[name] == pytest.approx(one[name], rel=2e-6), name
-    for name, difference in found["differences"].items():
+    assert on_mesh["names"]
+    assert_same_metrics(measured["single"], on_mesh["metrics"])
+    assert on_mesh["metrics"][0]["targets"] == (16 - 3) * 16 - 12
+    for name, difference in on_mesh["differences"].items():
+        assert difference < 2e-6, name
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_each_encoding_computes_the_same_on_all_axes_together(encoding, measured):
+    single, several, differences = measured["encodings"][encoding]
+    assert_same_metrics(single, several)
+    for name, difference in differences.items():
         assert difference < 2e-6, name
 
 
 def test_each_parameter_and_its_moments_lie_where_they_should(on_mesh):
-    fsdp, found = on_mesh
+    sizes = on_mesh["shape"]
     moments = {"params": 0, "mu": 0, "nu": 0}
-    for name, (shape, part, parts) in found["placements"].items():
+    for name, (shape, part, parts) in on_mesh["placements"].items():
         parameter = next((p for p in CUT if name.endswith(f"/{p}")), None)
         if parameter is None:  # a counter
             assert shape == part == []
             continue
-        expected = list(shape)
-        if CUT[parameter] is not None:
-            assert shape[CUT[parameter]] == 32  # the width
-            expected[CUT[parameter]] //= fsdp
+        expected, different = list(shape), 1
+        for dimension, axis in CUT[parameter].items():
+            expected[dimension] //= sizes[axis]
+            different *= sizes[axis]
         assert part == expected, name
-        assert parts == (1 if CUT[parameter] is None else fsdp), name
+        assert parts == different, name
         prefix = name.removesuffix(f"/{parameter}").rpartition("/")[2]
         moments[prefix] += 1
     assert moments == dict.fromkeys(moments, len(CUT))
 
 
-def test_rows_of_a_batch_are_spread_over_all_devices(on_mesh):
-    _, found = on_mesh
-    assert {"tokens", "targets", "weights", "offset"} < found["batch"].keys()
-    for shape, part, parts in found["batch"].values():
-        assert (shape, part, parts) == ([16, 16], [2, 16], 8)
+def test_each_activation_lies_where_it_should(measured):
+    sizes = dict(zip(sharding.AXES, MIXED, strict=True))
+    found = measured["activations"]
+    assert found.keys() == ACTIVATION_CUT.keys()
+    assert found.keys() | {"tokens"} == sharding.ACTIVATIONS.keys()
+    for name, (shape, part) in found.items():
+        expected = list(shape)
+        for dimension, axes in ACTIVATION_CUT[name].items():
+            expected[dimension] //= math.prod(sizes[axis] for axis in axes)
+        assert part == expected, name
+
+
+def test_a_batch_is_cut_along_rows_and_length(on_mesh):
+    sizes = on_mesh["shape"]
+    rows, context = sizes["data"] * sizes["fsdp"], sizes["context"]
+    assert {"tokens", "targets", "weights", "offset"} < on_mesh["batch"].keys()
+    for shape, part, parts in on_mesh["batch"].values():
+        assert (shape, part) == ([16, 16], [16 // rows, 16 // context])
+        assert parts == rows * context
+
+
+def test_splash_attention_with_queries_cut_in_parts(measured):
+    assert max(measured["splash"]) < 1e-5
+
+
+def test_a_state_is_restored_exactly_onto_another_mesh(measured):
+    restored = measured["restored"]
+    assert restored["placement"] == [[2, 32, 48], [2, 8, 48], 4]
+    assert set(restored["differences"].values()) == {0.0}
 
 
 def test_meshes_and_batches_that_do_not_divide_are_refused(measured):
@@ -218,9 +383,13 @@ def test_meshes_and_batches_that_do_not_divide_are_refused(measured):
     for message, parts in zip(
         refused.values(),
         [
-            ("config.mesh.fsdp=3", "8 devices"),
-            ("config.mesh.fsdp=16", "8 devices"),
+            ("data any x fsdp 3 x tensor 1 x context 1", "multiply to the 8 devices"),
+            ("fsdp 16", "8 devices"),
+            ("data 2 x fsdp 2", "8 devices"),
             ("config.model.width=36", "mesh.fsdp=8"),
+            ("config.model.heads=4", "mesh.tensor=8"),
+            ("config.model.kv_heads=2", "mesh.tensor=4"),
+            ("config.sequence_length=36", "mesh.context=8"),
             ("config.batch_size=12", "8 devices"),
             ("config.batch_size=16", "accumulation=4", "8 devices"),
         ],
@@ -230,8 +399,17 @@ def test_meshes_and_batches_that_do_not_divide_are_refused(measured):
         assert "\n" not in message
 
 
+def test_the_tables_name_axes_of_the_mesh_only():
+    """JAX ignores a misspelt axis of a constraint in silence."""
+    specs = [spec for _, spec in sharding.RULES] + list(sharding.ACTIVATIONS.values())
+    for spec in specs:
+        for entry in spec:
+            axes = entry if isinstance(entry, tuple) else (entry,)
+            assert set(axes) <= {None, *sharding.AXES}, spec
+
+
 def test_fsdp_over_more_devices_than_there_are_is_refused():
-    with pytest.raises(UserError, match=r"config\.mesh\.fsdp=2 does not divide the 1 devices"):
+    with pytest.raises(UserError, match=r"fsdp 2 .* does not multiply to the 1 devices"):
         sharding.make_mesh(tiny(mesh__fsdp=2), jax.devices()[:1])
 
 
