@@ -16,13 +16,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bipe_jax import positions
-from bipe_jax.attention import attention
-from bipe_jax.sharding import constrain
+from bipe_jax.attention import RESIDUAL, attention
+from bipe_jax.sharding import constrain, look_up
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(RESIDUAL),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -145,7 +148,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, inputs):
         config = self.config
-        x = constrain(self.embed.table[...], "table")[inputs["tokens"]]
+        x = look_up("embed/table", self.embed.table[...], inputs["tokens"])
         for entry in positions.absolute(config):
             x += self.absolute[entry.name](inputs[entry.coordinate])
         x = constrain(x.astype(config.model.dtype), "hidden")

@@ -37,7 +37,6 @@ RULES = (
 
 # Name of an activation -> mesh axis of each dimension.
 ACTIVATIONS = {
-    "table": P(None, None),  # (V, D), whole while tokens are looked up in it
     "kernel": P("fsdp", "tensor"),  # (D, V)
     "tokens": P(BATCH, "context"),  # (B, L), and (B, L, ...)
     "hidden": P(BATCH, "context", None),  # (B, L, D)
@@ -197,3 +196,19 @@ def on_each(function, in_specs, out_specs):
     if mesh.size <= 1:
         return run
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def look_up(name: str, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows (B, L, D) of a parameter (R, D), by its name in RULES, for integers (B, L).
+
+    Each device gathers the table; its gradients come back in parts, each summed once.
+    """
+    spec = parameter_spec(name)
+
+    def local(devices, table, ids):
+        for dimension, axis in enumerate(spec):
+            table = devices.gather(table, axis, dimension)
+        return table[ids]
+
+    run = on_each(local, (spec, ACTIVATIONS["tokens"]), ACTIVATIONS["hidden"])
+    return run(table, ids)

@@ -83,7 +83,8 @@ def compile_on(config, mesh):
       init: key -> state. step: (state, batch) -> (state, metrics); the state is donated.
       shardings: of the state. abstract: the state's shapes, dtypes and shardings.
     """
-    shapes = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
+    # No array is made here: the mesh may be of devices that are not there, see `preflight`.
+    shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
     shardings = sharding.state_shardings(mesh, shapes)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     init = jax.jit(functools.partial(init_state, config), out_shardings=shardings)

@@ -5,7 +5,6 @@ more than one device run in pytest's own process.
 """
 
 import functools
-import importlib
 import json
 import math
 import os
@@ -59,7 +58,6 @@ CUT = {
 }
 # The same of activations, by name; a batch is cut over both data and fsdp.
 ACTIVATION_CUT = {
-    "table": {},
     "kernel": {0: ("fsdp",), 1: ("tensor",)},
     "hidden": {0: ("data", "fsdp"), 1: ("context",)},
     "heads": {0: ("data", "fsdp"), 1: ("context",), 2: ("tensor",)},
@@ -163,7 +161,6 @@ def activations(mesh, config) -> dict:
 
     with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "constrain", watched)
-        patch.setattr(importlib.import_module("bipe_jax.positions.absolute"), "constrain", watched)
         batch = sharding.place_batch(mesh, make_batches()[0])
         params = make_state(config)["params"]
         jax.block_until_ready(jax.jit(functools.partial(model.hidden, config))(params, batch))

@@ -25,6 +25,7 @@ from bipe_jax.attention.chunked import Side, chunked, reference
 from bipe_jax.errors import UserError
 from bipe_jax.positions.bias import COLUMNS
 
+RESIDUAL = kernels.RESIDUAL
 BACKENDS = ("splash", "cudnn", "chunked", "reference")
 
 

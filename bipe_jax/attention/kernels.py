@@ -21,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from bipe_jax.attention.chunked import Side
 from bipe_jax.positions.bias import linear_columns
 
+RESIDUAL = "attention"  # the checkpoint name of what splash attention's backward pass needs
 TILE = 128  # lengths are padded to a multiple of it
 _BLOCK = 512  # the largest block of queries or keys that splash attention works on
 
@@ -72,7 +73,12 @@ def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), inte
     sizes = BlockSizes(*[block] * 8)
     mask = MultiHeadMask([CausalMask((whole, whole))] * N)
     kernel = make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=interpret
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name=RESIDUAL,
+        interpret=interpret,
     )
     if shards > 1:
         kernel = _part(kernel, which, shards)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from bipe_jax.errors import UserError
-from bipe_jax.sharding import constrain
+from bipe_jax.sharding import look_up
 
 
 class Learned(nnx.Module):
@@ -21,6 +21,7 @@ class Learned(nnx.Module):
     def __init__(self, config, coordinate: str, key, *, size: int | None = None):
         size = size or config.sequence_length
         shape = (size, config.model.width)
+        self.name = f"learned_{coordinate}"
         self.table = nnx.Param(config.model.init_std * jax.random.normal(key, shape))
 
     @staticmethod
@@ -40,8 +41,8 @@ class Learned(nnx.Module):
 
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """(B, L) integers -> (B, L, D) float32."""
-        table = constrain(self.table[...], "table")
-        return table[jnp.minimum(coordinate, table.shape[0] - 1)]
+        rows = jnp.minimum(coordinate, self.table.shape[0] - 1)
+        return look_up(f"absolute/{self.name}/table", self.table[...], rows)
 
 
 class Sinusoidal(nnx.Module):
