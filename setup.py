@@ -41,6 +41,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        # Compiles for TPUs on any machine. With it, set JAX_PLATFORMS=cpu where there is no TPU, or
+        # JAX looks for one for minutes.
+        "preflight": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],  # gs:// paths
         "s3": ["etils[epath-s3]"],  # s3:// paths
         "quickstart": QUICKSTART,

@@ -1,0 +1,287 @@
+"""Compiles a config's train step for a TPU slice that need not be there, and says whether it fits.
+
+python -m bipe_jax.preflight --config=configs/bipe_rope_151m.py [--topology=v5e:16x16] [--search]
+
+A topology is a generation and a grid of chips, v5e:16x16; "*2" behind it is two such slices. Needs
+the extra `preflight`. Exits with status 1 and says what to change if the step does not fit.
+"""
+
+import itertools
+import math
+import os
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from bipe_jax import cli, metrics, roofline, sharding
+from bipe_jax.config import validate
+from bipe_jax.data.stream import annotate
+from bipe_jax.errors import UserError
+from bipe_jax.model import REMAT_POLICIES
+from bipe_jax.roofline import GIB
+from bipe_jax.segments import Rule
+from bipe_jax.step import compile_on
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, such as v5e:16x16; default: the config's")
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat and accumulation; print the best")
+
+_KNOWN = (
+    "v4:2x2x1 and larger, v5e:2x2 to 16x16, v5p:2x2x1 to 16x16x16, v6e:2x2 to 16x16, "
+    "tpu7x:2x2x1 and larger, with *N behind for N slices"
+)
+_TRIES = 8  # compilations of one search
+
+
+class Slice(NamedTuple):
+    name: str
+    devices: list
+    slices: int
+    chip: roofline.Chip
+    peak: float  # FLOPs a second of a device
+
+
+class Fit(NamedTuple):
+    """What compiling a train step told. Sizes in bytes, of one chip."""
+
+    needed: float
+    state: float  # parameters and optimizer, of what is needed
+    collectives: dict  # kind -> (how often in a step, bytes of their results)
+
+
+def describe(topology: str, config) -> Slice:
+    """The devices of a slice, without having them.
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the topology.
+    """
+    name, _, count = topology.partition("*")
+    generation, _, grid = name.partition(":")
+    good = generation in roofline.CHIPS and re.fullmatch(r"\d+(x\d+){1,2}", grid)
+    if not good or not re.fullmatch(r"[1-9]\d*|", count):
+        raise UserError(f"--topology={topology} is unknown: use one of {_KNOWN}")
+    options = {"num_slices": int(count)} if count else {}
+    if generation == "v4":
+        options["chip_config_name"] = "megacore"  # two cores as one device
+    # libtpu is to describe other machines, not to look for TPUs on this one.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        if "libtpu" in reason or "not found" in reason.lower():
+            reason += " (pip install -e '.[preflight]')"
+        raise UserError(f"--topology={topology}: {reason}: use one of {_KNOWN}") from None
+    kind = found.devices[0].device_kind
+    peak = metrics.peak_flops(config, kind)
+    return Slice(topology, found.devices, int(count or 1), roofline.CHIPS[generation], peak)
+
+
+def compile_for(config, mesh):
+    """The compiled train step of a config on a mesh of devices that need not be there."""
+    documents = 0 if config.data.separate_documents else None
+    row = np.zeros((1, config.sequence_length + 1), np.int32)
+    batch = annotate(row, Rule(length=8), None if documents is None else row)
+    shape = (config.batch_size, config.sequence_length)
+    placed = sharding.batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct(shape, v.dtype, sharding=placed) for k, v in batch.items()}
+    with jax.set_mesh(mesh):
+        _, train_step, abstract = compile_on(config, mesh)
+        return train_step.lower(abstract, batch).compile()
+
+
+def fit(config, mesh) -> Fit:
+    """Compiles; a step that the compiler itself finds too large has no collectives."""
+    try:
+        compiled = compile_for(config, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        return Fit(float(used[1]) * (GIB if used[2] == "G" else GIB / 1024), 0, {})
+    m = compiled.memory_analysis()
+    needed = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    needed += m.temp_size_in_bytes + m.generated_code_size_in_bytes
+    return Fit(needed, m.argument_size_in_bytes, collectives(compiled.as_text()))
+
+
+_COLLECTIVE = re.compile(
+    r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_CALL = re.compile(
+    r"(?:body|calls|to_apply|called_computation|true_computation|false_computation)=%([\w.-]+)"
+)
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+
+def collectives(hlo: str) -> dict:
+    """{kind: (times, bytes of results)} in one run of a compiled program, loops counted in full."""
+    computations, name = {}, None
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            name = "ENTRY" if header[1] else header[2]
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+
+    def trips(condition):  # a scan compares its counter with a constant
+        constants = re.findall(r" constant\((\d+)\)", "\n".join(computations[condition]))
+        return max(map(int, constants), default=1)
+
+    found: dict = {}
+    seen = set()
+
+    def visit(name, times):
+        for line in computations.get(name, ()):
+            if match := _COLLECTIVE.search(line):
+                size = sum(
+                    _BYTES.get(kind, 4) * math.prod(map(int, filter(None, shape.split(","))))
+                    for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+                )
+                kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
+                # An asynchronous one is written down once for each part that overlaps it.
+                channel = re.search(r"channel_id=(\d+)", line)
+                if channel and (channel[1], size, times) in seen:
+                    continue
+                seen.add((channel and channel[1], size, times))
+                count, total = found.get(kind, (0, 0))
+                found[kind] = (count + times, total + times * size)
+                continue
+            loop = re.search(r" while\(.*condition=%([\w.-]+)", line)
+            inner = times * trips(loop[1]) if loop else times
+            for called in _CALL.findall(line):
+                visit(called, inner)
+
+    visit("ENTRY", 1)
+    return found
+
+
+def advice(config, mesh, fit: Fit, chip: roofline.Chip) -> str:
+    """What to change so that a step that does not fit may fit."""
+    options = []
+    if fit.state > chip.hbm / 2 and config.mesh.fsdp < mesh.size:
+        options.append(f"raise config.mesh.fsdp={config.mesh.fsdp} (parameters and optimizer take "
+                       f"{fit.state / GIB:.2f} GiB a chip)")  # fmt: skip
+    remats = list(REMAT_POLICIES)
+    if config.model.remat != remats[-1]:
+        options.append(f"set config.model.remat={remats[remats.index(config.model.remat) + 1]}")
+    rows = config.batch_size // config.accumulation // sharding.batch_shards(mesh)
+    if rows > 1:
+        options.append(f"raise config.accumulation={config.accumulation} ({rows} sequences at a "
+                       "time on a chip)")  # fmt: skip
+    elif config.mesh.fsdp < mesh.size:
+        options.append("use a larger slice, or config.mesh.tensor and config.mesh.context")
+    return ", or ".join(options) or "use a larger slice, or a smaller model"
+
+
+def report(config, mesh, slice_: Slice, found: Fit) -> str:
+    """The table that the program prints."""
+    guess = roofline.estimate(config, mesh, slice_.chip, slice_.peak, slice_.slices)
+    tokens = config.batch_size * config.sequence_length
+    flops = tokens * metrics.flops_per_token(config)
+    rate = tokens / guess.seconds
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    rows = {
+        "slice": f"{slice_.name}, {mesh.size} devices: {axes}",
+        "parameters": f"{roofline.parameter_count(config):,}",
+        "batch": f"{config.batch_size} x {config.sequence_length} tokens in {config.accumulation} "
+        f"part(s), remat {config.model.remat}",
+        "HBM a chip": f"{found.needed / GIB:.2f} of {slice_.chip.hbm / GIB:.2f} GiB "
+        f"(state {found.state / GIB:.2f})",
+        "model FLOPs": f"{flops:.3e} a step, {flops / mesh.size:.3e} a chip",
+        "collectives": ", ".join(
+            f"{count} {kind} ({size / GIB:.2f} GiB)"
+            for kind, (count, size) in sorted(found.collectives.items())
+        ) or "none",
+        "step time": f"{guess.seconds * 1e3:.1f} ms at least (products {guess.products * 1e3:.1f}, "
+        f"HBM {guess.hbm * 1e3:.1f}, links {guess.links * 1e3:.1f}); {rate:,.0f} tokens/s at most",
+    }  # fmt: skip
+    return "\n".join(f"{name:12} {value}" for name, value in rows.items())
+
+
+def candidates(config, slice_: Slice) -> list:
+    """(estimate, config, mesh) of all meshes, remat policies and accumulations, the best first."""
+    found = []
+    n = len(slice_.devices)
+    powers = [2**i for i in range(n.bit_length()) if n % 2**i == 0]
+    for fsdp, tensor, remat, parts in itertools.product(powers, powers, REMAT_POLICIES, powers):
+        if fsdp * tensor * config.mesh.context > n or config.batch_size % parts:
+            continue
+        tried = config.copy_and_resolve_references()
+        tried.mesh.update(data=0, fsdp=fsdp, tensor=tensor)
+        tried.model.remat, tried.accumulation = remat, parts
+        try:
+            mesh = sharding.make_mesh(tried, slice_.devices)
+            sharding.check_batch(tried, mesh)
+        except UserError:  # does not divide
+            continue
+        guess = roofline.estimate(tried, mesh, slice_.chip, slice_.peak, slice_.slices)
+        if guess.memory < 1.2 * slice_.chip.hbm:
+            found.append((guess, tried, mesh))
+    # Of equals, what moves least.
+    return sorted(found, key=lambda f: (f[0].seconds, f[0].links + f[0].hbm, f[1].accumulation))
+
+
+def search(config, slice_: Slice):
+    """Compiles the candidates, the best first, until one fits: (config, mesh, fit).
+
+    Raises:
+      UserError: none does.
+    """
+    ranked = candidates(config, slice_)
+    for guess, tried, mesh in ranked[:_TRIES]:
+        found = fit(tried, mesh)
+        fits = found.needed <= slice_.chip.hbm
+        cli.say(
+            f"{'fits' if fits else 'too large'}: {found.needed / GIB:.2f} GiB, "
+            f"{guess.seconds * 1e3:.1f} ms: {_overrides(tried)}"
+        )
+        if fits:
+            return tried, mesh, found
+    raise UserError(
+        f"none of {min(len(ranked), _TRIES)} candidates fits {slice_.name}: use a larger slice"
+    )
+
+
+def _overrides(config) -> str:
+    return (
+        f"--config.mesh.fsdp={config.mesh.fsdp} --config.mesh.tensor={config.mesh.tensor} "
+        f"--config.model.remat={config.model.remat} --config.accumulation={config.accumulation}"
+    )
+
+
+def main(_):
+    config = _CONFIG.value
+    if config is None:
+        raise UserError("--config=FILE is needed")
+    validate(config)
+    slice_ = describe(_TOPOLOGY.value or config.mesh.topology, config)
+    if _SEARCH.value:
+        config, mesh, found = search(config, slice_)
+    else:
+        mesh = sharding.make_mesh(config, slice_.devices)
+        sharding.check_batch(config, mesh)
+        found = fit(config, mesh)
+    print(report(config, mesh, slice_, found))
+    print(roofline.ASSUMPTIONS)
+    if found.needed > slice_.chip.hbm:
+        raise UserError(
+            f"the step needs {found.needed / GIB:.2f} GiB of {slice_.chip.hbm / GIB:.2f} GiB a chip: "
+            f"{advice(config, mesh, found, slice_.chip)} (or try --search)"
+        )
+    if _SEARCH.value:
+        print(f"best that fits: {_overrides(config)}")
+
+
+if __name__ == "__main__":
+    cli.run_with_flags(main)

@@ -1,0 +1,100 @@
+"""What a train step costs on a TPU slice, from shapes alone: FLOPs, bytes moved, memory.
+
+A roofline: a step takes at least as long as its products on the matrix units, its traffic to and
+from HBM, or its collectives, whichever is longest. The assumptions are in ASSUMPTIONS.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from bipe_jax import metrics, sharding, step
+
+
+class Chip(NamedTuple):
+    """One device of a TPU slice, from the maker's data sheets (cloud.google.com/tpu/docs)."""
+
+    hbm: float  # bytes that a program can use, as the compiler for it says
+    hbm_bandwidth: float  # bytes a second
+    ici: float  # bytes a second to the other chips of the slice, all links, one direction
+    dcn: float  # bytes a second to other slices
+
+
+GIB = 2.0**30
+CHIPS = {
+    "v4": Chip(30.75 * GIB, 1228e9, 300e9, 6.2e9),
+    "v5e": Chip(15.75 * GIB, 819e9, 200e9, 3.1e9),
+    "v5p": Chip(95.7 * GIB, 2765e9, 600e9, 6.2e9),
+    "v6e": Chip(31.25 * GIB, 1640e9, 400e9, 12.5e9),
+    "tpu7x": Chip(94.75 * GIB, 3690e9, 300e9, 6.2e9),  # a device is half a chip
+}
+
+ASSUMPTIONS = """\
+Estimate: the longest of the three, overlapped without loss, each at its peak rate: a bound, which a
+real step exceeds. Products: model FLOPs, plus what remat computes again. HBM: weights read for each
+pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and layer, three
+times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed
+(tensor), keys and values gathered (context), over all links of a chip evenly."""
+
+# Passes over the layers' weights and products: forward, backward, and again where remat asks for it.
+_FORWARDS = {"none": 1, "dots": 1, "full": 2}
+
+
+class Estimate(NamedTuple):
+    """Seconds a step, and bytes a chip."""
+
+    products: float
+    hbm: float
+    links: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.products, self.hbm, self.links)
+
+
+def parameter_count(config) -> int:
+    shapes = jax.eval_shape(lambda: step.init_state(config, jax.random.key(0)))["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def estimate(config, mesh, chip: Chip, peak: float, slices: int = 1) -> Estimate:
+    """Of one train step of a config on a mesh.
+
+    Args:
+      config: with shapes, remat and accumulation. mesh: its axes' sizes count.
+      chip: what each device is. peak: its FLOPs a second. slices: that the data axis is spread over.
+    """
+    m = config.model
+    data, fsdp, tensor, context = (mesh.shape[axis] for axis in sharding.AXES)
+    parameters = parameter_count(config)
+    held = parameters / (fsdp * tensor)  # of one device
+    tokens = config.batch_size * config.sequence_length / mesh.size
+    forwards = _FORWARDS[m.remat]
+    width = jax.numpy.dtype(m.dtype).itemsize
+
+    flops = tokens * metrics.flops_per_token(config) * (2 + forwards) / 3
+
+    activations = tokens * m.layers * (8 * m.width + 3 * m.feed_forward / tensor) * width * 3
+    weights = parameters / tensor * width * (1 + forwards) * config.accumulation
+    traffic = activations + weights + 28 * held
+
+    gathered = (1 - 1 / fsdp) * parameters / tensor * width
+    links = 3 * gathered * config.accumulation  # forward, backward, and the gradients
+    across = 2 * (1 - 1 / data) * held * width * config.accumulation
+    row = tokens * tensor * m.width * width  # the activations that a `tensor` group holds
+    links += 2 * (1 - 1 / tensor) * row * 2 * m.layers * (1 + forwards)
+    keys = 2 * tokens * m.width * m.kv_heads / m.heads * width
+    links += (context - 1) * keys * m.layers * (1 + forwards)
+    seconds = links / chip.ici
+    seconds += across / chip.ici if slices == 1 else across / chip.dcn
+
+    kept = {
+        "none": 16 * m.width + 5 * m.feed_forward / tensor,
+        "dots": 7 * m.width + 2 * m.feed_forward / tensor,
+        "full": m.width,
+    }[m.remat]
+    at_once = tokens / config.accumulation
+    memory = 16 * held + at_once * m.layers * kept * width + 2 * gathered / m.layers
+    return Estimate(flops / peak, traffic / chip.hbm_bandwidth, seconds, memory)
