@@ -10,6 +10,7 @@ import json
 import os
 
 from bipe_jax import checkpoint, cli, perplexity, plot
+from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 
@@ -114,6 +115,7 @@ def main():
             f"--lengths={args.lengths} must be whole numbers, such as 256,512"
         ) from None
     checkpoint.quiet()
+    enable_cache()
     evaluate(args.checkpoint, lengths, args.data, args.output, args.windows)
 
 

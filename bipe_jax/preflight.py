@@ -102,17 +102,25 @@ def compile_for(config, mesh):
 
 def fit(config, mesh) -> Fit:
     """Compiles; a step that the compiler itself finds too large has no collectives."""
+    with jax.set_mesh(mesh):
+        abstract = compile_on(config, mesh)[2]
+    state = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
     try:
         compiled = compile_for(config, mesh)
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+        # "Used 27.80G of 15.75G hbm", or "required for HLO temporaries (19.82G) exceeds"
+        sizes = re.search(r"(Used |temporaries \()([\d.]+)G", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
             raise
-        return Fit(float(used[1]) * (GIB if used[2] == "G" else GIB / 1024), 0, {})
+        needed = float(sizes[2]) * GIB + (0 if sizes[1] == "Used " else state)
+        return Fit(needed, state, {})
     m = compiled.memory_analysis()
     needed = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     needed += m.temp_size_in_bytes + m.generated_code_size_in_bytes
-    return Fit(needed, m.argument_size_in_bytes, collectives(compiled.as_text()))
+    return Fit(needed, state, collectives(compiled.as_text()))
 
 
 _COLLECTIVE = re.compile(

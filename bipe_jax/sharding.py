@@ -73,20 +73,21 @@ def make_mesh(config, devices=None) -> Mesh:
             raise UserError(
                 f"config.{field}={value} does not divide over config.mesh.{axis}={sizes[axis]}"
             )
-    types = (AxisType.Auto,) * len(AXES)
     # Between slices the network is slow: only the gradients' sum over `data` crosses it.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
     if sizes["data"] % slices:
         raise UserError(
             f"config.mesh leaves data {sizes['data']}, which does not divide over {slices} slices"
         )
-    within = (sizes["data"] // slices, *(sizes[axis] for axis in AXES[1:]))
-    arranged = mesh_utils.create_hybrid_device_mesh(
-        within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
-    )
-    return Mesh(arranged, AXES, axis_types=types)
+    shape = tuple(sizes.values())
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        within = (sizes["data"] // slices, *shape[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch(config, mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bipe_jax import model, sharding
+from bipe_jax.compiling import OPTIONS
 from bipe_jax.loss import cross_entropy_sum
 from bipe_jax.optimizer import learning_rate, make_optimizer
 
@@ -55,7 +56,10 @@ def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
 
         def add(total, part):
             part = jax.tree.map(lambda x: sharding.constrain(x, "tokens"), part)
-            return jax.tree.map(jnp.add, total, gradient(params, part)), None
+            # The barrier keeps XLA from moving all-reduces out of this loop, which fails to compile
+            # for TPUs with fsdp (RET_CHECK in while_loop_all_reduce_code_motion, libtpu 0.0.42).
+            sums = jax.lax.optimization_barrier(gradient(params, part))
+            return jax.tree.map(jnp.add, total, sums), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
         (loss, grads), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
@@ -93,6 +97,7 @@ def compile_on(config, mesh):
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
+        compiler_options=OPTIONS[sharding.platform(mesh.abstract_mesh)],
     )
     abstract = jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, shardings

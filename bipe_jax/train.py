@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from bipe_jax import cli, evaluate, metrics, segments, sharding, tokenizer
 from bipe_jax.checkpoint import Checkpoints, quiet
+from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
 from bipe_jax.data.sources import Tally
 from bipe_jax.data.stream import restore, stream
@@ -111,6 +112,7 @@ def main(_):
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
+    enable_cache()
     if train(_CONFIG.value, _WORKDIR.value, _STOP_AT.value):
         evaluate.evaluate(_WORKDIR.value)
 

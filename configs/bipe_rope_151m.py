@@ -19,6 +19,7 @@ def get_config():
     c.position.absolute = (("learned", "offset", ("size", 1024)),)
     c.position.relative = (("rope", "segment"),)
     c.model.remat = "dots"
+    c.mesh.topology = "v5e:4x4"
     c.optimizer.learning_rate = 1e-4
     c.optimizer.weight_decay = 0.01
     c.schedule.name = "linear"

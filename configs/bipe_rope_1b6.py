@@ -17,5 +17,6 @@ def get_config():
     c.model.feed_forward = 5632
     c.model.remat = "full"
     c.mesh.fsdp = 8
+    c.mesh.topology = "v5e:16x16"
     c.checkpoint.every = 2000
     return c

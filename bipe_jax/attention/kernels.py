@@ -23,7 +23,10 @@ from bipe_jax.positions.bias import linear_columns
 
 RESIDUAL = "attention"  # the checkpoint name of what splash attention's backward pass needs
 TILE = 128  # lengths are padded to a multiple of it
-_BLOCK = 512  # the largest block of queries or keys that splash attention works on
+_BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many
+_BLOCK_BYTES = (
+    512 * 1024
+)  # of such a block of one head: more of them do not fit into a core's memory
 
 # The slope, a document, that keeps documents apart in cuDNN: exp(-512) is 0 in float32.
 _DOCUMENT_SLOPE = 512.0
@@ -61,7 +64,8 @@ def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), inte
     """
     which, shards = shard
     L, N, H = q.shape[1:]
-    block = min(_BLOCK, -(-L // TILE) * TILE) if shards == 1 else _divisor(L)
+    largest = _BLOCK if _BLOCK * H * k.dtype.itemsize <= _BLOCK_BYTES else _BLOCK // 2
+    block = min(largest, -(-L // TILE) * TILE) if shards == 1 else _divisor(L, largest)
     padded = -(-L // block) * block
     whole = padded * shards
     q, k = _fold((q * H**-0.5).astype(q.dtype), k, query, key, encodings, heads, 1.0)
@@ -86,9 +90,9 @@ def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), inte
     return jnp.swapaxes(jax.vmap(kernel)(q, k, v, documents), 1, 2)[:, :L]
 
 
-def _divisor(length: int) -> int:
+def _divisor(length: int, largest: int) -> int:
     """The largest block that divides a length, which is a multiple of TILE."""
-    return next(b for b in range(_BLOCK, 0, -TILE) if length % b == 0)
+    return next(block for block in range(largest, 0, -TILE) if length % block == 0)
 
 
 def _part(kernel, which, shards: int):
