@@ -5,8 +5,11 @@ import os
 import sys
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from bipe_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
 
 
 @contextlib.contextmanager

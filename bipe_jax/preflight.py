@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from bipe_jax import cli, metrics, roofline, sharding
 from bipe_jax.config import validate
@@ -26,7 +25,6 @@ from bipe_jax.roofline import GIB
 from bipe_jax.segments import Rule
 from bipe_jax.step import compile_on
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, such as v5e:16x16; default: the config's")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat and accumulation; print the best")
 
@@ -73,6 +71,7 @@ def describe(topology: str, config) -> Slice:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
@@ -246,8 +245,12 @@ def search(config, slice_: Slice):
     Raises:
       UserError: none does.
     """
-    ranked = candidates(config, slice_)
-    for guess, tried, mesh in ranked[:_TRIES]:
+    tries = 0
+    ratios: dict = {}  # of memory needed to memory estimated, the least seen, by remat policy
+    for guess, tried, mesh in candidates(config, slice_):
+        remat = tried.model.remat
+        if guess.memory * ratios.get(remat, 0) > slice_.chip.hbm:
+            continue
         found = fit(tried, mesh)
         fits = found.needed <= slice_.chip.hbm
         cli.say(
@@ -256,9 +259,11 @@ def search(config, slice_: Slice):
         )
         if fits:
             return tried, mesh, found
-    raise UserError(
-        f"none of {min(len(ranked), _TRIES)} candidates fits {slice_.name}: use a larger slice"
-    )
+        ratios[remat] = min(ratios.get(remat, math.inf), found.needed / guess.memory)
+        tries += 1
+        if tries == _TRIES:
+            break
+    raise UserError(f"none of {tries} candidates fits {slice_.name}: use a larger slice")
 
 
 def _overrides(config) -> str:
@@ -269,7 +274,7 @@ def _overrides(config) -> str:
 
 
 def main(_):
-    config = _CONFIG.value
+    config = cli.CONFIG.value
     if config is None:
         raise UserError("--config=FILE is needed")
     validate(config)

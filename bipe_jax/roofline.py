@@ -76,25 +76,25 @@ def estimate(config, mesh, chip: Chip, peak: float, slices: int = 1) -> Estimate
 
     flops = tokens * metrics.flops_per_token(config) * (2 + forwards) / 3
 
-    activations = tokens * m.layers * (8 * m.width + 3 * m.feed_forward / tensor) * width * 3
+    rows = tokens * tensor  # a `tensor` group holds the same activations of width D
+    values = (2 * m.width + (6 * m.width + 3 * m.feed_forward) / tensor) * width
+    activations = rows * m.layers * values * 3
     weights = parameters / tensor * width * (1 + forwards) * config.accumulation
     traffic = activations + weights + 28 * held
 
     gathered = (1 - 1 / fsdp) * parameters / tensor * width
     links = 3 * gathered * config.accumulation  # forward, backward, and the gradients
     across = 2 * (1 - 1 / data) * held * width * config.accumulation
-    row = tokens * tensor * m.width * width  # the activations that a `tensor` group holds
-    links += 2 * (1 - 1 / tensor) * row * 2 * m.layers * (1 + forwards)
+    links += 2 * (1 - 1 / tensor) * rows * m.width * width * 2 * m.layers * (1 + forwards)
     keys = 2 * tokens * m.width * m.kv_heads / m.heads * width
     links += (context - 1) * keys * m.layers * (1 + forwards)
     seconds = links / chip.ici
     seconds += across / chip.ici if slices == 1 else across / chip.dcn
 
     kept = {
-        "none": 16 * m.width + 5 * m.feed_forward / tensor,
-        "dots": 7 * m.width + 2 * m.feed_forward / tensor,
+        "none": 8 * m.width + (8 * m.width + 5 * m.feed_forward) / tensor,
+        "dots": 3 * m.width + (4 * m.width + 2 * m.feed_forward) / tensor,
         "full": m.width,
     }[m.remat]
-    at_once = tokens / config.accumulation
-    memory = 16 * held + at_once * m.layers * kept * width + 2 * gathered / m.layers
+    memory = 16 * held + rows / config.accumulation * m.layers * kept * width
     return Estimate(flops / peak, traffic / chip.hbm_bandwidth, seconds, memory)

@@ -10,7 +10,6 @@ import os
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from bipe_jax import cli, evaluate, metrics, segments, sharding, tokenizer
 from bipe_jax.checkpoint import Checkpoints, quiet
@@ -21,7 +20,6 @@ from bipe_jax.data.stream import restore, stream
 from bipe_jax.errors import UserError
 from bipe_jax.step import compile_on
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
 _STOP_AT = flags.DEFINE_integer(
     "stop_at", None, "Train to this step, save and exit as though preempted", lower_bound=1
@@ -109,11 +107,11 @@ def _make_writable(workdir: str) -> None:
 
 
 def main(_):
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    if cli.CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    if train(_CONFIG.value, _WORKDIR.value, _STOP_AT.value):
+    if train(cli.CONFIG.value, _WORKDIR.value, _STOP_AT.value):
         evaluate.evaluate(_WORKDIR.value)
 
 

@@ -114,7 +114,7 @@ def test_search_finds_what_fits():
     assert best.startswith("best that fits: --config.mesh.fsdp=")
     used, _, has = table(done)["HBM a chip"].split()[:3]
     assert float(used) <= float(has)
-    again = run(*large, *best.split()[4:])
+    again = run(*large, *best.split()[3:])
     assert table(again)["HBM a chip"] == table(done)["HBM a chip"]
 
 
