@@ -1,6 +1,6 @@
 """Tokens a second of each stage of the training stream, on one core, and what annotation costs.
 
-python benchmarks/data.py [--data=GLOBS] [--tokenizer=FILE] [--rounds=5]
+python -m benchmarks.data [--data=GLOBS] [--tokenizer=FILE] [--rounds=5]
 
 The stages run one after the other on the same documents, all of them once a round; a row is the
 median of the rounds. "Stream" is the whole of it, as training uses it.

@@ -95,7 +95,8 @@ def _forward(hidden, kernel, targets, weights, chunk):
             total -= jnp.sum(weight * scores)
             error = softmax - _targets_of(devices, logits, target)
             error = (error * weight[..., None]).astype(hidden.dtype)
-            kernel_grad += jnp.einsum("bld,blv->dv", x, error, preferred_element_type=jnp.float32)
+            flat = (a.reshape(-1, a.shape[-1]) for a in (x, error))  # see model._multiply
+            kernel_grad += jnp.einsum("td,tv->dv", *flat, preferred_element_type=jnp.float32)
             return (total, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
 
         size = chunk // devices.count("context")

@@ -17,7 +17,7 @@ from flax import nnx
 
 from bipe_jax import positions
 from bipe_jax.attention import RESIDUAL, attention
-from bipe_jax.sharding import constrain, look_up
+from bipe_jax.sharding import constrain, context_shards, look_up
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
@@ -36,6 +36,21 @@ class Weight(nnx.Param):
 
 def _weight(config, key, *shape: int) -> Weight:
     return Weight(config.model.init_std * jax.random.normal(key, shape))
+
+
+def _multiply(pattern: str, x, weight):
+    """einsum over activations (B, L, ...) and a weight in their dtype; "t" in the pattern is a token.
+
+    With one dimension for all tokens the weight's gradient is a product of two matrices; with two of
+    them XLA first makes transposed copies of the activations on a CPU. Where the length is cut over
+    devices the two cannot become one.
+    """
+    weight = weight.astype(x.dtype)
+    if context_shards() > 1:
+        return jnp.einsum(pattern.replace("t", "bl"), x, weight)
+    tokens = x.shape[:2]
+    y = jnp.einsum(pattern, x.reshape(-1, *x.shape[2:]), weight)
+    return y.reshape(*tokens, *y.shape[1:])
 
 
 class RMSNorm(nnx.Module):
@@ -64,7 +79,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x, encodings, prepared, document_ids):
         q, k, v = (
-            constrain(jnp.einsum("bld,dnh->blnh", x, w[...].astype(x.dtype)), "heads")
+            constrain(_multiply("td,dnh->tnh", x, w[...]), "heads")
             for w in (self.query, self.key, self.value)
         )
         biases = []
@@ -74,7 +89,7 @@ class Attention(nnx.Module):
             else:
                 biases.append((encoding, features))
         mixed = attention(q, k, v, biases=biases, document_ids=document_ids, backend=self.backend)
-        return jnp.einsum("blnh,nhd->bld", mixed, self.output[...].astype(x.dtype))
+        return _multiply("tnh,nhd->td", mixed, self.output[...])
 
 
 class FeedForward(nnx.Module):
@@ -88,9 +103,9 @@ class FeedForward(nnx.Module):
         self.down = _weight(config, keys[2], F, D)
 
     def __call__(self, x):
-        gate, up = (x @ w[...].astype(x.dtype) for w in (self.gate, self.up))
+        gate, up = (_multiply("td,df->tf", x, w[...]) for w in (self.gate, self.up))
         hidden = constrain(jax.nn.silu(gate) * up, "feed_forward")
-        return hidden @ self.down[...].astype(x.dtype)
+        return _multiply("tf,fd->td", hidden, self.down[...])
 
 
 class Layer(nnx.Module):

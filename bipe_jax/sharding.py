@@ -165,6 +165,11 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def context_shards() -> int:
+    """The parts that a block is cut into on the mesh that is set."""
+    return jax.sharding.get_abstract_mesh().shape.get("context", 1)
+
+
 class Devices:
     """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
 

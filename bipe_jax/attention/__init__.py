@@ -110,10 +110,9 @@ def attention(
     """
     encodings = [encoding for encoding, _ in biases]
     features = [prepared for _, prepared in biases]
-    mesh = jax.sharding.get_abstract_mesh()
-    context = mesh.shape.get("context", 1)
+    context = sharding.context_shards()
     name = choose(
-        backend, sharding.platform(mesh), q,
+        backend, sharding.platform(jax.sharding.get_abstract_mesh()), q,
         encodings=encodings, documents=document_ids is not None, context=context,
     )  # fmt: skip
 

@@ -1,0 +1,131 @@
+"""Is the flash attention that a GPU runs right? Forward and gradients, for every encoding.
+
+python -m benchmarks.gpu_check [--backend=cudnn] [--length=1000] [--heads=8] [--kv_heads=2]
+  [--width=64]
+
+Compares a backend in bfloat16 with the backend "reference" in float32 on the same (rounded) inputs,
+with documents kept apart, heads in groups, and a length that is no multiple of a kernel's tile.
+--backend=cudnn-xla is cuDNN's path computed by XLA; it and "chunked" run on a CPU too. Each number is
+a relative error, ||got - expected|| / ||expected||. Columns:
+
+out, dq, dk, dv   the error of the result, and of the gradients of q, k and v
+no encoding       the smallest of the four for a reference whose encoding is left out: what the check
+                  would say of a backend that forgot the bias or the turning
+no documents      the same for a reference whose documents are not kept apart
+
+Exits with status 1 unless every error is below --limit and every control 10 times above it.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bipe_jax import positions, segments
+from bipe_jax.attention import attention, kernels
+from bipe_jax.attention.chunked import Side
+from bipe_jax.data.stream import annotate
+from configs import quickstart
+
+ENCODINGS = ("rope", "bipe_rope", "alibi", "bipe_alibi")
+
+
+def attend(config, backend: str, inputs, q, k, v):
+    """Attention of one layer of the model, with the encodings of `position.relative`."""
+    biases = []
+    for entry in positions.relative(config):
+        encoding = positions.RELATIVE[entry.kind](config, entry.coordinate, **entry.options)
+        prepared = encoding.prepare(inputs[entry.coordinate])
+        if encoding.rotates:
+            q, k = encoding.rotate(q, prepared), encoding.rotate(k, prepared)
+        else:
+            biases.append((encoding, prepared))
+    documents = inputs.get("document_ids")
+    if backend == "cudnn-xla":
+        L, N = q.shape[1:3]
+        side = Side(jnp.arange(L)[None], documents, [prepared for _, prepared in biases])
+        encodings = [encoding for encoding, _ in biases]
+        heads = jnp.arange(N)
+        return kernels.cudnn(q, k, v, side, side, encodings, heads, implementation="xla")
+    return attention(q, k, v, biases=biases, document_ids=documents, backend=backend)
+
+
+def out_and_gradients(config, backend, inputs, qkv, cotangent, dtype) -> list:
+    """[out, dq, dk, dv], float64."""
+
+    def run(qkv, cotangent):
+        out, backward = jax.vjp(lambda *qkv: attend(config, backend, inputs, *qkv), *qkv)
+        return out, *backward(cotangent)
+
+    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
+        results = jax.jit(run)([x.astype(dtype) for x in qkv], cotangent.astype(dtype))
+    return [np.asarray(x, np.float64) for x in results]
+
+
+def errors(got, expected) -> list[float]:
+    norm = np.linalg.norm
+    return [float(norm(g - e) / norm(e)) for g, e in zip(got, expected, strict=True)]
+
+
+def check(encoding: str, args) -> dict:
+    """Column -> relative error."""
+    config = quickstart.get_config(encoding)
+    config.model.heads, config.model.kv_heads = args.heads, args.kv_heads
+    config.model.width = args.heads * args.width
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 64, (2, args.length + 1), dtype=np.int32)
+    documents = np.cumsum(rng.random(tokens.shape) < 4 / args.length, axis=1)  # 5 or so a row
+    rule = segments.Rule(separators=(0, 1, 2, 3, 4, 5))  # some 11 tokens a segment
+    inputs = annotate(tokens, rule, documents.astype(np.int32))
+
+    shapes = [(2, args.length, n, args.width) for n in (args.heads, *[args.kv_heads] * 2)]
+    *qkv, cotangent = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in (*shapes, shapes[0])
+    )
+
+    def reference(config, inputs):
+        return out_and_gradients(config, "reference", inputs, qkv, cotangent, jnp.float32)
+
+    got = out_and_gradients(config, args.backend, inputs, qkv, cotangent, jnp.bfloat16)
+    found = dict(
+        zip(("out", "dq", "dk", "dv"), errors(got, reference(config, inputs)), strict=True)
+    )
+    bare = config.copy_and_resolve_references()
+    bare.position.relative = ()
+    found["no encoding"] = min(errors(got, reference(bare, inputs)))
+    crossing = {name: x for name, x in inputs.items() if name != "document_ids"}
+    found["no documents"] = min(errors(got, reference(config, crossing)))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", default="cudnn", help="or cudnn-xla, or one of bipe_jax's")
+    parser.add_argument("--length", type=int, default=1000)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--kv_heads", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64, help="of a head")
+    parser.add_argument("--limit", type=float, default=0.02)
+    args = parser.parse_args()
+
+    print(
+        f"{args.backend}, 2 x {args.length} tokens, {args.heads} heads of {args.width}, "
+        f"{args.kv_heads} of keys, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    good = True
+    for encoding in ENCODINGS:
+        found = check(encoding, args)
+        controls = [found["no encoding"], found["no documents"]]
+        right = max(found[name] for name in ("out", "dq", "dk", "dv")) < args.limit
+        right &= min(controls) > 10 * args.limit
+        good &= right
+        shown = "  ".join(f"{name} {value:.5f}" for name, value in found.items())
+        print(f"{encoding:12} {shown}  {'ok' if right else 'WRONG'}", flush=True)
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
