@@ -91,6 +91,20 @@ def test_gradients_of_kernels_equal_those_of_the_chunked_path(backend, with_docu
         assert np.abs(expected).max() > 0.1
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_documents_stay_apart_where_coordinates_restart(backend):
+    """An earlier document's end then has larger coordinates than the next one's beginning."""
+    L, N, K, H = 200, 4, 2, 16
+    q, k, v = draw(7, 1, L, N, K, H, dtype="bfloat16")
+    documents = np.repeat([[3, 5, 4]], [90, 30, 80], axis=1)
+    coordinate = np.concatenate([np.arange(n) for n in (90, 30, 80)])[None].astype(np.int32)
+    encodings = [alibi_of(N, K, slope_scale=96.0)]  # up to 24 x 89 for what is masked
+    side = sides(encodings, coordinate, documents)
+    got = BACKENDS[backend](q, k, v, side, side, encodings, jnp.arange(N))
+    expected = reference.attend(q, k, v, reference.alibi(coordinate, N, 96.0), documents)
+    assert np.abs(np.asarray(got, np.float64) - expected).max() < 4 * BFLOAT16_ERROR
+
+
 @pytest.mark.parametrize("H", [64, 128])
 @pytest.mark.parametrize("heads", [np.arange(12), np.array([5, 6])])
 def test_columns_carry_the_bias_of_far_segments(H, heads):

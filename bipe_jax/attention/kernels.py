@@ -118,16 +118,25 @@ def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cud
     """cuDNN's flash attention; arguments as `chunked.reference`, where query and key are the same.
 
     Documents, each one run of tokens, are kept apart by a steep linear bias on their number in the
-    block: causal attention only ever looks back, where documents have smaller numbers.
+    block: causal attention only ever looks back, where documents have smaller numbers. Coordinates
+    that restart at documents run on here, or an earlier document's large ones would be a reward that
+    outweighs the bias; within a document only differences count.
 
     Args:
       implementation: "xla" computes the same without cuDNN, for tests.
     """
     L, N, H = q.shape[1:]
     scale = H**-0.5
-    q, k = _fold(q, k, query, key, encodings, heads, scale)
     if query.document_ids is not None:
         starts = query.document_ids[:, 1:] != query.document_ids[:, :-1]
+
+        def run_on(coordinate):
+            steps = jnp.where(starts, 0, coordinate[:, 1:] - coordinate[:, :-1])
+            return jnp.pad(jnp.cumsum(steps, axis=1), ((0, 0), (1, 0)))
+
+        query = key = query._replace(features=jax.tree.map(run_on, query.features))
+    q, k = _fold(q, k, query, key, encodings, heads, scale)
+    if query.document_ids is not None:
         number = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))
         slopes = np.full(N, _DOCUMENT_SLOPE)
         columns = linear_columns(slopes, number, number, jnp.arange(N), scale)
