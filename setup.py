@@ -46,7 +46,7 @@ setup(
         "preflight": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],  # gs:// paths
         "s3": ["etils[epath-s3]"],  # s3:// paths
-        "benchmark": ["torch>=2.6"],  # the comparison in benchmarks/step.py
+        "benchmark": ["torch>=2.8"],  # the comparison in benchmarks/step.py
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },

@@ -88,9 +88,8 @@ def describe(topology: str, config) -> Slice:
 
 def compile_for(config, mesh):
     """The compiled train step of a config on a mesh of devices that need not be there."""
-    documents = 0 if config.data.separate_documents else None
     row = np.zeros((1, config.sequence_length + 1), np.int32)
-    batch = annotate(row, Rule(length=8), None if documents is None else row)
+    batch = annotate(row, Rule(length=8), row if config.data.separate_documents else None)
     shape = (config.batch_size, config.sequence_length)
     placed = sharding.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct(shape, v.dtype, sharding=placed) for k, v in batch.items()}

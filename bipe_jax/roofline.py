@@ -13,7 +13,11 @@ from bipe_jax import metrics, sharding, step
 
 
 class Chip(NamedTuple):
-    """One device of a TPU slice, from the maker's data sheets (cloud.google.com/tpu/docs)."""
+    """One device of a TPU slice.
+
+    v5e's and v6e's bandwidths are the maker's (cloud.google.com/tpu/docs); those of the others, and
+    v4's memory, have not been checked against a source.
+    """
 
     hbm: float  # bytes that a program can use, as the compiler for it says
     hbm_bandwidth: float  # bytes a second
