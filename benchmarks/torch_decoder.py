@@ -6,22 +6,20 @@ eager    attention written out: the softmax of L x L logits, as in the code of B
 sdpa     F.scaled_dot_product_attention: flash attention, but L x L biases for ALiBi
 compile  torch.compile of "sdpa"
 
-bfloat16 is by autocast with float32 parameters. Layers are recomputed in the backward pass where
-`model.remat` is "full". The learning rate is constant, the batch is computed in one part, and the
-output kernel is a parameter of its own.
+bfloat16 is by autocast with float32 parameters. Nothing is recomputed in the backward pass, whatever
+`model.remat` says: where memory suffices that is PyTorch's quickest. The learning rate is constant,
+the batch is computed in one part, and the output kernel is a parameter of its own.
 
 Shape letters: B batch, L length, N query heads, K key/value heads, H head width, D width,
 F feed-forward width, V vocabulary.
 """
 
-import functools
 import gc
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from bipe_jax import positions
 from bipe_jax.positions.bias import alibi_slopes
@@ -107,7 +105,7 @@ class Decoder(nn.Module):
         m = config.model
         if m.tied_output:
             raise ValueError("the PyTorch decoder has no model.tied_output")
-        self.written_out, self.remat = written_out, m.remat == "full"
+        self.written_out = written_out
         self.dtype = getattr(torch, m.dtype)
         self.embed = nn.Embedding(m.vocab_size, m.width)
         self.layers = nn.ModuleList(Layer(config, written_out) for _ in range(m.layers))
@@ -165,8 +163,7 @@ class Decoder(nn.Module):
             turn = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
         bias = self.bias(inputs)
         for layer in self.layers:
-            run = functools.partial(checkpoint, layer, use_reentrant=False) if self.remat else layer
-            x = run(x, turn, bias)
+            x = layer(x, turn, bias)
         return self.output(self.norm(x))
 
     def forward(self, inputs):

@@ -63,7 +63,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x):
         y = x.astype(jnp.float32)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...]).astype(x.dtype)
+        return (y * jnp.broadcast_to(self.scale[...], y.shape)).astype(x.dtype)
 
 
 class Attention(nnx.Module):

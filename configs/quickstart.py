@@ -22,12 +22,14 @@ def get_config(encoding: str = "bipe_rope"):
     c.steps = 600
     c.batch_size = 32
     c.sequence_length = 128
+    c.loss_chunk = 32  # logits that stay in a CPU's cache
     c.model.layers = 4
     c.model.width = 128
     c.model.heads = c.model.kv_heads = 4
     c.model.feed_forward = 320
     c.model.vocab_size = 4096
     c.model.dtype = "float32"
+    c.model.remat = "full"  # on a CPU, quicker than to store and to load
     c.optimizer.learning_rate = 3e-3
     c.optimizer.beta2 = 0.95
     c.optimizer.weight_decay = 0.1

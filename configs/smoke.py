@@ -8,7 +8,6 @@ def get_config(encoding: str = "bipe_rope"):
     c.steps = 20
     c.batch_size = 8
     c.sequence_length = 32
-    c.loss_chunk = 32
     c.model.layers = 2
     c.model.width = 32
     c.model.heads = c.model.kv_heads = 2

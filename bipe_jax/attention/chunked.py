@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+RESIDUAL = "attention"  # the checkpoint name of what flash kernels and chunks keep for going back
 
 # A chunk of queries sees all keys before its end; its logits are B x N x CHUNK x keys.
 CHUNK = 256
@@ -24,28 +27,79 @@ class Side(NamedTuple):
     features: list[Any]  # for each bias, what its encoding prepared: trees of (B, L, ...)
 
 
-def attend(q, k, v, visible, bias):
-    """Plain attention of some queries to some keys.
+def _scores(q, k, query, key, encodings, heads):
+    """Logits of some queries to some keys, with biases, and the lowest number where masked.
 
     Args:
-      q: (B, L, N, H). k, v: (B, S, K, H), with N a multiple of K.
-      visible: boolean, broadcastable to (B, 1, L, S).
-      bias: float32, broadcastable to (B, N, L, S), added to the scaled logits.
+      q: (B, L, N, H). k: (B, S, K, H), with N a multiple of K.
 
     Returns:
-      (B, L, N, H) in q's dtype. Logits and softmax are float32.
+      (B, K, N / K * L, S) float32: one product for each of the K heads, the quickest form on a CPU.
     """
     B, L, N, H = q.shape
     S, K = k.shape[1:3]
-    # One product of (N / K) L queries with S keys for each of the K heads: the quickest form on a CPU.
     q = jnp.moveaxis(q.reshape(B, L, K, N // K, H), 1, 3).reshape(B, K, N // K * L, H)
-    k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-    logits = jnp.einsum("bkmh,bksh->bkms", q, k, preferred_element_type=jnp.float32)
-    logits = logits.reshape(B, N, L, S) * H**-0.5 + bias
-    logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, -1, S)
-    mixed = jnp.einsum("bkms,bksh->bkmh", weights, v).reshape(B, K, N // K, L, H)
-    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, H)
+    logits = jnp.einsum("bkmh,bskh->bkms", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    terms = [
+        encoding.bias(of_query, of_key, heads)
+        for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
+    ]
+    logits = sum(terms, logits.reshape(B, N, L, S))
+    visible = query.index[:, None, :, None] >= key.index[:, None, None, :]
+    if query.document_ids is not None:
+        visible &= query.document_ids[:, None, :, None] == key.document_ids[:, None, None, :]
+    return jnp.where(visible, logits, jnp.finfo(jnp.float32).min).reshape(B, K, -1, S)
+
+
+def _weigh(logits, v):
+    """Softmax of (B, K, M, S) float32, times v (B, S, K, H) -> (B, K, M, H) in v's dtype."""
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkms,bskh->bkmh", weights, v)
+
+
+@jax.custom_vjp
+def _weigh_flash(logits, v):
+    """As `_weigh`, in fewer passes over the logits, going back above all.
+
+    As in FlashAttention-2 (Dao 2023, algorithms 1 and 2): the sum divides the result instead of the
+    weights, and what softmax's gradient subtracts is the product of the result and its gradient.
+    The result and the logarithm of the sum are named RESIDUAL: with them kept, a recomputation
+    ends at the logits.
+    """
+    return _weigh_flash_forward(logits, v)[0]
+
+
+def _weigh_flash_forward(logits, v):
+    highest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkms,bskh->bkmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    mixed = checkpoint_name((mixed / total).astype(v.dtype), RESIDUAL)
+    log_total = checkpoint_name(highest + jnp.log(total), RESIDUAL)
+    return mixed, (logits, v, mixed, log_total)
+
+
+def _weigh_flash_backward(kept, cotangent):
+    logits, v, mixed, log_total = kept
+    weights = jnp.exp(logits - log_total)
+    shared = jnp.einsum(
+        "bkmh,bkmh->bkm", cotangent, mixed, preferred_element_type=jnp.float32
+    )[..., None]
+    of_weights = jnp.einsum("bkmh,bskh->bkms", cotangent, v, preferred_element_type=jnp.float32)
+    of_v = jnp.einsum("bkms,bkmh->bskh", weights.astype(v.dtype), cotangent)
+    return weights * (of_weights - shared), of_v
+
+
+_weigh_flash.defvjp(_weigh_flash_forward, _weigh_flash_backward)
+
+
+def _attend(weigh, q, k, v, query, key, encodings, heads):
+    B, L, N, H = q.shape
+    K = k.shape[2]
+    mixed = weigh(_scores(q, k, query, key, encodings, heads), v)
+    return jnp.moveaxis(mixed.reshape(B, K, N // K, L, H), 3, 1).reshape(B, L, N, H)
 
 
 def reference(q, k, v, query: Side, key: Side, encodings, heads):
@@ -59,14 +113,7 @@ def reference(q, k, v, query: Side, key: Side, encodings, heads):
     Returns:
       (B, L, N, H) in q's dtype.
     """
-    visible = query.index[:, None, :, None] >= key.index[:, None, None, :]
-    if query.document_ids is not None:
-        visible &= query.document_ids[:, None, :, None] == key.document_ids[:, None, None, :]
-    terms = [
-        encoding.bias(of_query, of_key, heads)
-        for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
-    ]
-    return attend(q, k, v, visible, sum(terms, jnp.float32(0)))
+    return _attend(_weigh, q, k, v, query, key, encodings, heads)
 
 
 def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
@@ -77,11 +124,12 @@ def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
     """
     L = q.shape[1]
 
+    # Of each chunk the backward pass gets what is named RESIDUAL, and computes the logits again.
+    @functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL)
+    )
     def chunk(q, k, v, query, key):
-        return reference(q, k, v, query, key, encodings, heads)
-
-    if L > CHUNK:  # keep no chunk's logits for the backward pass
-        chunk = jax.checkpoint(chunk)
+        return _attend(_weigh_flash, q, k, v, query, key, encodings, heads)
 
     def cut(start, stop, x):
         return jax.tree.map(lambda leaf: leaf[:, start:stop], x)

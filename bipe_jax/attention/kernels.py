@@ -18,10 +18,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
-from bipe_jax.attention.chunked import Side
+from bipe_jax.attention.chunked import RESIDUAL, Side
 from bipe_jax.positions.bias import linear_columns
 
-RESIDUAL = "attention"  # the checkpoint name of what splash attention's backward pass needs
 TILE = 128  # lengths are padded to a multiple of it
 _BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many
 _BLOCK_BYTES = (
