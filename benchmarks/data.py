@@ -15,7 +15,7 @@ import numpy as np
 
 from bipe_jax import segments, tokenizer
 from bipe_jax.data import sources
-from bipe_jax.data.stream import annotate, stream
+from bipe_jax.data.batches import annotate, stream
 from configs import quickstart
 
 _DOCUMENTS = 64

@@ -25,7 +25,7 @@ import numpy as np
 from bipe_jax import positions, segments
 from bipe_jax.attention import attention, kernels
 from bipe_jax.attention.chunked import Side
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from configs import quickstart
 
 ENCODINGS = ("rope", "bipe_rope", "alibi", "bipe_alibi")

@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks.timing import Program, Timed, measure
 from bipe_jax import metrics, segments, sharding
 from bipe_jax.config import validate
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.step import compile_on, init_state
 from configs.quickstart import ENCODINGS
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import torch_decoder
 from bipe_jax import model, segments
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.step import init_state, train_step
 from configs import quickstart
 

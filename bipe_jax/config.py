@@ -7,6 +7,9 @@ import ml_collections
 
 from bipe_jax import positions, segments
 from bipe_jax.attention import BACKENDS
+from bipe_jax.data.batches import mixture
+from bipe_jax.data.packing import PACKINGS
+from bipe_jax.data.sources import ON_ERROR
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.optimizer import OPTIMIZERS, SCHEDULES
@@ -98,7 +101,11 @@ FIELDS = {
     "data.evaluation": _TEXT,
     "data.sets": _NAMES,
     "data.shuffle_blocks": _COUNT,
+    "data.packing": _Choice(*PACKINGS),
     "data.separate_documents": _FLAG,
+    "data.cut_documents": _Choice("restart", "continue"),
+    "data.workers": _Number(int, low=-1),
+    "data.on_error": _Choice(*ON_ERROR),
     "data.max_bad_share": _FRACTION,
     "optimizer.name": _Choice(*OPTIMIZERS),
     "optimizer.learning_rate": _POSITIVE,
@@ -129,7 +136,7 @@ FIELDS = {
 # What a checkpoint's parameters, optimizer state and data state depend on.
 _FIXED_AT_START = re.compile(
     r"(model\.(?!remat|attention).*|position\..*|segments\..*|optimizer\.name|sequence_length|batch_size|seed"
-    r"|data\.(train|sets|shuffle_blocks|separate_documents))"
+    r"|data\.(train|sets|shuffle_blocks|packing|separate_documents|cut_documents))"
 )
 
 
@@ -194,6 +201,12 @@ def validate(config) -> None:
     if config.schedule.name == "wsd" and not config.schedule.decay_steps:
         raise UserError(
             "config.schedule.decay_steps=0: schedule 'wsd' needs the length of its decay"
+        )
+    mixture(config)
+    if config.data.cut_documents == "continue" and not config.data.separate_documents:
+        raise UserError(
+            "config.data.cut_documents='continue' needs config.data.separate_documents=True: where "
+            "attention crosses documents, coordinates are the block's"
         )
     segments.check_rule(config.segments.rule)
     positions.check(config)

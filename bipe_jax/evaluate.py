@@ -47,7 +47,7 @@ def evaluate(path: str, lengths=(), data: str = "", output: str = "", windows: i
         raise UserError(f"--output={output} cannot be made: {error.strerror}") from None
     documents = [
         {"set": d["set"], "tokens": meta.tokenizer.encode(d["text"])}
-        for d in sources.documents(data, tuple(config.data.sets), config.data.max_bad_share)
+        for d in sources.documents(data, tuple(config.data.sets), sources.policy_of(config))
     ]
     rows = perplexity.by_length(
         config, params, documents, meta.tokenizer.byte_lengths(), lengths, cli.say

@@ -79,9 +79,9 @@ class Log:
     again.
     """
 
-    def __init__(self, config, workdir: str, first_step: int, tokenizer, tally):
+    def __init__(self, config, workdir: str, first_step: int, tokenizer, data):
         self._byte_lengths = tokenizer.byte_lengths()
-        self._tally = tally
+        self._data = data
         self._meter = _Meter(config)
         path = os.path.join(workdir, "metrics.jsonl")
         _truncate(path, first_step)
@@ -139,7 +139,7 @@ class Log:
         return {
             "perplexity": perplexity(values["loss"]),
             "bits_per_byte": values["loss"] * values["targets"] / math.log(2) / max(text_bytes, 1),
-            "bad_lines": self._tally.bad_lines,
+            **self._data(),
             **segment_statistics(batch["segment"], batch["offset"]),
         }
 

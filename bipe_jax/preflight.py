@@ -18,7 +18,7 @@ from absl import flags
 
 from bipe_jax import cli, metrics, roofline, sharding
 from bipe_jax.config import validate
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.roofline import GIB

@@ -103,7 +103,7 @@ def rule_of(config) -> Rule:
     return Rule(separators=tuple(config.segments.separators))
 
 
-def coordinates(tokens, rule: Rule, document_ids=None) -> dict:
+def coordinates(tokens, rule: Rule, document_ids=None, start: dict | None = None) -> dict:
     """The coordinates of every token of whole blocks.
 
     Args:
@@ -111,12 +111,15 @@ def coordinates(tokens, rule: Rule, document_ids=None) -> dict:
       rule: where segments end.
       document_ids: (..., L) integers that change where a new document begins. If given, all
         three coordinates restart there; if not, they run through the block.
+      start: the coordinates (integers) of each row's first token, if they are not 0: the row begins
+        within a document. For NumPy arrays only.
 
     Returns:
       {"position", "segment", "offset"}: (..., L) int32 arrays.
     """
-    on_device = isinstance(tokens, jax.Array)
-    return (_dense if on_device else _sparse)(tokens, rule, document_ids)
+    if isinstance(tokens, jax.Array):
+        return _dense(tokens, rule, document_ids)
+    return _sparse(tokens, rule, document_ids, start)
 
 
 def _dense(tokens, rule, document_ids) -> dict:
@@ -138,7 +141,7 @@ def _dense(tokens, rule, document_ids) -> dict:
     return {"position": position, "segment": count - before, "offset": since(starts)}
 
 
-def _sparse(tokens, rule, document_ids) -> dict:
+def _sparse(tokens, rule, document_ids, start) -> dict:
     """With NumPy: segments start at few places, so that work on those alone costs a third."""
     shape, size = tokens.shape, tokens.size
 
@@ -156,17 +159,21 @@ def _sparse(tokens, rule, document_ids) -> dict:
     if document_ids is not None:
         documents[..., 1:] = document_ids[..., 1:] != document_ids[..., :-1]
         position = since(documents)
+    if start:
+        goes_on = np.cumsum(documents, axis=-1) == 1
+        position = position + goes_on * np.int32(start["position"])
     behind_separator = np.zeros(shape, bool)
     behind_separator[..., 1:] = rule.ends(tokens, position)[..., :-1]
     segment = np.cumsum(behind_separator, axis=-1, dtype=np.int32)
     if document_ids is not None:
         places = np.flatnonzero(documents)
         segment -= np.repeat(segment.ravel()[places], np.diff(places, append=size)).reshape(shape)
-    return {
-        "position": position,
-        "segment": segment,
-        "offset": since(behind_separator | documents),
-    }
+    starts = behind_separator | documents
+    offset = since(starts)
+    if start:
+        segment += goes_on * np.int32(start["segment"])
+        offset += (np.cumsum(starts, axis=-1) == 1) * np.int32(start["offset"])
+    return {"position": position, "segment": segment, "offset": offset}
 
 
 def start(shape: tuple[int, ...] = ()) -> dict:
@@ -182,9 +189,9 @@ def advance(state: dict, token, rule: Rule) -> dict:
       token: integers, an array of the shape of each coordinate.
       rule: where segments end.
     """
-    ends = rule.ends(jnp.asarray(token), state["position"])
+    ends = rule.ends(token, state["position"])
     return {
         "position": state["position"] + 1,
         "segment": state["segment"] + ends,
-        "offset": jnp.where(ends, 0, state["offset"] + 1),
+        "offset": (state["offset"] + 1) * (1 - ends),
     }

@@ -151,10 +151,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ACTIVATIONS["tokens"])
 
 
-def place_batch(mesh: Mesh, batch: dict) -> dict:
-    """This process's rows of a batch (NumPy) -> the global batch on the devices."""
+def reader(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """(which, of how many) parts of a batch's rows this process has to read.
+
+    Processes whose devices hold the same rows, since a block or the model is cut over them, read the
+    same part.
+    """
+    parts: dict[int, set] = {}
+    indices = batch_sharding(mesh).devices_indices_map((rows, mesh.shape["context"]))
+    for device, (cut, _) in indices.items():
+        parts.setdefault(device.process_index, set()).add(cut.indices(rows)[0])
+    distinct = sorted({tuple(sorted(starts)) for starts in parts.values()})
+    if sum(map(len, distinct)) != len({start for starts in distinct for start in starts}):
+        raise UserError("config.mesh: the rows of two processes overlap in part: change its axes")
+    return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
+
+
+def place_batch(mesh: Mesh, batch: dict, readers: int = 1) -> dict:
+    """This process's rows of a batch (NumPy), read as `reader` says -> the global batch."""
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def place(rows):
+        shape = (len(rows) * readers, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: place(rows) for name, rows in batch.items()}
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:

@@ -1,6 +1,7 @@
 """SentencePiece tokenizers: loaded from a file, or trained on the run's own text."""
 
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -10,6 +11,7 @@ from etils import epath
 
 from bipe_jax import cli
 from bipe_jax.data import sources
+from bipe_jax.data.batches import mixture, prepared_with
 from bipe_jax.errors import UserError
 
 # SentencePiece leaves out longer "sentences"; text is cut into pieces of at most so many bytes.
@@ -38,8 +40,19 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of one document, BOS first where the model has one: (L,) int32."""
-        ids = self._processor.encode(text)
-        return np.asarray(ids if self.bos_id < 0 else [self.bos_id, *ids], np.int32)
+        return self.encode_parts([text], [True])[0]
+
+    def encode_parts(self, texts: list[str], firsts: list[bool]) -> list[np.ndarray]:
+        """The same for parts of documents: BOS comes before those that are the first of theirs.
+
+        Other threads run meanwhile.
+        """
+        encoded = self._processor.encode(texts, return_type="numpy", num_threads=1)
+        bos = [self.bos_id] if self.bos_id >= 0 else []
+        return [
+            np.concatenate([bos if first else [], ids]).astype(np.int32)
+            for first, ids in zip(firsts, encoded, strict=True)
+        ]
 
     def decode(self, ids) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -155,13 +168,14 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     Raises:
       UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
     """
-    path = config.tokenizer.path or os.path.join(workdir, "tokenizer.model")
-    if config.tokenizer.path:
+    given = config.tokenizer.path or prepared_with(config)
+    path = given or os.path.join(workdir, "tokenizer.model")
+    if given:
         chosen = load(path)
         if saved and chosen.pieces() != saved.pieces():
             raise UserError(
-                f"config.tokenizer.path={path!r} has another vocabulary than the checkpoint in "
-                f"{workdir}: leave it out, or use another --workdir"
+                f"the tokenizer {path!r} has another vocabulary than the checkpoint in "
+                f"{workdir}: leave config.tokenizer.path out, or use another --workdir"
             )
     elif saved:
         chosen = saved
@@ -186,9 +200,14 @@ def _sample_texts(config, size: int) -> Iterator[str]:
 
     Takes the first documents of the corpus, up to 2000 or 50 times as much text as is needed.
     """
-    data = config.data
     held, characters = [], 0
-    for document in sources.documents(data.train, tuple(data.sets), data.max_bad_share):
+    read = [
+        sources.documents(spec, tuple(config.data.sets), sources.policy_of(config))
+        for spec, _ in mixture(config)
+    ]
+    for document in itertools.chain.from_iterable(itertools.zip_longest(*read)):
+        if document is None:
+            continue
         held.append(document["text"][:size])
         characters += len(held[-1])
         if len(held) == 2000 or characters > 50 * size:

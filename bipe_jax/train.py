@@ -15,8 +15,7 @@ from bipe_jax import cli, evaluate, metrics, segments, sharding, tokenizer
 from bipe_jax.checkpoint import Checkpoints, quiet
 from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
-from bipe_jax.data.sources import Tally
-from bipe_jax.data.stream import restore, stream
+from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.step import compile_on
 
@@ -54,18 +53,19 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         config.segments.separators = rule.separators
 
         # The data, the state and the compiled step.
-        tally = Tally()
-        batches = stack.enter_context(contextlib.closing(iter(stream(config, tokens, tally))))
+        reader = sharding.reader(mesh, config.batch_size)
+        batches = Batches(config, tokens, reader=reader)
+        stack.enter_context(contextlib.closing(batches))
         stack.enter_context(jax.set_mesh(mesh))
         init, step, abstract = compile_on(config, mesh)
         if saved:
             state, data_state = checkpoints.restore(abstract)
-            restore(batches, data_state)
+            batches.set_state(data_state)
             cli.say(f"Going on from step {saved.step} of {workdir}")
         else:
             state = init(jax.random.key(config.seed))
         first, last = int(state["step"]), min(config.steps, stop_at or config.steps)
-        log = stack.enter_context(metrics.Log(config, workdir, first, tokens, tally))
+        log = stack.enter_context(metrics.Log(config, workdir, first, tokens, batches.report))
 
         # The loop. Step n - 1 is reported after step n is dispatched, so that devices never wait.
         def report(number, batch, values):
@@ -82,7 +82,7 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         pending = None
         for number in range(first + 1, last + 1):
             batch = next(batches)
-            state, values = step(state, sharding.place_batch(mesh, batch))
+            state, values = step(state, sharding.place_batch(mesh, batch, reader[1]))
             if pending:
                 report(*pending)
             pending = (number, batch, values)

@@ -50,13 +50,21 @@ def get_config() -> ConfigDict:
     c.tokenizer.train_bytes = 4_000_000  # text that it is trained on, if it is
 
     c.data = ConfigDict()
-    # "quickstart:train", or globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas.
+    # "quickstart:train"; globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas;
+    # "tfds:NAME[:SPLIT]"; or "prepared:DIR" (see bipe_jax/data/prepare.py). "#A|B" behind one keeps the
+    # sets A and B. A mixture is several of these with weights: "a/*.jsonl@0.7; b/*.jsonl@0.3".
     c.data.train = "quickstart:train"
     c.data.evaluation = "quickstart:validation"  # the same, for the evaluation at the end
     c.data.sets = ()  # keep only documents with these pile_set_names; (): all
-    c.data.shuffle_blocks = 4096  # blocks that are shuffled among each other
+    c.data.shuffle_blocks = 2048  # blocks that are shuffled among each other (prepared data: all)
+    # "concat": documents are joined and cut into blocks; "document": none crosses a block's end.
+    c.data.packing = "concat"
     c.data.separate_documents = False  # True: attention and coordinates do not cross documents
-    c.data.max_bad_share = 0.01  # stop when more of a shard's lines cannot be used
+    # Coordinates of a document that a block's end cuts "restart" or "continue" in the next block.
+    c.data.cut_documents = "restart"
+    c.data.workers = -1  # threads that tokenise; -1: as many as there are cores but one
+    c.data.on_error = "raise"  # or "skip" what is corrupt, cut short or unreadable
+    c.data.max_bad_share = 0.01  # stop when more of a shard's lines, or of the shards, are bad
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # or "lion", "muon"

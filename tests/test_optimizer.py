@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny
 
 from bipe_jax import model, sharding
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.optimizer import decay_mask, learning_rate, make_optimizer
 from bipe_jax.segments import Rule
 

@@ -24,7 +24,7 @@ from bipe_jax import model, sharding, step
 from bipe_jax.attention import kernels
 from bipe_jax.attention.chunked import Side, reference
 from bipe_jax.checkpoint import Checkpoints
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.segments import Rule
 from configs.quickstart import ENCODINGS

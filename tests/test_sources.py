@@ -22,6 +22,11 @@ CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 KINDS = ("jsonl", "jsonl.gz", "jsonl.zst")
 
 
+def read(path, policy=None) -> list[dict]:
+    """The documents of one shard."""
+    return [document for document, _ in sources.read_shard(str(path), policy=policy)]
+
+
 def compress(data: bytes, kind: str) -> bytes:
     if kind == "jsonl.gz":
         return gzip.compress(data)
@@ -90,7 +95,7 @@ def test_zstd_frames_are_joined(tmp_path, monkeypatch, read_bytes):
     cuts = [0, 30, 31, 200, 200, len(data)]  # in the middle of lines; one frame is empty
     frames = [compress(data[a:b], "jsonl.zst") for a, b in itertools.pairwise(cuts)]
     sizes = {"first frame": len(frames[0]), "two frames": len(frames[0]) + len(frames[1])}
-    monkeypatch.setattr(sources, "_READ_BYTES", sizes.get(read_bytes, read_bytes))
+    monkeypatch.setattr(sources.files, "_READ_BYTES", sizes.get(read_bytes, read_bytes))
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(b"".join(frames))
     assert [d["text"] for d in sources.documents(str(path))] == texts
@@ -102,13 +107,13 @@ def test_globs_are_joined_sorted_and_read_once(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps({"text": name}))
 
-    def read(*globs):
+    def names(*globs):
         return [d["text"] for d in sources.documents(", ".join(f"{tmp_path}/{g}" for g in globs))]
 
-    assert read("*/*.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
-    assert read("b/*", "a/*.jsonl", "a/1.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
-    assert read("c.txt", "b/2*") == ["b/2.jsonl", "c.txt"]
-    assert read("**/*.jsonl") == ["a/1.jsonl", "a/3.jsonl", "a/deep/4.jsonl", "b/2.jsonl"]
+    assert names("*/*.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
+    assert names("b/*", "a/*.jsonl", "a/1.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
+    assert names("c.txt", "b/2*") == ["b/2.jsonl", "c.txt"]
+    assert names("**/*.jsonl") == ["a/1.jsonl", "a/3.jsonl", "a/deep/4.jsonl", "b/2.jsonl"]
 
 
 def test_only_named_sets_are_kept(tmp_path):
@@ -152,9 +157,9 @@ def test_a_shard_cut_short_anywhere_is_refused(tmp_path, kind):
         if kind == "jsonl" and data[cut - 1 : cut + 1] in (b"}\n", b"\n{"):
             continue  # whole lines: nothing shows that there were more
         with pytest.raises(UserError, match=re.escape(str(path))):
-            list(sources.read_shard(str(path)))
+            read(path)
     path.write_bytes(data)
-    assert [d["text"] for d in sources.read_shard(str(path))] == texts
+    assert [d["text"] for d in read(path)] == texts
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
@@ -163,7 +168,7 @@ def test_a_compressed_shard_of_no_bytes_is_refused(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(b"")
     with pytest.raises(UserError, match=f"{re.escape(str(path))} is corrupt or truncated"):
-        list(sources.read_shard(str(path)))
+        read(path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
@@ -173,7 +178,7 @@ def test_a_second_frame_cut_short_is_refused(tmp_path, kind):
     for cut in range(1, len(data)):
         path.write_bytes(data + data[:cut])
         with pytest.raises(UserError, match=f"{re.escape(str(path))} is corrupt or truncated"):
-            list(sources.read_shard(str(path)))
+            read(path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
@@ -186,7 +191,7 @@ def test_a_flipped_byte_never_changes_the_documents_silently(tmp_path, kind):
             path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
             try:
                 # A byte that carries no text, such as gzip's time stamp, may change.
-                assert [d["text"] for d in sources.read_shard(str(path))] == texts
+                assert [d["text"] for d in read(path)] == texts
             except UserError as error:
                 assert str(path) in str(error)
                 refused += 1
@@ -211,19 +216,19 @@ def test_bad_lines_are_left_out_counted_and_refused_where_there_are_more(tmp_pat
     good = [json.dumps({"text": str(i)}) for i in range(6)]
     path = write(tmp_path / "a.jsonl", *good[:3], "", bad, *good[3:], bad)
     tally = sources.Tally()
-    read = [d["text"] for d in sources.read_shard(path, max_bad_share=2 / 8, tally=tally)]
-    assert read == ["0", "1", "2", "3", "4", "5"]
-    assert tally.bad_lines == 2
+    texts = [d["text"] for d in read(path, sources.Policy(max_bad_share=2 / 8, tally=tally))]
+    assert texts == ["0", "1", "2", "3", "4", "5"]
+    assert tally.counts()["bad_lines"] == 2
     message = f"2 of 8 lines of {re.escape(path)} .*the first is line 5.*max_bad_share=0.2"
     with pytest.raises(UserError, match=message):
-        list(sources.read_shard(path, max_bad_share=0.2))
+        read(path, sources.Policy(max_bad_share=0.2))
     with pytest.raises(UserError, match=r"max_bad_share=0$"):
         list(sources.documents(path))
 
 
 def test_meta_that_is_deeper_than_python_reads_names_no_set(tmp_path):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "t", "meta": "[" * 100_000}))
-    assert list(sources.read_shard(path)) == [{"text": "t", "set": "documents"}]
+    assert read(path) == [{"text": "t", "set": "documents"}]
 
 
 def test_a_shard_of_bad_lines_is_refused_after_a_thousand(tmp_path):
@@ -231,7 +236,7 @@ def test_a_shard_of_bad_lines_is_refused_after_a_thousand(tmp_path):
     path = write(tmp_path / "a.jsonl", *lines)
     read = 0
     with pytest.raises(UserError, match="500 of 1000 lines"):
-        for _ in sources.read_shard(path, max_bad_share=0.4):
+        for _ in sources.read_shard(path, policy=sources.Policy(max_bad_share=0.4)):
             read += 1
     assert read == 500
 
@@ -241,8 +246,8 @@ def test_the_tally_counts_each_shard_once_however_often_it_is_read(tmp_path):
         write(tmp_path / f"{name}.jsonl", *['{"text": "t"}'] * 9, *["bad"] * bad)
     tally = sources.Tally()
     for _ in range(3):
-        list(sources.documents(f"{tmp_path}/*.jsonl", max_bad_share=0.5, tally=tally))
-        assert tally.bad_lines == 3
+        list(sources.documents(f"{tmp_path}/*.jsonl", (), sources.Policy("raise", 0.5, tally)))
+        assert tally.counts() == {"bad_lines": 3}
 
 
 @pytest.fixture(scope="module")

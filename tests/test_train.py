@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import bipe_jax
 from bipe_jax import checkpoint, metrics, model, segments, step
-from bipe_jax.data.stream import annotate
+from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.train import train
 from configs import bipe_rope_151m

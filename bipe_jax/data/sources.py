@@ -1,207 +1,263 @@
-"""Sources of documents: Pile-format JSONL shards, plain or compressed, and the quickstart's corpus.
+"""Sources of documents: JSONL shards of the Pile's kind, TFDS datasets, and the quickstart's corpus.
 
-A document is {"text": str, "set": str}. A shard has one JSON object a line with `text` and, if it is
-of the Pile's kind, `meta` with `pile_set_name` (an object, or an object as a JSON string).
+A document is {"text": str, "set": str}. A source is a list of shards, each of which is read in a fixed
+order and from any place on. A JSONL shard has one JSON object a line with `text` and, if it is of the
+Pile's kind, `meta` with `pile_set_name` (an object, or an object as a JSON string).
 """
 
-import glob
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Iterator
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator
 
-import zstandard
-from etils import epath
+import orjson
 
 from bipe_jax.data import quickstart
+from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
 
 NO_SET = "documents"  # the set name of documents that name none
-_READ_BYTES = 1 << 20
-_QUICKSTART = "quickstart:"
+ON_ERROR = ("raise", "skip")
+_QUICKSTART, _TFDS = "quickstart:", "tfds:"
+_TFDS_SHARDS = 64
+_JUDGED_FROM = 1000  # lines of a shard; and at its end
 
 
-def is_quickstart(spec: str) -> bool:
-    return spec.startswith(_QUICKSTART)
+class Tally:
+    """Counts what went wrong, each fault once however often its shard is read."""
+
+    def __init__(self):
+        self._faults = collections.defaultdict(set)
+        self._bad_lines: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, *where) -> None:
+        with self._lock:
+            self._faults[kind].add(where)
+
+    def bad_lines(self, shard: str, count: int) -> None:
+        with self._lock:
+            self._bad_lines[shard] = max(self._bad_lines.get(shard, 0), count)
+
+    def shards(self, *kinds: str) -> int:
+        """The shards that have a fault of any of these kinds."""
+        with self._lock:
+            return len({where[0] for kind in kinds for where in self._faults[kind]})
+
+    def counts(self) -> dict[str, int]:
+        """Kind of fault -> how many; those that have occurred."""
+        with self._lock:
+            counts = {kind: len(found) for kind, found in self._faults.items() if found}
+            bad = sum(self._bad_lines.values())
+        return counts | ({"bad_lines": bad} if bad else {})
 
 
-def shards(spec: str) -> list[str]:
-    """The files that globs, separated by commas, stand for; sorted.
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What to do about faults.
+
+    Attributes:
+      on_error: "raise", or "skip" what cannot be read of a shard, if no more than `max_bad_share` of
+        the source's shards are so.
+      max_bad_share: the largest share of a shard's lines that may be no JSON or have no text.
+      tally: counts them.
+    """
+
+    on_error: str = "raise"
+    max_bad_share: float = 0.0
+    tally: Tally = dataclasses.field(default_factory=Tally)
+
+
+def policy_of(config, tally: Tally | None = None) -> Policy:
+    return Policy(config.data.on_error, config.data.max_bad_share, tally or Tally())
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Attributes:
+    spec, sets: what it was opened with.
+    shards: their names.
+    read: (number of the shard, place in it or None for its start) -> yields (document, the place
+      behind it, of JSON's types). Raises UserError by the policy.
+    """
+
+    spec: str
+    sets: tuple[str, ...]
+    shards: list[str]
+    read: Callable[[int, object], Iterator[tuple[dict, object]]]
+
+
+def open_source(spec: str, sets=(), policy: Policy | None = None) -> Source:
+    """Opens a source; nothing is read of it yet.
+
+    Args:
+      spec: "quickstart:train", "quickstart:validation", "tfds:NAME[:SPLIT]" (a dataset that TFDS finds,
+        or the directory of one, in ArrayRecord files), or globs of shards separated by commas. Behind
+        "#", names of sets to keep, separated by "|".
+      sets: names of sets to keep as well; () keeps all.
 
     Raises:
-      UserError: a glob matches no file.
+      UserError: there is no such source.
     """
-    found = []
-    for pattern in (part.strip() for part in spec.split(",")):
-        if "://" in pattern:
-            directory, _, name = pattern.rpartition("/")
-            matches = [str(path) for path in epath.Path(directory).glob(name)]
-        else:
-            matches = glob.glob(pattern, recursive=True)
-        if not matches:
-            raise UserError(f"data: no file matches {pattern!r}")
-        found += matches
-    return sorted(set(found))
+    policy = policy or Policy()
+    path, _, fragment = spec.partition("#")
+    own = tuple(fragment.split("|")) if fragment else ()
+
+    def kept(found):
+        for document, place in found:
+            name = document["set"]
+            if document["text"] and (not sets or name in sets) and (not own or name in own):
+                yield document, place
+
+    if path.startswith(_QUICKSTART):
+        shards, read = _quickstart(path.removeprefix(_QUICKSTART))
+    elif path.startswith(_TFDS):
+        shards, read = _tfds(path)
+    else:
+        shards = files.find(path)
+
+        def read(shard, place):
+            return read_shard(shards[shard], place or files.START, policy, len(shards))
+
+    return Source(spec, tuple(sets), shards, lambda shard, place=None: kept(read(shard, place)))
 
 
-def _decompress_zstd(file) -> Iterator[bytes]:
-    """Yields the decompressed chunks of one or more frames; EOFError if the last is cut short."""
-    decompressor, data = zstandard.ZstdDecompressor().decompressobj(), b""
-    while data := data or file.read(_READ_BYTES):
-        if decompressor.eof:
-            decompressor = zstandard.ZstdDecompressor().decompressobj()
-        yield decompressor.decompress(data)
-        data = decompressor.unused_data
-    if not decompressor.eof:
-        raise EOFError("the last frame is cut short")
-
-
-def _decompress_gzip(file) -> Iterator[bytes]:
-    """The same for gzip, which takes a file of no bytes for an empty one."""
-    if not file.peek(1):
-        raise EOFError("no bytes")
-    with gzip.GzipFile(fileobj=file) as unpacked:
-        while chunk := unpacked.read(_READ_BYTES):
-            yield chunk
-
-
-def _chunks(path: str) -> Iterator[bytes]:
-    with epath.Path(path).open("rb") as file:
-        if path.endswith(".zst"):
-            yield from _decompress_zstd(file)
-        elif path.endswith(".gz"):
-            yield from _decompress_gzip(io.BufferedReader(file))
-        else:
-            while chunk := file.read(_READ_BYTES):
-                yield chunk
-
-
-def lines(path: str) -> Iterator[bytes]:
-    """The lines of a .jsonl, .jsonl.gz or .jsonl.zst file, without their newlines.
+def documents(spec: str, sets=(), policy: Policy | None = None) -> Iterator[dict]:
+    """Yields all documents of a source once, in a fixed order.
 
     Raises:
-      UserError: the file cannot be read, or is corrupt or truncated.
+      UserError: as `open_source` and `read_shard`; or nothing is left after filtering.
     """
-    rest: list[bytes] = []
-    try:
-        for chunk in _chunks(path):
-            first, *more = chunk.split(b"\n")
-            rest.append(first)
-            for part in more:
-                yield b"".join(rest)
-                rest = [part]
-    except (zstandard.ZstdError, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(
-            f"data: shard {path} is corrupt or truncated ({error}): fetch it again or leave it out"
-        ) from None
-    except (OSError, ImportError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"data: shard {path} cannot be read: {reason}") from None
-    if last := b"".join(rest):
-        yield last
+    source = open_source(spec, sets, policy)
+    empty = True
+    for shard in range(len(source.shards)):
+        for document, _ in source.read(shard):
+            empty = False
+            yield document
+    if empty:
+        raise nothing(spec, sets)
 
 
-def _json(text):
-    """What JSON holds; None if it is not JSON, not UTF-8, or too deep."""
+def nothing(spec: str, sets=()) -> UserError:
+    filtered = f" of the sets {', '.join(sets)}" if sets else ""
+    return UserError(f"data: {spec!r} holds no document{filtered}")
+
+
+def parse(line: bytes | None) -> dict | None:
+    """A line's document, or None if it is too long, not JSON, or has no text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        record = orjson.loads(line or b"")
+    except ValueError:
         return None
-
-
-def _parse(line: bytes) -> dict | None:
-    """A line's document, or None if it is not JSON or has no text."""
-    record = _json(line)
     text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not _is_utf8(text):
+    if not isinstance(text, str):
         return None
     meta = record.get("meta")
-    meta = _json(meta) if isinstance(meta, str) else meta
+    if isinstance(meta, str):
+        try:
+            meta = orjson.loads(meta)
+        except ValueError:
+            meta = None
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
     return {"text": text, "set": name if isinstance(name, str) else NO_SET}
 
 
-def _is_utf8(text: str) -> bool:
-    """JSON can hold half of a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def read_shard(path: str, place=files.START, policy: Policy | None = None, shards: int = 1):
+    """Yields (document, place behind it) of one JSONL shard.
 
+    Lines that are not JSON, or have no text, are left out and counted. Empty lines are passed over.
 
-class Tally:
-    """Counts the lines of each shard, and those that could not be used."""
-
-    def __init__(self):
-        self._shards: dict[str, tuple[int, int]] = {}
-
-    def set(self, path: str, count: int, bad: int) -> None:
-        self._shards[path] = max(self._shards.get(path, (0, 0)), (count, bad))
-
-    @property
-    def bad_lines(self) -> int:
-        return sum(bad for _, bad in list(self._shards.values()))
-
-
-def read_shard(path: str, sets=(), max_bad_share: float = 0.0, tally: Tally | None = None):
-    """Yields the documents of one shard, those of `sets` if any are named.
-
-    Lines that are not JSON, or have no text, are left out and counted. Empty lines and empty texts
-    are passed over.
+    Args:
+      path: the file. place: see `shards`. shards: how many the source has.
 
     Raises:
-      UserError: the shard is unreadable, or more than `max_bad_share` of its lines are bad (judged
+      UserError: by the policy, the shard is unreadable, or too many of its lines are bad (judged
         after 1000 lines and at its end).
     """
+    policy = policy or Policy()
+    tally = policy.tally
     count = bad = 0
     first_bad = None
 
     def judge():
-        if tally:
-            tally.set(path, count, bad)
-        if bad > max_bad_share * count:
+        tally.bad_lines(path, bad)
+        if bad > policy.max_bad_share * count:
             raise UserError(
                 f"data: {bad} of {count} lines of {path} are not JSON or have no text (the first is "
-                f"line {first_bad}), more than data.max_bad_share={max_bad_share:g}"
+                f"line {first_bad}), more than data.max_bad_share={policy.max_bad_share:g}"
             )
 
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
+    def on_damage(damage: files.Damage, frame: int):
+        tally.add(damage.kind, path, frame)
+        lost = tally.shards("corrupt_frames", "truncated_shards", "unreadable_shards")
+        if policy.on_error == "raise":
+            raise UserError(str(damage))
+        if lost > policy.max_bad_share * shards:
+            raise UserError(
+                f"{damage}; that makes {lost} of {shards} shards, more than "
+                f"data.max_bad_share={policy.max_bad_share:g}"
+            )
+
+    def on_retry():
+        tally.add("retries", path, tally.counts().get("retries", 0))
+
+    place = tuple(place)
+    begun = place
+    for number, (line, place) in enumerate(files.lines(path, place, on_damage, on_retry), 1):
+        if line is not None and not line.strip():
             continue
         count += 1
-        document = _parse(line)
+        document = parse(line)
+        del line  # it may be large, and the reader of the document take its time
         if document is None:
             bad += 1
             first_bad = first_bad or number
-            if count >= 1000:
+            if count >= _JUDGED_FROM:
                 judge()
-        elif document["text"] and (not sets or document["set"] in sets):
-            yield document
+        else:
+            yield document, place
     judge()
+    if not count and begun == files.START:
+        tally.add("empty_shards", path)
 
 
-def documents(spec: str, sets=(), max_bad_share: float = 0.0, tally: Tally | None = None):
-    """Yields all documents of a source once, in a fixed order.
+def _quickstart(split: str):
+    """Each document is a shard, so that they are shuffled one by one."""
+    held = list(quickstart.documents(split))
 
-    Args:
-      spec: "quickstart:train", "quickstart:validation", or globs of shards separated by commas.
-      sets: names of the sets to keep; () keeps all.
+    def read(shard, place):
+        if place is None:
+            yield held[shard], 1
 
-    Raises:
-      UserError: as `shards` and `read_shard`; or nothing is left after filtering.
-    """
-    if is_quickstart(spec):
-        split = spec.removeprefix(_QUICKSTART)
-        found = (d for d in quickstart.documents(split) if not sets or d["set"] in sets)
-    else:
-        paths = shards(spec)
-        found = (d for path in paths for d in read_shard(path, sets, max_bad_share, tally))
-    empty = True
-    for document in found:
-        empty = False
-        yield document
-    if empty:
-        filtered = f" of the sets {', '.join(sets)}" if sets else ""
-        raise UserError(f"data: {spec!r} holds no document{filtered}")
+    return [f"{_QUICKSTART}{split}[{i}]" for i in range(len(held))], read
+
+
+def _tfds(path: str):
+    """A TFDS dataset with a feature `text`; stretches of it are the shards."""
+    import tensorflow_datasets as tfds
+
+    name, _, split = path.removeprefix(_TFDS).partition(":")
+    split = split or "train"
+    try:
+        builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
+        texts = builder.as_data_source(
+            split=split, decoders=tfds.decode.PartialDecoding({"text": True})
+        )
+    except Exception as error:  # TFDS raises many kinds; each says what it wants
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"data: {path} cannot be opened as a TFDS dataset: {reason}") from None
+    if "text" not in builder.info.features:
+        known = ", ".join(builder.info.features)
+        raise UserError(f"data: {path} has no feature 'text', but {known}")
+    size = -(-len(texts) // _TFDS_SHARDS)
+    starts = range(0, len(texts), max(size, 1))
+
+    def read(shard, place):
+        for i in range(place or starts[shard], min(starts[shard] + size, len(texts))):
+            text = texts[i]["text"]
+            if isinstance(text, bytes):
+                text = text.decode("utf-8", errors="replace")
+            yield {"text": text, "set": builder.info.name}, i + 1
+
+    return [f"{path}[{start}:{min(start + size, len(texts))}]" for start in starts], read

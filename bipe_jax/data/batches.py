@@ -1,0 +1,260 @@
+"""Batches: blocks of one or several sources -> annotated arrays, made ahead of the step.
+
+Whatever the source, a batch's state is a small JSON object: the stream's (see `stream`), or one integer
+for prepared data.
+"""
+
+import os
+
+import numpy as np
+
+from bipe_jax import segments
+from bipe_jax.data import sources
+from bipe_jax.data.ahead import Ahead
+from bipe_jax.data.stream import Stream
+from bipe_jax.errors import UserError
+
+_AHEAD = 4  # batches
+_MOST_WORKERS = 16
+PREPARED = "prepared:"
+
+
+def annotate(
+    tokens, rule, document_ids=None, *, separate: bool = True, coordinates: dict | None = None
+) -> dict:
+    """A model's inputs and targets from blocks of one token more than the model sees.
+
+    Args:
+      tokens: (..., L + 1) int32.
+      rule: the segment rule.
+      document_ids: (..., L + 1), 0 for padding, which is no target. None: one document.
+      separate: documents are kept apart: coordinates then restart at documents, and the first token
+        of a document is not a target.
+      coordinates: (..., L + 1) each, if they are known already.
+
+    Returns:
+      Arrays (..., L): "tokens", "position", "segment", "offset", "targets", "weights" (float32, 1
+      where the target counts), and "document_ids" if documents are kept apart.
+    """
+    inputs = tokens[..., :-1]
+    block = {"tokens": inputs, "targets": tokens[..., 1:]}
+    if document_ids is None:
+        separate, weights = False, np.ones(inputs.shape, np.float32)
+    else:
+        counts = document_ids[..., 1:] != 0
+        if separate:
+            counts &= document_ids[..., 1:] == document_ids[..., :-1]
+            block["document_ids"] = document_ids[..., :-1]
+        weights = counts.astype(np.float32)
+    if coordinates:
+        block |= {name: array[..., :-1] for name, array in coordinates.items()}
+    else:
+        block |= segments.coordinates(inputs, rule, block.get("document_ids"))
+    return block | {"weights": weights}
+
+
+def mixture(config) -> list[tuple[str, float]]:
+    """`data.train` as pairs of a source's spec and its share of the blocks.
+
+    Several sources are separated by ";", each with its weight behind "@".
+
+    Raises:
+      UserError: it is malformed.
+    """
+    train = config.data.train
+    pairs = []
+    for part in train.split(";"):
+        spec, at, weight = part.rpartition("@")
+        if not at:
+            spec, weight = part, "1"
+        try:
+            pairs.append((spec.strip(), float(weight)))
+        except ValueError:  # an "@" of the path
+            pairs.append((part.strip(), 1.0))
+    if not all(spec and 0 < weight < float("inf") for spec, weight in pairs):
+        raise UserError(
+            f"config.data.train={train!r} must be a source, or several with weights above 0, such as "
+            "'books/*.jsonl@0.7; code/*.jsonl@0.3'"
+        )
+    if len({spec for spec, _ in pairs}) < len(pairs):
+        raise UserError(f"config.data.train={train!r} names a source twice")
+    total = sum(weight for _, weight in pairs)
+    return [(spec, weight / total) for spec, weight in pairs]
+
+
+def prepared_with(config) -> str:
+    """The tokenizer file that goes with prepared data, "" for other sources."""
+    spec = mixture(config)[0][0]
+    directory = spec.removeprefix(PREPARED).partition("#")[0]
+    return os.path.join(directory, "tokenizer.model") if spec.startswith(PREPARED) else ""
+
+
+def _check_held_out(pairs, evaluation: str) -> None:
+    """Raises UserError if a shard that is evaluated on is trained on too."""
+
+    def files(spec):
+        path, _, names = spec.partition("#")
+        plain = ":" not in path.split("/")[0] or "://" in path
+        try:
+            return (set(sources.files.find(path)) if plain else {path}), set(names.split("|"))
+        except UserError:  # the evaluation's own business, later
+            return set(), set()
+
+    held, held_names = files(evaluation)
+    for spec, _ in pairs:
+        used, names = files(spec)
+        apart = "" not in names | held_names and not names & held_names
+        if (both := held & used) and not apart:
+            raise UserError(
+                f"config.data.evaluation={evaluation!r} shares {min(both)} with config.data.train: "
+                "evaluate on text that is held out"
+            )
+
+
+def workers_of(config) -> int:
+    """Threads that tokenise: as many as cores beside this one, unless the config says."""
+    if config.data.workers >= 0:
+        return config.data.workers
+    return min(len(os.sched_getaffinity(0)) - 1, _MOST_WORKERS)
+
+
+class _Streams:
+    """Blocks of several streams by their shares; the next is of the one that is furthest behind."""
+
+    def __init__(self, config, pairs, tokenizer, policy, reader):
+        self.names = [spec for spec, _ in pairs]
+        self._shares = np.array([share for _, share in pairs])
+        self._given = np.zeros(len(pairs), np.int64)
+        self._reader = reader
+        goes_on = config.data.cut_documents == "continue"
+        self._streams = [
+            Stream(
+                sources.open_source(spec, tuple(config.data.sets), policy),
+                tokenizer,
+                length=config.sequence_length + 1,
+                window=config.data.shuffle_blocks,
+                kind=config.data.packing,
+                seed=config.seed,
+                reader=reader,
+                workers=workers_of(config),
+                rule=segments.rule_of(config) if goes_on else None,
+            )
+            for spec in self.names
+        ]
+
+    def take(self, count: int) -> dict:
+        """The next blocks, as arrays (count, L + 1) by name."""
+        blocks = []
+        for _ in range(count):
+            behind = self._shares * (self._given.sum() + 1) - self._given
+            i = int(np.argmax(behind)) if len(behind) > 1 else 0
+            blocks.append(next(self._streams[i]))
+            self._given[i] += 1
+        return {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
+
+    def given(self) -> dict:
+        """Source -> (blocks it has given, how often it was read through)."""
+        read = zip(self._given.tolist(), self._streams, strict=True)
+        return dict(zip(self.names, ((n, s.epochs) for n, s in read), strict=True))
+
+    def get_state(self) -> dict:
+        return {
+            "readers": self._reader[1],
+            "given": self._given.tolist(),
+            "streams": [stream.get_state() for stream in self._streams],
+        }
+
+    def set_state(self, state: dict) -> None:
+        if state["readers"] != self._reader[1]:
+            raise UserError(
+                f"the stream of this run was read by {state['readers']} processes, and now by "
+                f"{self._reader[1]}: start as many, or train on prepared data, which does not care "
+                "(python -m bipe_jax.data.prepare)"
+            )
+        self._given[:] = state["given"]
+        for stream, of_stream in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(of_stream)
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
+class Batches:
+    """An endless iterator of annotated batches, arrays (rows, L) of a resolved config.
+
+    A thread makes them ahead. `get_state` is that of the batch that was given last, so that
+    `set_state` in a new process goes on with the one behind it.
+
+    Args:
+      config: a resolved config. tokenizer: a `tokenizer.Tokenizer`.
+      tally: counts what was wrong with the data.
+      reader: (which, of how many) processes that read rows of their own, see `sharding.reader`.
+
+    Raises:
+      UserError: a wrong source, at once or while iterating.
+    """
+
+    def __init__(self, config, tokenizer, tally: sources.Tally | None = None, reader=(0, 1)):
+        pairs = mixture(config)
+        _check_held_out(pairs, config.data.evaluation)
+        self._tally = tally or sources.Tally()
+        self._rule = segments.rule_of(config)
+        self._separate = config.data.separate_documents
+        self._needs_ids = self._separate or config.data.packing == "document"
+        self._rows = config.batch_size // reader[1]
+        prepared = [spec.startswith(PREPARED) for spec, _ in pairs]
+        if any(prepared) and not all(prepared):
+            raise UserError("config.data.train mixes prepared data with other sources: prepare all")
+        if any(prepared):
+            from bipe_jax.data.prepared import Prepared
+
+            self._blocks = Prepared(config, pairs, tokenizer, reader)
+        else:
+            policy = sources.policy_of(config, self._tally)
+            self._blocks = _Streams(config, pairs, tokenizer, policy, reader)
+        self._state, self._given = self._blocks.get_state(), {}
+        self._ahead = None
+
+    def _make(self) -> tuple:
+        blocks = self._blocks.take(self._rows)
+        tokens, ids = blocks.pop("tokens"), blocks.pop("document_ids")
+        # What is concatenated has no padding; without ids there is nothing to compare.
+        if not self._needs_ids and ids.all():
+            ids = None
+        batch = annotate(tokens, self._rule, ids, separate=self._separate, coordinates=blocks)
+        return batch, self._blocks.get_state(), self._blocks.given()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        if self._ahead is None:
+            self._ahead = Ahead(self._make, _AHEAD)
+        batch, self._state, self._given = next(self._ahead)
+        return batch
+
+    def get_state(self) -> dict:
+        return self._state
+
+    def set_state(self, state: dict) -> None:
+        self._end()
+        self._blocks.set_state(state)
+        self._state = state
+
+    def report(self) -> dict:
+        """What to log: faults so far, and each source's share of the blocks and its epochs."""
+        total = sum(blocks for blocks, _ in self._given.values())
+        values = {"bad_lines": 0} | self._tally.counts()
+        for spec, (blocks, epochs) in self._given.items():
+            values |= {f"share/{spec}": blocks / total, f"epochs/{spec}": epochs}
+        return values
+
+    def _end(self):
+        if self._ahead:
+            self._ahead.close()
+        self._ahead = None
+
+    def close(self) -> None:
+        self._end()
+        self._blocks.close()

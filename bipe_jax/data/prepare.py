@@ -1,0 +1,329 @@
+"""Tokenises a corpus once and for all: python -m bipe_jax.data.prepare --input='shards/*.jsonl.zst' \
+--output=DIR --tokenizer=FILE.model --length=1024
+
+DIR becomes a TFDS dataset of blocks in ArrayRecord files, one split a set of the corpus, which trains
+as `prepared:DIR`; DIR/bipe.json says what it holds. Run the same command again to go on after a stop.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+
+import tqdm
+from etils import epath
+
+from bipe_jax import cli, tokenizer
+from bipe_jax.data import jobs, sources
+from bipe_jax.data.packing import PACKINGS
+from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
+from bipe_jax.errors import UserError
+
+_NAME = "blocks"  # of the TFDS dataset
+_VERSION = "1.0.0"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# How a setting is called where it is chosen.
+_FLAGS = {
+    "input": "--input",
+    "source_shards": "--input (its shards)",
+    "sets": "--sets",
+    "sequence_length": "--length",
+    "packing": "--packing",
+    "vocab_size": "--tokenizer",
+    "tokenizer_sha256": "--tokenizer",
+}
+
+
+def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packing: str = "concat",
+            sets=(), workers: int = 0, on_error: str = "raise", max_bad_share: float = 0.0,
+            runner: str = "", beam_options=()) -> dict:  # fmt: skip
+    """Writes the blocks of a source to a directory, or goes on with that.
+
+    Args:
+      input: a source, see `sources.open_source`. output: the directory.
+      tokenizer_path: a SentencePiece model.
+      length: tokens that a model will see at a time; blocks have one more.
+      packing: one of `packing.PACKINGS`. sets: names of sets to keep; () keeps all.
+      workers: processes, 0 for as many as there are cores; 1 is this process.
+      on_error, max_bad_share: see `sources.Policy`.
+      runner: Apache Beam's runner, if it is to do the work; beam_options: its options.
+
+    Returns:
+      What DIR/bipe.json holds.
+
+    Raises:
+      UserError: a wrong input; or `output` was begun with other settings.
+    """
+    tokens = tokenizer.load(tokenizer_path)
+    plan = jobs.Plan(
+        input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share
+    )
+    source = sources.open_source(input, plan.sets)
+    settings = {
+        "input": input,
+        "source_shards": source.shards,
+        "sets": list(plan.sets),
+        "sequence_length": length,
+        "packing": packing,
+        "vocab_size": tokens.vocab_size,
+        "tokenizer_sha256": hashlib.sha256(tokens.model).hexdigest(),
+    }
+    if done := _begin(plan, settings, tokens.model):
+        cli.say(f"{output} is complete already")
+        return done
+    count = math.ceil(len(source.shards) / len(jobs.shards_of(0, len(source.shards))))
+    todo = [i for i in range(count) if not plan.file(i, "json").exists()]
+    if len(todo) < count:
+        cli.say(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
+    if runner:
+        _run_beam(plan, todo, runner, beam_options)
+    else:
+        with tqdm.tqdm(desc=f"{len(todo)} jobs", unit=" tokens", unit_scale=True) as bar:
+            documents = 0
+
+            def report(more_documents, more_tokens):
+                nonlocal documents
+                documents += more_documents
+                bar.set_postfix_str(f"{documents:,} documents", refresh=False)
+                bar.update(more_tokens)
+
+            jobs.run_all(plan, todo, workers or len(os.sched_getaffinity(0)), report)
+    return _finish(plan, settings, count)
+
+
+def _begin(plan: jobs.Plan, settings: dict, model: bytes) -> dict | None:
+    """Makes the directory, or checks that what is in it has the same settings.
+
+    Returns:
+      bipe.json, if the directory is complete.
+    """
+    complete, preparing = plan.path(COMPLETE), plan.path(PREPARING)
+    try:
+        for path in (complete, preparing):
+            if not path.exists():
+                continue
+            before = json.loads(path.read_text())
+            for name, value in settings.items():
+                if before["settings"][name] != value:
+                    _refuse(plan, name, before["settings"][name], value)
+            return before if path == complete else None
+        if plan.path().exists() and any(plan.path().iterdir()):
+            raise UserError(
+                f"--output={plan.output} holds files that are no preparation: name a new directory"
+            )
+        plan.path().mkdir(parents=True, exist_ok=True)
+        plan.path("tokenizer.model").write_bytes(model)
+        _write_json(preparing, {"format": FORMAT, "settings": settings})
+    except (OSError, ImportError) as error:
+        raise jobs.cannot_write(plan.output, error) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: delete {plan.output} and prepare it again") from None
+    return None
+
+
+def _refuse(plan, name, before, now):
+    if name in ("source_shards", "tokenizer_sha256"):  # too long to be shown
+        raise UserError(
+            f"{_FLAGS[name]} is not what {plan.output} was begun with: use that, or another --output"
+        )
+    raise UserError(
+        f"{_FLAGS[name]} is {now!r}, but {plan.output} was begun with {before!r}: use that, or "
+        "another --output"
+    )
+
+
+def _write_json(path: epath.Path, value: dict) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    scratch.replace(path)
+
+
+def _run_beam(plan: jobs.Plan, numbers: list[int], runner: str, options) -> None:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+    except ImportError:
+        raise UserError("--runner needs Apache Beam: pip install -e '.[beam]'") from None
+
+    parsed = PipelineOptions([f"--runner={runner}", *options])
+    if parsed.view_as(DirectOptions).direct_running_mode == "multi_threading":
+        raise UserError(
+            "--direct_running_mode=multi_threading may corrupt data: use multi_processing"
+        )
+    # Beam's switch between local runners would look for a program to download first.
+    if runner.lower() in ("direct", "directrunner"):
+        runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+    try:
+        with beam.Pipeline(runner=runner, options=parsed) as pipeline:
+            _ = (
+                pipeline
+                | beam.Create(numbers)
+                | beam.Reshuffle()
+                | beam.Map(_run_on_cluster, plan=plan)
+            )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--runner={runner}: {' '.join(str(error).split())}") from None
+    failed = [plan.file(i, "error") for i in numbers if plan.file(i, "error").exists()]
+    if failed:
+        reason = failed[0].read_text()
+        for path in failed:
+            path.unlink()
+        raise UserError(reason)
+
+
+def _run_on_cluster(number: int, plan: jobs.Plan) -> int:
+    """A job whose error is the user's leaves it in a file: runners would try again for nothing."""
+    try:
+        jobs.run(plan, number)
+    except UserError as error:
+        plan.path("parts").mkdir(parents=True, exist_ok=True)
+        plan.file(number, "error").write_text(str(error))
+    return number
+
+
+def split_names(sets: list[str]) -> dict[str, str]:
+    """Set -> the split's name, of letters, digits and _; different also where case is ignored."""
+    names, taken = {}, {"all"}  # TFDS's name for all splits
+    for name in sorted(sets):
+        split = base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "set"
+        number = 2
+        while split.lower() in taken:
+            split, number = f"{base}_{number}", number + 1
+        taken.add(split.lower())
+        names[name] = split
+    return names
+
+
+def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
+    """Numbers the jobs' files as TFDS wants them, and describes them; may be stopped and run again."""
+    if missing := [i for i in range(count) if not plan.file(i, "json").exists()]:
+        raise UserError(f"{len(missing)} of {count} jobs are not done: run the same command again")
+    results = [json.loads(plan.file(i, "json").read_text()) for i in range(count)]
+    lost, shards = sum(r["lost_shards"] for r in results), len(settings["source_shards"])
+    if lost > plan.max_bad_share * shards:
+        raise UserError(
+            f"{lost} of {shards} shards of {plan.input} could not be read (completely), more than "
+            f"--max_bad_share={plan.max_bad_share:g}"
+        )
+    splits = split_names({name for r in results for name in r["sets"]})
+    if not splits:
+        raise sources.nothing(plan.input, plan.sets)
+    record, fields = jobs.layout(plan.length, plan.vocab_size)
+    sets = {}
+    for name, split in splits.items():
+        held = [(i, r["sets"][name]) for i, r in enumerate(results) if name in r["sets"]]
+        for i, (job, counts) in enumerate(held):
+            file = f"{_NAME}-{split}.array_record-{i:05}-of-{len(held):05}"
+            part = plan.file(job, counts["file"])
+            if part.exists():
+                part.replace(plan.path(file))
+            elif not plan.path(file).exists():
+                raise UserError(f"{part} is gone: delete {plan.output} and prepare it again")
+        totals = {
+            key: sum(counts[key] for _, counts in held)
+            for key in ("documents", "tokens", "text_bytes", "blocks", "file_bytes")
+        }
+        files = [f"{_NAME}-{split}.array_record-{i:05}-of-{len(held):05}" for i in range(len(held))]
+        shard_blocks = [counts["blocks"] for _, counts in held]
+        sets[name] = {"split": split, **totals, "files": files, "file_blocks": shard_blocks}
+    kinds = sorted({kind for r in results for kind in r["faults"]})
+    description = {
+        "format": FORMAT,
+        "settings": settings,
+        "record": {"bytes": len(record), **fields},
+        "sets": sets,
+        "faults": {kind: sum(r["faults"].get(kind, 0) for r in results) for kind in kinds},
+    }
+    _describe_for_tfds(plan, fields, len(record), sets)
+    _write_json(plan.path(COMPLETE), description)
+    plan.path("parts").rmtree(missing_ok=True)
+    plan.path(PREPARING).unlink(missing_ok=True)
+    blocks, tokens, documents = (
+        sum(s[key] for s in sets.values()) for key in ("blocks", "tokens", "documents")
+    )
+    cli.say(
+        f"Wrote {plan.output}: {blocks:,} blocks of {tokens:,} tokens of {documents:,} documents in "
+        f"{len(sets)} set(s)" + "".join(f"; {n} {k}" for k, n in description["faults"].items())
+    )
+    return description
+
+
+def _describe_for_tfds(plan: jobs.Plan, fields: dict, record_bytes: int, sets: dict) -> None:
+    """Writes dataset_info.json and features.json."""
+    import tensorflow_datasets as tfds
+
+    features = {
+        name: tfds.features.Tensor(shape=(plan.length,), dtype=field["dtype"], encoding="bytes")
+        for name, field in fields.items()
+    }
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=plan.path(),
+        dataset_name=_NAME,
+        filetype_suffix="array_record",
+        template=_TEMPLATE,
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=counts["split"],
+            shard_lengths=counts["file_blocks"],
+            num_bytes=counts["blocks"] * record_bytes,
+            filename_template=template,
+        )
+        for counts in sets.values()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=plan.path(),
+        features=features,
+        split_infos=infos,
+        version=_VERSION,
+        filename_template=template,
+        check_data=False,  # would need TensorFlow
+        description=f"Blocks of {plan.length} tokens; see {COMPLETE}.",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m bipe_jax.data.prepare", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, help="globs of shards, or tfds:NAME[:SPLIT]")
+    parser.add_argument("--output", required=True, help="the directory to write")
+    parser.add_argument("--tokenizer", required=True, help="a SentencePiece .model")
+    parser.add_argument("--length", required=True, type=int, help="the sequence_length to train at")
+    parser.add_argument("--packing", default="concat", choices=PACKINGS)
+    parser.add_argument("--sets", default="", help="sets to keep, separated by | (all)")
+    parser.add_argument("--workers", default=0, type=int, help="processes (one a core)")
+    parser.add_argument("--on_error", default="raise", choices=sources.ON_ERROR)
+    parser.add_argument("--max_bad_share", default=0.01, type=float, help="of lines, and shards")
+    parser.add_argument("--runner", default="", help="Apache Beam's; its options may follow")
+    args, rest = parser.parse_known_args()
+    if rest and not args.runner:
+        raise UserError(f"unexpected argument {rest[0]!r} (options of Beam need --runner)")
+    for name, low in (("length", 2), ("workers", 0)):
+        if getattr(args, name) < low:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least {low}")
+    if not 0 <= args.max_bad_share <= 1:
+        raise UserError(f"--max_bad_share={args.max_bad_share:g} must be from 0 to 1")
+    try:
+        prepare(
+            args.input,
+            args.output,
+            args.tokenizer,
+            args.length,
+            packing=args.packing,
+            sets=tuple(name for name in args.sets.split("|") if name),
+            workers=args.workers,
+            on_error=args.on_error,
+            max_bad_share=args.max_bad_share,
+            runner=args.runner,
+            beam_options=rest,
+        )
+    except KeyboardInterrupt:
+        raise UserError("stopped: run the same command again to go on") from None
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()

@@ -1,0 +1,303 @@
+"""Prepared data: blocks that were tokenised before, read in any order.
+
+The blocks of a batch follow from the config and the batch's number alone, without any state: which
+source each of them is from, from the sources' shares; and which block of the source, from a permutation
+of all its blocks that is another in every epoch. Batches are therefore the same for any number of
+reading processes.
+"""
+
+import hashlib
+import json
+import resource
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+
+from bipe_jax import tokenizer as tokenizers
+from bipe_jax.errors import UserError
+
+SCHEME = "prepared:"
+COMPLETE, PREPARING = "bipe.json", "preparing.json"  # the former is written last
+FORMAT = 1
+# For reading single records: nothing is read ahead.
+_READER = "readahead_buffer_size:0,max_parallelism:0"
+_BUFFER_BYTES = 1 << 15
+_WEIGHTS_SUM = 1 << 24  # times 2^38 blocks fits into 64 bits
+_FILES_BESIDE = 256  # files that are open for other reasons
+
+
+class Dataset:
+    """The blocks of some sets of a prepared directory.
+
+    Attributes:
+      spec: what it was opened from. path: the directory.
+      settings: what it was prepared with, see `prepare.prepare`.
+      blocks: how many there are. length: tokens of each.
+    """
+
+    def __init__(self, spec: str, path: epath.Path, description: dict, sets: list[str]):
+        self.spec, self.path, self.settings = spec, path, description["settings"]
+        self.length = self.settings["sequence_length"] + 1
+        self._record = description["record"]
+        chosen = [description["sets"][name] for name in sets]
+        self._files = [name for counts in chosen for name in counts["files"]]
+        self._file_blocks = [n for counts in chosen for n in counts["file_blocks"]]
+        self._ends = np.cumsum(self._file_blocks)
+        self.blocks = int(self._ends[-1])
+        self._readers = [None] * len(self._files)
+        _allow_files(len(self._files))
+
+    def _reader(self, i: int) -> ArrayRecordReader:
+        """Opens a file when it is needed; what ArrayRecord cannot read, it takes for an empty one."""
+        if self._readers[i] is None:
+            path = str(self.path / self._files[i])
+            reader = ArrayRecordReader(path, _READER, file_reader_buffer_size=_BUFFER_BYTES)
+            if reader.num_records() != self._file_blocks[i]:
+                raise UserError(
+                    f"data: {path} is missing or damaged ({reader.num_records()} of "
+                    f"{self._file_blocks[i]} blocks): fetch it again, or prepare {self.path} again"
+                )
+            self._readers[i] = reader
+        return self._readers[i]
+
+    def read(self, numbers) -> dict:
+        """Blocks by their numbers.
+
+        Args:
+          numbers: (n,) integers from 0 to `blocks` - 1.
+
+        Returns:
+          {"tokens", "document_ids"}: (n, length) int32.
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
+        numbers = np.asarray(numbers, np.int64)
+        files = np.searchsorted(self._ends, numbers, side="right")
+        places = numbers - self._ends[files] + np.take(self._file_blocks, files)
+        size = self._record["bytes"]
+        records = np.empty((len(numbers), size), np.uint8)
+        for i in np.unique(files).tolist():
+            rows = np.flatnonzero(files == i)
+            try:
+                found = self._reader(i).read(places[rows].tolist())
+                records[rows] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, size)
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"data: {self.path / self._files[i]} is damaged ({reason}): fetch it again, or "
+                    f"prepare {self.path} again"
+                ) from None
+        return {name: self._field(records, name) for name in ("tokens", "document_ids")}
+
+    def _field(self, records: np.ndarray, name: str) -> np.ndarray:
+        field = self._record[name]
+        dtype = np.dtype(field["dtype"]).newbyteorder("<")
+        start = field["offset"]
+        values = records[:, start : start + self.length * dtype.itemsize]
+        return np.ascontiguousarray(values).view(dtype).astype(np.int32)
+
+    def close(self) -> None:
+        for reader in self._readers:
+            if reader is not None:
+                reader.close()
+        self._readers = [None] * len(self._files)
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process have so many more files open, as its user may allow it to do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count + _FILES_BESIDE:
+        return
+    needed = count + _FILES_BESIDE
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(f"data: {count} prepared files cannot be open at once: ulimit -Hn {needed}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _description(path: epath.Path) -> dict:
+    """The contents of bipe.json. Raises UserError."""
+    try:
+        description = json.loads((path / COMPLETE).read_text())
+        if description["format"] != FORMAT:
+            raise UserError(
+                f"data: {path} was prepared by another version (format {description['format']}, not "
+                f"{FORMAT}): prepare it again"
+            )
+        return description
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data: {path / COMPLETE} cannot be read: {reason}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"data: {path / COMPLETE} is damaged: prepare {path} again") from None
+    if (path / PREPARING).exists():
+        raise UserError(
+            f"data: {path} is not completely prepared: run the same python -m bipe_jax.data.prepare "
+            "again"
+        )
+    raise UserError(
+        f"data: {path} is no prepared directory (it has no {COMPLETE}): python -m "
+        "bipe_jax.data.prepare writes one"
+    )
+
+
+def open_prepared(spec: str, sets=()) -> Dataset:
+    """Opens prepared data.
+
+    Args:
+      spec: "prepared:DIR", and behind "#" names of sets to keep, separated by "|".
+      sets: names of sets to keep as well; () keeps all.
+
+    Raises:
+      UserError: DIR is missing or not completely prepared, or has no such set.
+    """
+    path, _, fragment = spec.removeprefix(SCHEME).partition("#")
+    description = _description(epath.Path(path))
+    known = list(description["sets"])
+    named = fragment.split("|") if fragment else known
+    unknown = [name for name in named if name not in known]
+    chosen = [name for name in known if name in named and (not sets or name in sets)]
+    if unknown or not chosen:
+        missing = unknown or sets
+        raise UserError(
+            f"data: {path} has no set {' or '.join(map(repr, missing))}: it has "
+            f"{', '.join(map(repr, known))}"
+        )
+    return Dataset(spec, epath.Path(path), description, chosen)
+
+
+def integer_weights(shares) -> np.ndarray:
+    """Shares (S,) of 1 as int64 that sum to 2^24, so that blocks are counted without rounding.
+
+    Raises:
+      UserError: a share is too small to be kept.
+    """
+    ends = np.round(np.cumsum(shares) / np.sum(shares) * _WEIGHTS_SUM).astype(np.int64)
+    weights = np.diff(ends, prepend=0)
+    if not weights.all():
+        raise UserError("config.data.train: a weight is less than a 16-millionth of all weights")
+    return weights
+
+
+def drawn(count, weights: np.ndarray) -> np.ndarray:
+    """How many of the first `count` blocks of a mixture are from each source.
+
+    Each source in turn takes its part of what the ones before it have left, rounded up, so that from
+    one count to the next exactly one source has one block more.
+
+    Args:
+      count: integers (...,). weights: (S,) from `integer_weights`.
+
+    Returns:
+      (..., S) int64, which sum to `count`.
+    """
+    left, rest = np.asarray(count, np.int64), int(weights.sum())
+    counts = []
+    for weight in weights.tolist():
+        less = left * (rest - weight) // rest
+        counts.append(left - less)
+        left, rest = less, rest - weight
+    return np.stack(counts, axis=-1)
+
+
+def permuted(number: int, blocks: int, seed: int, source: int) -> int:
+    """The block that is the `number`-th to be read of a source, over all epochs.
+
+    Every epoch has each of 0 … blocks - 1 once.
+    """
+    from grain.experimental import index_shuffle
+
+    epoch, index = divmod(number, blocks)
+    name = f"{seed} {source} {epoch}"
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    return index_shuffle(index, max_index=blocks - 1, seed=key, rounds=4)
+
+
+class Prepared:
+    """Batches of blocks from one or several prepared sources; the state is the next batch's number.
+
+    Args:
+      config: `batch_size`, `sequence_length`, `seed` and `data` count here.
+      pairs: (spec, share) of each source. tokenizer: the run's.
+      reader: (which, of how many) processes; each takes its rows of every batch.
+
+    Raises:
+      UserError: as `open_prepared`; or a source was prepared for something else.
+    """
+
+    def __init__(self, config, pairs, tokenizer, reader=(0, 1)):
+        self._sources = [open_prepared(spec, tuple(config.data.sets)) for spec, _ in pairs]
+        for source in self._sources:
+            _check(source, config, tokenizer)
+        self._weights = integer_weights([share for _, share in pairs])
+        self._seed, self._batch_size = config.seed, config.batch_size
+        self._reader, self._batch = reader, 0
+
+    def take(self, count: int) -> dict:
+        """This process's rows of the next batch: {"tokens", "document_ids"}, (count, L + 1) int32.
+
+        Row r of batch b is block b B + r of the run.
+        """
+        first = self._batch * self._batch_size + self._reader[0] * count
+        blocks = self.blocks(np.arange(first, first + count))
+        self._batch += 1
+        return blocks
+
+    def blocks(self, numbers: np.ndarray) -> dict:
+        """Blocks of the run by their numbers (n,): {"tokens", "document_ids"}, (n, L + 1) int32."""
+        before, after = drawn(numbers, self._weights), drawn(numbers + 1, self._weights)
+        chosen = np.argmax(after - before, axis=1)
+        found = {}
+        for i in np.unique(chosen).tolist():
+            source, rows = self._sources[i], np.flatnonzero(chosen == i)
+            places = [permuted(n, source.blocks, self._seed, i) for n in before[rows, i].tolist()]
+            for name, values in source.read(places).items():
+                if name not in found:
+                    found[name] = np.empty((len(numbers), values.shape[1]), np.int32)
+                found[name][rows] = values
+        return found
+
+    def given(self) -> dict:
+        """Source -> (blocks that all processes together have taken, epochs)."""
+        counts = drawn(self._batch * self._batch_size, self._weights).tolist()
+        return {s.spec: (n, n / s.blocks) for s, n in zip(self._sources, counts, strict=True)}
+
+    def get_state(self) -> dict:
+        return {"batch": self._batch}
+
+    def set_state(self, state: dict) -> None:
+        self._batch = state["batch"]
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+
+def _check(source: Dataset, config, tokenizer) -> None:
+    """Raises UserError if a run cannot use what was prepared."""
+    made = source.settings
+    for name, value in (
+        ("sequence_length", config.sequence_length),
+        ("data.packing", config.data.packing),
+    ):
+        before = made[name.removeprefix("data.")]
+        if value != before:
+            raise UserError(
+                f"config.{name}={value!r}, but {source.path} was prepared with {before!r}: use that, "
+                "or prepare another directory"
+            )
+    if config.data.cut_documents == "continue":
+        raise UserError(
+            "config.data.cut_documents='continue' needs whole documents, and "
+            f"{source.path} has blocks only: use 'restart', or the shards themselves"
+        )
+    if hashlib.sha256(tokenizer.model).hexdigest() != made["tokenizer_sha256"]:
+        path = str(source.path / "tokenizer.model")
+        if tokenizers.load(path).pieces() != tokenizer.pieces():
+            raise UserError(
+                f"{source.path} was prepared with another tokenizer than this run has: set "
+                f"config.tokenizer.path={path!r}, or prepare it again"
+            )

@@ -1,0 +1,295 @@
+"""Rewrites JSONL shards so that they can be gone on with from any place at once:
+
+python -m bipe_jax.data.reframe --input='shards/*.jsonl.zst' --output=DIR [--frame_mb=4] [--shards=N]
+
+What comes out is .jsonl.zst with one frame per about 4 MB of text, each of which ends at a line's end
+and carries a checksum. Every line is kept byte for byte. Each file has a counterpart of the same stem
+or, with --shards=N, line i of all files, one after the other in the order of their paths, goes to shard
+i mod N, so that N processes can read them. Files get their names when they are complete, and those that
+are there stay, so that the same command goes on after it was stopped.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+
+import zstandard
+from etils import epath
+from tqdm import tqdm
+
+from bipe_jax import cli
+from bipe_jax.data import shards as files
+from bipe_jax.errors import UserError
+
+SUFFIX = ".jsonl.zst"
+_MB = 1_000_000
+_PARTIAL = ".partial"
+
+
+class _Framer:
+    """Cuts text that comes in pieces into frames of whole lines, as many as `size` bytes hold.
+
+    A longer line is a frame of its own.
+    """
+
+    def __init__(self, size: int):
+        self._size, self._text, self._searched = size, bytearray(), 0
+
+    def add(self, piece: bytes) -> Iterator[bytes]:
+        """Yields the frames that are complete."""
+        self._text += piece
+        while len(self._text) > self._size:
+            end = self._text.rfind(b"\n", 0, self._size) + 1
+            # What was searched of a long line is not searched again.
+            end = end or self._text.find(b"\n", max(self._size, self._searched)) + 1
+            if not end:
+                self._searched = len(self._text)
+                return
+            yield self._take(end)
+
+    def rest(self) -> bytes:
+        return self._take(len(self._text))
+
+    def _take(self, end: int) -> bytes:
+        with memoryview(self._text) as view:
+            frame = bytes(view[:end])
+        del self._text[:end]
+        self._searched = 0
+        return frame
+
+
+def _frames(paths: list[str], count: int, size: int, chunks) -> Iterator[tuple[int, bytes]]:
+    """Deals the lines of files out. Yields (shard, frame), at least one a shard, even if it is empty.
+
+    Holds a frame's text for each shard.
+    """
+    framers, begun = [_Framer(size) for _ in range(count)], [False] * count
+    line, ended = 0, True
+
+    def add(piece):
+        i = line % count
+        for frame in framers[i].add(piece):
+            begun[i] = True
+            yield i, frame
+
+    for path in paths:
+        if not ended:  # the last line of the file before
+            yield from add(b"\n")
+            line, ended = line + 1, True
+        for chunk in filter(None, chunks(path)):
+            ended = chunk.endswith(b"\n")
+            if count == 1:
+                yield from add(chunk)
+                continue
+            *whole, last = chunk.split(b"\n")
+            for piece in whole:
+                yield from add(piece + b"\n")
+                line += 1
+            yield from add(last)
+    if 1 < count > line + (not ended):
+        raise UserError(
+            f"--shards={count} is more than the lines ({line + (not ended)}): use fewer"
+        )
+    for i, framer in enumerate(framers):
+        # No bytes at all would be read as a frame that is cut short.
+        if (frame := framer.rest()) or not begun[i]:
+            yield i, frame
+
+
+def _map(pool, function, items, ahead: int) -> Iterator:
+    """The built-in `map`, by a pool's threads (if any) and some items ahead of what is asked for."""
+    if not pool:
+        yield from map(function, items)
+        return
+    running: collections.deque = collections.deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _rewrite(paths, targets, size: int, level: int, chunks, pool=None, ahead=0) -> tuple[int, int]:
+    """Deals the lines of `paths` out over `targets`; all of these are there afterwards, or none.
+
+    Returns:
+      How many frames, and bytes, were written.
+    """
+
+    def compressed(item):
+        return item[0], zstandard.ZstdCompressor(level=level, write_checksum=True).compress(item[1])
+
+    partial = [target + _PARTIAL for target in targets]
+    count = written = 0
+    try:
+        for path in partial:
+            open(path, "wb").close()
+        for i, frame in _map(pool, compressed, _frames(paths, len(targets), size, chunks), ahead):
+            # Opened each time: there may be more shards than a process may have files open.
+            with open(partial[i], "ab") as file:
+                file.write(frame)
+            count, written = count + 1, written + len(frame)
+        for path in partial:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path, target in zip(partial, targets, strict=True):
+            os.replace(path, target)
+    except BaseException:
+        for path in partial:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+        raise
+    return count, written
+
+
+def _targets(paths: list[str], output: str, shards: int) -> list[str]:
+    """The files to write. Raises UserError if they would not go with each other or with what is there."""
+    if shards:
+        names = [f"{i:05}-of-{shards:05}{SUFFIX}" for i in range(shards)]
+        other = {name for name in os.listdir(output) if name.endswith(SUFFIX)} - set(names)
+        if other:
+            raise UserError(
+                f"--output={output} holds {min(other)}, which is not of --shards={shards}: use an "
+                "empty directory"
+            )
+        return [os.path.join(output, name) for name in names]
+    by_stem: dict[str, str] = {}
+    for path in paths:
+        stem = os.path.basename(path)
+        for suffix in (".zst", ".gz", ".jsonl"):
+            stem = stem.removesuffix(suffix)
+        if other := by_stem.get(stem):
+            raise UserError(
+                f"--input: {other} and {path} would both become {stem}{SUFFIX}: give each an --output "
+                "of its own, or use --shards=N"
+            )
+        by_stem[stem] = path
+    return [os.path.join(output, stem + SUFFIX) for stem in by_stem]
+
+
+def _check(paths: list[str], output: str, frame_mb, shards, level, workers) -> None:
+    for name, value, low, high in (
+        ("frame_mb", frame_mb, 0.001, 1000),
+        ("shards", shards, 0, 99999),
+        ("level", level, 1, zstandard.MAX_COMPRESSION_LEVEL),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"--{name}={value} must be from {low} to {high}")
+    if "://" in output:
+        raise UserError(f"--output={output} must be a local directory: copy the files from there")
+    for path in paths:
+        for name in (path, os.path.realpath(path)):  # where it is, and where a link leads
+            if os.path.realpath(os.path.dirname(name)) == os.path.realpath(output):
+                raise UserError(f"--output={output} holds the input {path}: use another directory")
+
+
+@contextlib.contextmanager
+def _locked(directory: str):
+    """Makes a directory and keeps a second run from it, until this process ends in whatever way."""
+    os.makedirs(directory, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"--output={directory} is being written to by another run") from None
+    finally:
+        os.close(descriptor)
+
+
+def reframe(spec: str, output: str, frame_mb=4.0, shards=0, level=3, workers=1) -> dict:
+    """Rewrites shards; see the module's text.
+
+    Args:
+      spec: globs, separated by commas. output: a local directory.
+      frame_mb: 10^6 bytes of text a frame. shards: files to deal the lines out over; 0: one for each.
+      level: zstd's. workers: threads, since both zstd and zlib work outside of the interpreter's lock.
+
+    Returns:
+      {"files", "frames", "text", "before", "after"} of what was written now, all but the first two
+      in bytes, and "skipped": the files that were there.
+
+    Raises:
+      UserError: a shard is damaged, there is none, or a wrong argument. Files that were not complete
+        are gone.
+    """
+    paths = files.find(spec)
+    _check(paths, output, frame_mb, shards, level, workers)
+    done = dict.fromkeys(("files", "frames", "text", "before", "after", "skipped"), 0)
+    stop, lock = threading.Event(), threading.Lock()
+    pool = concurrent.futures.ThreadPoolExecutor(workers) if workers > 1 else None
+    try:
+        with _locked(output), tqdm(unit="B", unit_scale=True, desc="text", disable=None) as bar:
+            targets = _targets(paths, output, shards)
+            jobs = (
+                [(paths, targets)]
+                if shards
+                else [([p], [t]) for p, t in zip(paths, targets, strict=True)]
+            )
+            jobs = [job for job in jobs if not all(map(os.path.exists, job[1]))]
+            done["files"] = sum(len(job[1]) for job in jobs)
+            done["skipped"] = len(targets) - done["files"]
+
+            def chunks(path):
+                for _, chunk in files.chunks(path):
+                    if stop.is_set():
+                        raise concurrent.futures.CancelledError
+                    with lock:
+                        done["text"] += len(chunk)
+                        bar.update(len(chunk))
+                    yield chunk
+
+            def run(job):
+                # Files in parallel, or else the frames of all files.
+                inner = (pool, 2 * workers) if shards else ()
+                size = sum(epath.Path(path).stat().length for path in job[0])
+                return size, *_rewrite(*job, int(frame_mb * _MB), level, chunks, *inner)
+
+            for before, frames, after in _map(None if shards else pool, run, jobs, workers):
+                done["before"] += before
+                done["frames"] += frames
+                done["after"] += after
+                bar.set_postfix_str(f"{done['frames']} frames")
+    except files.Damage as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        what = f"{error.filename or output}: {error.strerror or error}"
+        raise UserError(f"--output={output} cannot be written: {what}") from None
+    finally:
+        stop.set()  # the others end at once, and leave nothing behind
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return done
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.data.reframe", description=__doc__)
+    parser.add_argument("--input", required=True, help="globs of shards, separated by commas")
+    parser.add_argument("--output", required=True, help="a directory")
+    parser.add_argument("--frame_mb", type=float, default=4, help="MB of text a frame (4)")
+    parser.add_argument("--shards", type=int, default=0, help="deal lines out over N files")
+    parser.add_argument("--level", type=int, default=3, help="of zstd (3)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="threads (one a core)")
+    args = parser.parse_args()
+    done = reframe(args.input, args.output, args.frame_mb, args.shards, args.level, args.workers)
+    if done["skipped"]:
+        cli.say(
+            f"{done['skipped']} files are in {args.output} already and stay; delete what to redo"
+        )
+    print(
+        f"Wrote {done['files']} files of {done['text']:,} bytes of text: {done['before']:,} bytes "
+        f"before, {done['after']:,} now, in {done['frames']:,} frames"
+    )
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()
