@@ -28,7 +28,8 @@ setup(
         "array-record>=0.8",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.3",
+        "orjson>=3.10",
         "ml-collections>=1.1,<2",
         "zstandard>=0.23",
         "etils[epath]>=1.12",
@@ -46,7 +47,8 @@ setup(
         "preflight": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],  # gs:// paths
         "s3": ["etils[epath-s3]"],  # s3:// paths
-        "benchmark": ["torch>=2.8"],  # the comparison in benchmarks/step.py
+        "beam": ["apache-beam>=2.77,<3"],  # bipe_jax.data.prepare on a cluster
+        "benchmark": ["torch>=2.8", "datasets>=4", "tokenizers>=0.22"],  # what it compares with
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },

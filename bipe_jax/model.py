@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bipe_jax import positions
-from bipe_jax.attention import RESIDUAL, attention
+from bipe_jax.attention import attention
+from bipe_jax.attention.chunked import RESIDUAL
 from bipe_jax.sharding import constrain, context_shards, look_up
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,14 +59,22 @@ def shards(tmp_path_factory, texts) -> str:
     return f"{directory}/*.jsonl"
 
 
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory, shards) -> str:
+    """The same text under other names: what is evaluated on is not trained on."""
+    directory = tmp_path_factory.mktemp("held_out")
+    shutil.copytree(Path(shards).parent, directory, dirs_exist_ok=True)
+    return f"{directory}/*.jsonl"
+
+
 @pytest.fixture
-def config(tokenizer_file, shards):
+def config(tokenizer_file, shards, held_out):
     """configs/smoke.py on the corpus above."""
     from configs import smoke
 
     c = smoke.get_config()
     c.tokenizer.path = tokenizer_file
-    c.data.train = c.data.evaluation = shards
+    c.data.train, c.data.evaluation = shards, held_out
     c.data.shuffle_blocks = 16
     c.steps = 12
     c.checkpoint.every = 4

@@ -302,7 +302,9 @@ FIXED = {
     "data.train": "quickstart:validation",
     "data.sets": ("Plays",),
     "data.shuffle_blocks": 9,
+    "data.packing": "document",
     "data.separate_documents": True,
+    "data.cut_documents": "continue",
 }
 FREE = {
     "steps": 5,
@@ -314,6 +316,8 @@ FREE = {
     "tokenizer.path": "other.model",
     "tokenizer.train_bytes": 5,
     "data.evaluation": "other.jsonl",
+    "data.workers": 2,
+    "data.on_error": "skip",
     "data.max_bad_share": 0.5,
     "optimizer.learning_rate": 1e-2,
     "optimizer.beta1": 0.8,

@@ -77,7 +77,9 @@ def test_no_packed_document_crosses_a_block(sizes, length):
 @pytest.mark.parametrize("mean", [100, 400, 3000])
 def test_packed_blocks_are_full(mean):
     """At least 97 % of windows of 1024 blocks, documents' lengths spread as wide as text's."""
-    sizes = np.random.default_rng(0).lognormal(np.log(mean), 1.2, 1024 * 1025 // mean).astype(int) + 1
+    sizes = (
+        np.random.default_rng(0).lognormal(np.log(mean), 1.2, 1024 * 1025 // mean).astype(int) + 1
+    )
     packed = packing.document(rows_of(sizes.tolist()), 1025)
     assert (packed["tokens"] > 0).mean() > 0.97
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import gzip
 import importlib
 import itertools
@@ -364,7 +365,7 @@ def test_a_new_process_goes_on_with_the_same_batches(tokens, documents, tokenize
         ("quickstart:validation", 1, (8,)),
     ):
         config = make_config(tokens, spec, data__shuffle_blocks=window)
-        batches, states = record(lambda: Batches(config, tokens), max(stops) + 4)
+        batches, states = record(functools.partial(Batches, config, tokens), max(stops) + 4)
         for stop in stops:
             jobs.append({"config": config.to_dict(), "state": json.loads(states[stop])})
             cut = batches[stop : stop + 4]
@@ -558,16 +559,16 @@ def test_a_mixture_gives_each_source_its_share(tokens, tmp_path):
         (tmp_path / name).mkdir()
         specs.append(write_shards(tmp_path / name, [[f"{name} " * 40] * 3]))
     weights = (5, 2, 1)
-    config = make_config(
-        tokens, "; ".join(f"{s}@{w}" for s, w in zip(specs, weights, strict=True))
-    )
+    config = make_config(tokens, "; ".join(f"{s}@{w}" for s, w in zip(specs, weights, strict=True)))
     with contextlib.closing(Batches(config, tokens)) as batches:
         counts, states = collections.Counter(), []
         for step in range(1, 101):
             states.append(json.dumps(batches.get_state()))
             for row in next(batches)["tokens"]:
                 counts[max("abc", key=tokens.decode(row).count)] += 1
-            for name, weight in zip("abc", weights, strict=True):  # at any time, not in the end alone
+            for name, weight in zip(
+                "abc", weights, strict=True
+            ):  # at any time, not in the end alone
                 assert abs(counts[name] - 2 * step * weight / 8) <= 1.5
         report = batches.report()
     for spec, name in zip(specs, "abc", strict=True):
@@ -646,7 +647,12 @@ def read_in_processes(config, tokenizer_file, states, counts):
             [sys.executable, "-c", READER, tokenizer_file],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        job = {"config": config.to_dict(), "reader": [i, len(states)], "state": state, "count": count}
+        job = {
+            "config": config.to_dict(),
+            "reader": [i, len(states)],
+            "state": state,
+            "count": count,
+        }
         process.stdin.write(json.dumps(job))
         process.stdin.close()
         running.append(process)

@@ -69,12 +69,14 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, 
     assert_same_run(tmp_path / "whole", tmp_path / "cut", config.steps)
 
 
-def test_killed_run_resumes_to_the_same_end(config, command, tokenizer_file, shards, tmp_path):
+def test_killed_run_resumes_to_the_same_end(
+    config, command, tokenizer_file, shards, held_out, tmp_path
+):
     arguments = [
         "--config=configs/smoke.py",
         f"--config.tokenizer.path={tokenizer_file}",
         f"--config.data.train={shards}",
-        f"--config.data.evaluation={shards}",
+        f"--config.data.evaluation={held_out}",
         "--config.steps=100",
         "--config.evaluation.lengths=(32,64)",
     ]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from bipe_jax import sharding
 from bipe_jax.attention import kernels
-from bipe_jax.attention.chunked import RESIDUAL, Side, chunked, reference
+from bipe_jax.attention.chunked import Side, chunked, reference
 from bipe_jax.errors import UserError
 from bipe_jax.positions.bias import COLUMNS
 

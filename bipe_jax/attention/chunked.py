@@ -84,9 +84,9 @@ def _weigh_flash_forward(logits, v):
 def _weigh_flash_backward(kept, cotangent):
     logits, v, mixed, log_total = kept
     weights = jnp.exp(logits - log_total)
-    shared = jnp.einsum(
-        "bkmh,bkmh->bkm", cotangent, mixed, preferred_element_type=jnp.float32
-    )[..., None]
+    shared = jnp.einsum("bkmh,bkmh->bkm", cotangent, mixed, preferred_element_type=jnp.float32)[
+        ..., None
+    ]
     of_weights = jnp.einsum("bkmh,bskh->bkms", cotangent, v, preferred_element_type=jnp.float32)
     of_v = jnp.einsum("bkms,bkmh->bskh", weights.astype(v.dtype), cotangent)
     return weights * (of_weights - shared), of_v

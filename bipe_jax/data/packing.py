@@ -55,7 +55,9 @@ def document(rows: dict, length: int) -> dict:
         if rest := (end - start) - whole * length:
             rests.append((rest, end - rest))
     rests.sort(key=lambda piece: (-piece[0], piece[1]))
-    room: list[tuple[int, int]] = []  # (tokens left, block), sorted: the first that suffices is the best
+    room: list[
+        tuple[int, int]
+    ] = []  # (tokens left, block), sorted: the first that suffices is the best
     for size, start in rests:
         at = bisect.bisect_left(room, (size, -1))
         if at < len(room):

@@ -6,9 +6,10 @@ as `prepared:DIR`; DIR/bipe.json says what it holds. Run the same command again 
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 
@@ -16,14 +17,12 @@ import tqdm
 from etils import epath
 
 from bipe_jax import cli, tokenizer
-from bipe_jax.data import jobs, sources
+from bipe_jax.data import jobs, on_beam, sources
 from bipe_jax.data.packing import PACKINGS
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
+from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
 
-_NAME = "blocks"  # of the TFDS dataset
-_VERSION = "1.0.0"
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 # How a setting is called where it is chosen.
 _FLAGS = {
     "input": "--input",
@@ -56,6 +55,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     Raises:
       UserError: a wrong input; or `output` was begun with other settings.
     """
+    options = on_beam.options(runner, beam_options) if runner else None
     tokens = tokenizer.load(tokenizer_path)
     plan = jobs.Plan(
         input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share
@@ -70,57 +70,95 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
         "vocab_size": tokens.vocab_size,
         "tokenizer_sha256": hashlib.sha256(tokens.model).hexdigest(),
     }
-    if done := _begin(plan, settings, tokens.model):
-        cli.say(f"{output} is complete already")
-        return done
-    count = math.ceil(len(source.shards) / len(jobs.shards_of(0, len(source.shards))))
-    todo = [i for i in range(count) if not plan.file(i, "json").exists()]
-    if len(todo) < count:
-        cli.say(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
-    if runner:
-        _run_beam(plan, todo, runner, beam_options)
-    else:
-        with tqdm.tqdm(desc=f"{len(todo)} jobs", unit=" tokens", unit_scale=True) as bar:
-            documents = 0
-
-            def report(more_documents, more_tokens):
-                nonlocal documents
-                documents += more_documents
-                bar.set_postfix_str(f"{documents:,} documents", refresh=False)
-                bar.update(more_tokens)
-
-            jobs.run_all(plan, todo, workers or len(os.sched_getaffinity(0)), report)
-    return _finish(plan, settings, count)
+    with _alone(plan):
+        if done := _begin(plan, settings):
+            _clear(plan)
+            cli.say(f"{output} is complete already")
+            return done
+        with writing(output):
+            plan.path("tokenizer.model").write_bytes(tokens.model)
+        count = jobs.count(len(source.shards))
+        todo = [i for i in range(count) if not plan.file(i, "json").exists()]
+        if len(todo) < count:
+            cli.say(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
+        if runner:
+            on_beam.run_all(plan, todo, runner, options)
+        elif todo:
+            _run_here(plan, todo, workers or len(os.sched_getaffinity(0)))
+        return _finish(plan, settings, count)
 
 
-def _begin(plan: jobs.Plan, settings: dict, model: bytes) -> dict | None:
+@contextlib.contextmanager
+def _alone(plan: jobs.Plan):
+    """Refuses a local directory that another process prepares; removes what a killed one left."""
+    if not plan.local:
+        yield
+        return
+    with writing(plan.output):
+        os.makedirs(plan.output, exist_ok=True)
+        directory = os.open(plan.output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing {plan.output}: wait for it") from None
+        for path in plan.path("parts").glob("tmp*"):
+            path.rmtree(missing_ok=True)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _run_here(plan: jobs.Plan, numbers: list[int], workers: int) -> None:
+    documents = 0
+    with tqdm.tqdm(desc=f"{len(numbers)} jobs", unit=" tokens", unit_scale=True) as bar:
+
+        def report(more_documents, more_tokens):
+            nonlocal documents
+            documents += more_documents
+            bar.set_postfix_str(f"{documents:,} documents", refresh=False)
+            bar.update(more_tokens)
+
+        jobs.run_all(plan, numbers, workers, report)
+
+
+def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
     """Makes the directory, or checks that what is in it has the same settings.
 
     Returns:
       bipe.json, if the directory is complete.
     """
     complete, preparing = plan.path(COMPLETE), plan.path(PREPARING)
-    try:
-        for path in (complete, preparing):
-            if not path.exists():
-                continue
+    for path in (complete, preparing):
+        try:
             before = json.loads(path.read_text())
-            for name, value in settings.items():
-                if before["settings"][name] != value:
-                    _refuse(plan, name, before["settings"][name], value)
-            return before if path == complete else None
-        if plan.path().exists() and any(plan.path().iterdir()):
+            old = before["settings"]
+            different = [name for name, value in settings.items() if old[name] != value]
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged: delete {plan.output} first") from None
+        except (OSError, ImportError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path} cannot be read: {reason}") from None
+        for name in different:
+            _refuse(plan, name, old[name], settings[name])
+        return before if path == complete else None
+    with writing(plan.output):
+        if plan.path().exists() and not all(p.suffix == ".tmp" for p in plan.path().iterdir()):
             raise UserError(
                 f"--output={plan.output} holds files that are no preparation: name a new directory"
             )
         plan.path().mkdir(parents=True, exist_ok=True)
-        plan.path("tokenizer.model").write_bytes(model)
         _write_json(preparing, {"format": FORMAT, "settings": settings})
-    except (OSError, ImportError) as error:
-        raise jobs.cannot_write(plan.output, error) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: delete {plan.output} and prepare it again") from None
     return None
+
+
+def _clear(plan: jobs.Plan) -> None:
+    """Removes what is not needed when all is complete."""
+    with writing(plan.output):
+        plan.path("parts").rmtree(missing_ok=True)
+        plan.path(PREPARING).unlink(missing_ok=True)
 
 
 def _refuse(plan, name, before, now):
@@ -138,49 +176,6 @@ def _write_json(path: epath.Path, value: dict) -> None:
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(json.dumps(value, indent=1, ensure_ascii=False))
     scratch.replace(path)
-
-
-def _run_beam(plan: jobs.Plan, numbers: list[int], runner: str, options) -> None:
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
-    except ImportError:
-        raise UserError("--runner needs Apache Beam: pip install -e '.[beam]'") from None
-
-    parsed = PipelineOptions([f"--runner={runner}", *options])
-    if parsed.view_as(DirectOptions).direct_running_mode == "multi_threading":
-        raise UserError(
-            "--direct_running_mode=multi_threading may corrupt data: use multi_processing"
-        )
-    # Beam's switch between local runners would look for a program to download first.
-    if runner.lower() in ("direct", "directrunner"):
-        runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-    try:
-        with beam.Pipeline(runner=runner, options=parsed) as pipeline:
-            _ = (
-                pipeline
-                | beam.Create(numbers)
-                | beam.Reshuffle()
-                | beam.Map(_run_on_cluster, plan=plan)
-            )
-    except (ValueError, ImportError) as error:
-        raise UserError(f"--runner={runner}: {' '.join(str(error).split())}") from None
-    failed = [plan.file(i, "error") for i in numbers if plan.file(i, "error").exists()]
-    if failed:
-        reason = failed[0].read_text()
-        for path in failed:
-            path.unlink()
-        raise UserError(reason)
-
-
-def _run_on_cluster(number: int, plan: jobs.Plan) -> int:
-    """A job whose error is the user's leaves it in a file: runners would try again for nothing."""
-    try:
-        jobs.run(plan, number)
-    except UserError as error:
-        plan.path("parts").mkdir(parents=True, exist_ok=True)
-        plan.file(number, "error").write_text(str(error))
-    return number
 
 
 def split_names(sets: list[str]) -> dict[str, str]:
@@ -210,78 +205,42 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
     splits = split_names({name for r in results for name in r["sets"]})
     if not splits:
         raise sources.nothing(plan.input, plan.sets)
-    record, fields = jobs.layout(plan.length, plan.vocab_size)
     sets = {}
-    for name, split in splits.items():
-        held = [(i, r["sets"][name]) for i, r in enumerate(results) if name in r["sets"]]
-        for i, (job, counts) in enumerate(held):
-            file = f"{_NAME}-{split}.array_record-{i:05}-of-{len(held):05}"
-            part = plan.file(job, counts["file"])
-            if part.exists():
-                part.replace(plan.path(file))
-            elif not plan.path(file).exists():
-                raise UserError(f"{part} is gone: delete {plan.output} and prepare it again")
-        totals = {
-            key: sum(counts[key] for _, counts in held)
-            for key in ("documents", "tokens", "text_bytes", "blocks", "file_bytes")
+    with writing(plan.output):
+        for name, split in splits.items():
+            held = [(i, r["sets"][name]) for i, r in enumerate(results) if name in r["sets"]]
+            files = [file_name(split, i, len(held)) for i in range(len(held))]
+            for file, (job, counts) in zip(files, held, strict=True):
+                part = plan.file(job, counts["file"])
+                if part.exists():
+                    part.replace(plan.path(file))
+                elif not plan.path(file).exists():
+                    raise UserError(f"{part} is gone: delete {plan.output} and prepare it again")
+            sets[name] = {"split": split}
+            for key in ("documents", "tokens", "text_bytes", "blocks", "file_bytes"):
+                sets[name][key] = sum(counts[key] for _, counts in held)
+            sets[name] |= {"files": files, "file_blocks": [counts["blocks"] for _, counts in held]}
+        describe_for_tfds(plan.path(), plan.length, plan.vocab_size, list(sets.values()))
+        record, fields = layout(plan.length, plan.vocab_size)
+        kinds = sorted({kind for r in results for kind in r["faults"]})
+        description = {
+            "format": FORMAT,
+            "settings": settings,
+            "record": {"bytes": len(record), **fields},
+            "sets": sets,
+            "faults": {kind: sum(r["faults"].get(kind, 0) for r in results) for kind in kinds},
         }
-        files = [f"{_NAME}-{split}.array_record-{i:05}-of-{len(held):05}" for i in range(len(held))]
-        shard_blocks = [counts["blocks"] for _, counts in held]
-        sets[name] = {"split": split, **totals, "files": files, "file_blocks": shard_blocks}
-    kinds = sorted({kind for r in results for kind in r["faults"]})
-    description = {
-        "format": FORMAT,
-        "settings": settings,
-        "record": {"bytes": len(record), **fields},
-        "sets": sets,
-        "faults": {kind: sum(r["faults"].get(kind, 0) for r in results) for kind in kinds},
-    }
-    _describe_for_tfds(plan, fields, len(record), sets)
-    _write_json(plan.path(COMPLETE), description)
-    plan.path("parts").rmtree(missing_ok=True)
-    plan.path(PREPARING).unlink(missing_ok=True)
+        _write_json(plan.path(COMPLETE), description)
+    _clear(plan)
     blocks, tokens, documents = (
         sum(s[key] for s in sets.values()) for key in ("blocks", "tokens", "documents")
     )
+    faults = "".join(f"; {n} {kind}" for kind, n in description["faults"].items())
     cli.say(
         f"Wrote {plan.output}: {blocks:,} blocks of {tokens:,} tokens of {documents:,} documents in "
-        f"{len(sets)} set(s)" + "".join(f"; {n} {k}" for k, n in description["faults"].items())
+        f"{len(sets)} set(s){faults}"
     )
     return description
-
-
-def _describe_for_tfds(plan: jobs.Plan, fields: dict, record_bytes: int, sets: dict) -> None:
-    """Writes dataset_info.json and features.json."""
-    import tensorflow_datasets as tfds
-
-    features = {
-        name: tfds.features.Tensor(shape=(plan.length,), dtype=field["dtype"], encoding="bytes")
-        for name, field in fields.items()
-    }
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=plan.path(),
-        dataset_name=_NAME,
-        filetype_suffix="array_record",
-        template=_TEMPLATE,
-    )
-    infos = [
-        tfds.core.SplitInfo(
-            name=counts["split"],
-            shard_lengths=counts["file_blocks"],
-            num_bytes=counts["blocks"] * record_bytes,
-            filename_template=template,
-        )
-        for counts in sets.values()
-    ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=plan.path(),
-        features=features,
-        split_infos=infos,
-        version=_VERSION,
-        filename_template=template,
-        check_data=False,  # would need TensorFlow
-        description=f"Blocks of {plan.length} tokens; see {COMPLETE}.",
-    )
 
 
 def main():

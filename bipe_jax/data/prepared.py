@@ -15,15 +15,16 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from bipe_jax import tokenizer as tokenizers
+from bipe_jax.data.batches import PREPARED
+from bipe_jax.data.mixing import drawn, integer_weights, permuted
+from bipe_jax.data.records import read_field
 from bipe_jax.errors import UserError
 
-SCHEME = "prepared:"
 COMPLETE, PREPARING = "bipe.json", "preparing.json"  # the former is written last
 FORMAT = 1
 # For reading single records: nothing is read ahead.
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
-_WEIGHTS_SUM = 1 << 24  # times 2^38 blocks fits into 64 bits
 _FILES_BESIDE = 256  # files that are open for other reasons
 
 
@@ -89,14 +90,10 @@ class Dataset:
                     f"data: {self.path / self._files[i]} is damaged ({reason}): fetch it again, or "
                     f"prepare {self.path} again"
                 ) from None
-        return {name: self._field(records, name) for name in ("tokens", "document_ids")}
-
-    def _field(self, records: np.ndarray, name: str) -> np.ndarray:
-        field = self._record[name]
-        dtype = np.dtype(field["dtype"]).newbyteorder("<")
-        start = field["offset"]
-        values = records[:, start : start + self.length * dtype.itemsize]
-        return np.ascontiguousarray(values).view(dtype).astype(np.int32)
+        return {
+            name: read_field(records, self._record[name], self.length)
+            for name in ("tokens", "document_ids")
+        }
 
     def close(self) -> None:
         for reader in self._readers:
@@ -125,6 +122,8 @@ def _description(path: epath.Path) -> dict:
                 f"data: {path} was prepared by another version (format {description['format']}, not "
                 f"{FORMAT}): prepare it again"
             )
+        if not {"settings", "record", "sets"} <= description.keys():
+            raise KeyError
         return description
     except (FileNotFoundError, NotADirectoryError):
         pass
@@ -154,7 +153,7 @@ def open_prepared(spec: str, sets=()) -> Dataset:
     Raises:
       UserError: DIR is missing or not completely prepared, or has no such set.
     """
-    path, _, fragment = spec.removeprefix(SCHEME).partition("#")
+    path, _, fragment = spec.removeprefix(PREPARED).partition("#")
     description = _description(epath.Path(path))
     known = list(description["sets"])
     named = fragment.split("|") if fragment else known
@@ -167,53 +166,6 @@ def open_prepared(spec: str, sets=()) -> Dataset:
             f"{', '.join(map(repr, known))}"
         )
     return Dataset(spec, epath.Path(path), description, chosen)
-
-
-def integer_weights(shares) -> np.ndarray:
-    """Shares (S,) of 1 as int64 that sum to 2^24, so that blocks are counted without rounding.
-
-    Raises:
-      UserError: a share is too small to be kept.
-    """
-    ends = np.round(np.cumsum(shares) / np.sum(shares) * _WEIGHTS_SUM).astype(np.int64)
-    weights = np.diff(ends, prepend=0)
-    if not weights.all():
-        raise UserError("config.data.train: a weight is less than a 16-millionth of all weights")
-    return weights
-
-
-def drawn(count, weights: np.ndarray) -> np.ndarray:
-    """How many of the first `count` blocks of a mixture are from each source.
-
-    Each source in turn takes its part of what the ones before it have left, rounded up, so that from
-    one count to the next exactly one source has one block more.
-
-    Args:
-      count: integers (...,). weights: (S,) from `integer_weights`.
-
-    Returns:
-      (..., S) int64, which sum to `count`.
-    """
-    left, rest = np.asarray(count, np.int64), int(weights.sum())
-    counts = []
-    for weight in weights.tolist():
-        less = left * (rest - weight) // rest
-        counts.append(left - less)
-        left, rest = less, rest - weight
-    return np.stack(counts, axis=-1)
-
-
-def permuted(number: int, blocks: int, seed: int, source: int) -> int:
-    """The block that is the `number`-th to be read of a source, over all epochs.
-
-    Every epoch has each of 0 … blocks - 1 once.
-    """
-    from grain.experimental import index_shuffle
-
-    epoch, index = divmod(number, blocks)
-    name = f"{seed} {source} {epoch}"
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    return index_shuffle(index, max_index=blocks - 1, seed=key, rounds=4)
 
 
 class Prepared:

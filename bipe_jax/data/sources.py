@@ -8,6 +8,7 @@ Pile's kind, `meta` with `pile_set_name` (an object, or an object as a JSON stri
 import collections
 import dataclasses
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,19 +23,45 @@ ON_ERROR = ("raise", "skip")
 _QUICKSTART, _TFDS = "quickstart:", "tfds:"
 _TFDS_SHARDS = 64
 _JUDGED_FROM = 1000  # lines of a shard; and at its end
+_REMEMBERED = 1 << 16  # documents that duplicates are looked for among
+# Bytes that a document may take while it is parsed: its line twice, and its characters.
+_MOST_BYTES = 680_000_000
+_FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")  # in UTF-8, and escaped
+_TWO_BYTES = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
 
 
 class Tally:
-    """Counts what went wrong, each fault once however often its shard is read."""
+    """Counts what went wrong. A fault that has a place counts once, however often it is read."""
 
     def __init__(self):
         self._faults = collections.defaultdict(set)
         self._bad_lines: dict[str, int] = {}
+        self._events = collections.Counter()
+        self._codes: collections.OrderedDict[int, None] = collections.OrderedDict()
+        self._furthest: dict[tuple, object] = {}
         self._lock = threading.Lock()
 
     def add(self, kind: str, *where) -> None:
         with self._lock:
             self._faults[kind].add(where)
+
+    def retry(self) -> None:
+        with self._lock:
+            self._events["retries"] += 1
+
+    def document(self, shard: tuple, place, text: str) -> None:
+        """Counts a text that one of the last documents had, when it is read for the first time."""
+        code = hash(text)
+        with self._lock:
+            if shard in self._furthest and place <= self._furthest[shard]:
+                return
+            self._furthest[shard] = place
+            if code in self._codes:
+                self._events["duplicates"] += 1
+            self._codes[code] = None
+            self._codes.move_to_end(code)
+            if len(self._codes) > _REMEMBERED:
+                self._codes.popitem(last=False)
 
     def bad_lines(self, shard: str, count: int) -> None:
         with self._lock:
@@ -50,6 +77,7 @@ class Tally:
         with self._lock:
             counts = {kind: len(found) for kind, found in self._faults.items() if found}
             bad = sum(self._bad_lines.values())
+            counts |= self._events
         return counts | ({"bad_lines": bad} if bad else {})
 
 
@@ -57,10 +85,14 @@ class Tally:
 class Policy:
     """What to do about faults.
 
+    Bad lines are left out and counted, whatever `on_error` is. Empty shards, documents that have the
+    text of one of the 65536 before them, and errors that passed at a further try are counted only.
+
     Attributes:
       on_error: "raise", or "skip" what cannot be read of a shard, if no more than `max_bad_share` of
         the source's shards are so.
-      max_bad_share: the largest share of a shard's lines that may be no JSON or have no text.
+      max_bad_share: the largest share of a shard's lines that may be no JSON, have no text or be too
+        long.
       tally: counts them.
     """
 
@@ -104,11 +136,16 @@ def open_source(spec: str, sets=(), policy: Policy | None = None) -> Source:
     path, _, fragment = spec.partition("#")
     own = tuple(fragment.split("|")) if fragment else ()
 
-    def kept(found):
-        for document, place in found:
+    def kept(shard, found):
+        def keep(item):
+            document, place = item
             name = document["set"]
-            if document["text"] and (not sets or name in sets) and (not own or name in own):
-                yield document, place
+            if not document["text"] or (sets and name not in sets) or (own and name not in own):
+                return False
+            policy.tally.document((spec, shard), place, document["text"])
+            return True
+
+        return filter(keep, found)  # unlike a generator, it holds no document while it waits
 
     if path.startswith(_QUICKSTART):
         shards, read = _quickstart(path.removeprefix(_QUICKSTART))
@@ -118,9 +155,12 @@ def open_source(spec: str, sets=(), policy: Policy | None = None) -> Source:
         shards = files.find(path)
 
         def read(shard, place):
-            return read_shard(shards[shard], place or files.START, policy, len(shards))
+            return read_shard(shards[shard], place, policy, len(shards))
 
-    return Source(spec, tuple(sets), shards, lambda shard, place=None: kept(read(shard, place)))
+    def read_kept(shard, place=None):
+        return kept(shard, read(shard, place))
+
+    return Source(spec, tuple(sets), shards, read_kept)
 
 
 def documents(spec: str, sets=(), policy: Policy | None = None) -> Iterator[dict]:
@@ -144,10 +184,20 @@ def nothing(spec: str, sets=()) -> UserError:
     return UserError(f"data: {spec!r} holds no document{filtered}")
 
 
+def _fits(line: bytes) -> bool:
+    """Whether its text can be held: Python takes 1, 2 or 4 bytes for each character, as the widest needs."""
+    if len(line) * 6 <= _MOST_BYTES:
+        return True
+    width = 4 if _FOUR_BYTES.search(line) else 2 if _TWO_BYTES.search(line) else 1
+    return len(line) * (2 + width) <= _MOST_BYTES
+
+
 def parse(line: bytes | None) -> dict | None:
     """A line's document, or None if it is too long, not JSON, or has no text."""
+    if line is None or not _fits(line):
+        return None
     try:
-        record = orjson.loads(line or b"")
+        record = orjson.loads(line)
     except ValueError:
         return None
     text = record.get("text") if isinstance(record, dict) else None
@@ -163,13 +213,16 @@ def parse(line: bytes | None) -> dict | None:
     return {"text": text, "set": name if isinstance(name, str) else NO_SET}
 
 
-def read_shard(path: str, place=files.START, policy: Policy | None = None, shards: int = 1):
+def read_shard(path: str, place=None, policy: Policy | None = None, shards: int = 1):
     """Yields (document, place behind it) of one JSONL shard.
 
-    Lines that are not JSON, or have no text, are left out and counted. Empty lines are passed over.
+    Lines that are not JSON, have no text or are too long are left out and counted. Empty lines are
+    passed over.
 
     Args:
-      path: the file. place: see `shards`. shards: how many the source has.
+      path: the file. place: None for its start; it holds that of `shards`, and the lines so far: all,
+        those that are not empty, the bad ones, and the number of the first of these.
+      shards: how many the source has.
 
     Raises:
       UserError: by the policy, the shard is unreadable, or too many of its lines are bad (judged
@@ -177,18 +230,20 @@ def read_shard(path: str, place=files.START, policy: Policy | None = None, shard
     """
     policy = policy or Policy()
     tally = policy.tally
-    count = bad = 0
-    first_bad = None
+    place, (number, count, bad, first_bad) = place or (files.START, (0, 0, 0, None))
+    damaged = False
 
     def judge():
-        tally.bad_lines(path, bad)
         if bad > policy.max_bad_share * count:
             raise UserError(
-                f"data: {bad} of {count} lines of {path} are not JSON or have no text (the first is "
-                f"line {first_bad}), more than data.max_bad_share={policy.max_bad_share:g}"
+                f"data: {bad} of {count} lines of {path} are not JSON, have no text or are too long "
+                f"(the first is line {first_bad}), more than "
+                f"data.max_bad_share={policy.max_bad_share:g}"
             )
 
     def on_damage(damage: files.Damage, frame: int):
+        nonlocal damaged
+        damaged = True
         tally.add(damage.kind, path, frame)
         lost = tally.shards("corrupt_frames", "truncated_shards", "unreadable_shards")
         if policy.on_error == "raise":
@@ -199,26 +254,25 @@ def read_shard(path: str, place=files.START, policy: Policy | None = None, shard
                 f"data.max_bad_share={policy.max_bad_share:g}"
             )
 
-    def on_retry():
-        tally.add("retries", path, tally.counts().get("retries", 0))
-
-    place = tuple(place)
-    begun = place
-    for number, (line, place) in enumerate(files.lines(path, place, on_damage, on_retry), 1):
-        if line is not None and not line.strip():
+    for line, behind in files.lines(path, place, on_damage, tally.retry):
+        number += 1
+        if line is not None and (not line or line.isspace()):
             continue
         count += 1
         document = parse(line)
-        del line  # it may be large, and the reader of the document take its time
+        del line  # it may be large, and so may the document: neither is held while others are read
         if document is None:
             bad += 1
             first_bad = first_bad or number
+            tally.bad_lines(path, bad)
             if count >= _JUDGED_FROM:
                 judge()
         else:
-            yield document, place
+            found = [document]
+            del document
+            yield found.pop(), (behind, (number, count, bad, first_bad))
     judge()
-    if not count and begun == files.START:
+    if not count and not damaged:
         tally.add("empty_shards", path)
 
 
@@ -241,9 +295,7 @@ def _tfds(path: str):
     split = split or "train"
     try:
         builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
-        texts = builder.as_data_source(
-            split=split, decoders=tfds.decode.PartialDecoding({"text": True})
-        )
+        texts = builder.as_data_source(split=split)
     except Exception as error:  # TFDS raises many kinds; each says what it wants
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"data: {path} cannot be opened as a TFDS dataset: {reason}") from None

@@ -51,7 +51,9 @@ class Documents:
         self.mine = range(index, len(source.shards), count)
         state = state or {"next": 0, "open": [], "turn": 0}
         self.next, self.turn = state["next"], state["turn"]
-        self.open = [(number, place, self._reader(number, place)) for number, place in state["open"]]
+        self.open = [
+            (number, place, self._reader(number, place)) for number, place in state["open"]
+        ]
         self._barren = 0
 
     def _reader(self, number: int, place=None):
@@ -125,7 +127,9 @@ class Stream:
         documents = Documents(source, seed, reader)
         next(documents)  # fail now if there is nothing to read
         self._shards = len(documents.mine)
-        self.set_state({"begin": {"number": 0, "documents": None, "part": 0, "skip": 0}, "given": 0})
+        self.set_state(
+            {"begin": {"number": 0, "documents": None, "part": 0, "skip": 0}, "given": 0}
+        )
 
     def set_state(self, state: dict) -> None:
         self._end()

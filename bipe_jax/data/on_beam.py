@@ -1,0 +1,59 @@
+"""The jobs of a preparation on a cluster, by Apache Beam: one element a job, and nothing else moves.
+
+The output has to be where all machines write to, and the package be installed on them.
+"""
+
+from bipe_jax.data import jobs
+from bipe_jax.errors import UserError
+
+
+def options(runner: str, arguments):
+    """Apache Beam's PipelineOptions.
+
+    Raises:
+      UserError: Beam is not installed; or the options choose the runner that mixes threads' data.
+    """
+    try:
+        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+    except ImportError:
+        raise UserError("--runner needs Apache Beam: pip install -e '.[beam]'") from None
+    parsed = PipelineOptions([f"--runner={runner}", *arguments])
+    if parsed.view_as(DirectOptions).direct_running_mode == "multi_threading":
+        raise UserError(
+            "--direct_running_mode=multi_threading may corrupt data: use multi_processing"
+        )
+    return parsed
+
+
+def run_all(plan: jobs.Plan, numbers: list[int], runner: str, options) -> None:
+    """Does jobs on a cluster, and waits for them.
+
+    Raises:
+      UserError: as `jobs.run`; or there is no such runner.
+    """
+    import apache_beam as beam
+
+    # Beam's own choice between local runners begins with a program that it would download.
+    if runner.lower() in ("direct", "directrunner"):
+        runner = "FnApiRunner"
+    try:
+        with beam.Pipeline(runner=runner, options=options) as pipeline:
+            _ = pipeline | beam.Create(numbers) | beam.Reshuffle() | beam.Map(_run, plan=plan)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--runner={runner}: {' '.join(str(error).split())}") from None
+    failed = [plan.file(i, "error") for i in numbers if plan.file(i, "error").exists()]
+    if failed:
+        reason = failed[0].read_text()
+        for path in failed:
+            path.unlink()
+        raise UserError(reason)
+
+
+def _run(number: int, plan: jobs.Plan) -> int:
+    """A job whose error is the user's leaves it in a file: runners would try again for nothing."""
+    try:
+        jobs.run(plan, number)
+    except UserError as error:
+        plan.path("parts").mkdir(parents=True, exist_ok=True)
+        plan.file(number, "error").write_text(str(error))
+    return number

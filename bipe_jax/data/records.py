@@ -1,0 +1,186 @@
+"""Records: packed blocks in ArrayRecord files, as TFDS has them.
+
+A record is a serialised `tf.train.Example` of two strings of bytes, the block's tokens and document ids.
+Since both have a fixed size, everything else in it is the same in all records, and where they are is
+known: `layout`.
+"""
+
+import contextlib
+import functools
+import os
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+
+from bipe_jax.data import packing
+from bipe_jax.errors import UserError
+
+DATASET, VERSION = "blocks", "1.0.0"  # TFDS's names
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_WINDOW = 1 << 20  # tokens that are packed together
+
+
+def _smallest(largest: int) -> np.dtype:
+    return np.dtype(np.uint16 if largest < 1 << 16 else np.int32)
+
+
+@functools.cache
+def layout(length: int, vocab_size: int) -> tuple[bytes, dict]:
+    """A record of zeros and where its features are.
+
+    Args:
+      length: tokens of a block.
+
+    Returns:
+      The record, and {"tokens", "document_ids": {"offset" in bytes, "dtype"}}.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    def serialised(fill: bytes) -> bytes:
+        features = {
+            name: tf_feature_pb2.Feature(
+                bytes_list=tf_feature_pb2.BytesList(value=[fill * (length * dtype.itemsize)])
+            )
+            for name, dtype in dtypes.items()
+        }
+        example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+        return example.SerializeToString(deterministic=True)
+
+    dtypes = {"tokens": _smallest(vocab_size - 1), "document_ids": _smallest(length)}
+    zeros, ones = serialised(b"\0"), serialised(b"\xff")
+    places = np.flatnonzero(np.frombuffer(zeros, np.uint8) != np.frombuffer(ones, np.uint8))
+    # Sorted by name: the document ids come first.
+    offsets = {
+        "document_ids": places[0],
+        "tokens": places[-1] + 1 - length * dtypes["tokens"].itemsize,
+    }
+    return zeros, {n: {"offset": int(offsets[n]), "dtype": dtypes[n].name} for n in dtypes}
+
+
+def _view(records: np.ndarray, field: dict, length: int) -> tuple[np.ndarray, np.dtype]:
+    """The bytes of a feature in records (n, bytes), and their type."""
+    dtype = np.dtype(field["dtype"]).newbyteorder("<")
+    return records[:, field["offset"] : field["offset"] + length * dtype.itemsize], dtype
+
+
+def read_field(records: np.ndarray, field: dict, length: int) -> np.ndarray:
+    """A feature of records (n, bytes) uint8, by its entry of `layout`: (n, length) int32."""
+    values, dtype = _view(records, field, length)
+    return np.ascontiguousarray(values).view(dtype).astype(np.int32)
+
+
+class SetWriter:
+    """Packs the documents of one set and writes their blocks to an ArrayRecord file.
+
+    Args:
+      path: a local file. length: tokens of a block. kind: one of `packing.PACKINGS`.
+    """
+
+    def __init__(self, path: str, length: int, vocab_size: int, kind: str):
+        self._path, self._length, self._kind = path, length, kind
+        self._record, self._fields = layout(length, vocab_size)
+        self._tokens, self._ids, self._held = [], [], 0
+        self._file = None
+        self.counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "blocks": 0}
+
+    def add(self, tokens: np.ndarray, first: bool, text_bytes: int) -> None:
+        """The next part of a document (L,); `first` if it is the document's first."""
+        # Best fit needs whole documents.
+        if self._held >= _WINDOW and (first or self._kind == "concat"):
+            self._pack()
+        counts = self.counts
+        counts["documents"] += first
+        counts["tokens"] += len(tokens)
+        counts["text_bytes"] += text_bytes
+        self._tokens.append(tokens)
+        self._ids.append(np.full(len(tokens), counts["documents"], np.int32))
+        self._held += len(tokens)
+
+    def _pack(self, last: bool = False) -> None:
+        if not self._held:
+            return
+        tokens, ids = np.concatenate(self._tokens), np.concatenate(self._ids)
+        rows = {"tokens": tokens, "document_ids": ids}
+        if self._kind == "document":
+            blocks = packing.document(rows, self._length)
+            used = len(tokens)
+        else:
+            blocks = packing.concat(rows, self._length, pad=last)
+            used = len(blocks["tokens"]) * self._length
+        self._tokens, self._ids = [tokens[used:]], [ids[used:]]
+        self._held = len(self._tokens[0])
+        self._write(blocks)
+
+    def _write(self, blocks: dict) -> None:
+        records = np.tile(np.frombuffer(self._record, np.uint8), (len(blocks["tokens"]), 1))
+        for name, field in self._fields.items():
+            view, dtype = _view(records, field, self._length)
+            view[:] = blocks[name].astype(dtype).view(np.uint8)
+        self._file = self._file or ArrayRecordWriter(self._path, "group_size:1")
+        for record in records:
+            self._file.write(record.tobytes())
+        self.counts["blocks"] += len(records)
+
+    def close(self) -> dict:
+        """Writes what is left. Returns the counts, also of the file's bytes; no block, no file."""
+        self._pack(last=True)
+        if not self._file:
+            return self.counts | {"file_bytes": 0}
+        self._file.close()
+        if ArrayRecordReader(self._path).num_records() != self.counts["blocks"]:
+            raise OSError(f"{self._path} lacks records that were written")
+        return self.counts | {"file_bytes": os.path.getsize(self._path)}
+
+
+@contextlib.contextmanager
+def writing(output: str):
+    """What fails inside is the output's fault. Raises UserError."""
+    try:
+        yield
+    except (OSError, ImportError, RuntimeError) as error:  # ArrayRecord raises the last
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise UserError(f"--output={output} cannot be written to: {reason}") from None
+
+
+def file_name(split: str, number: int, count: int) -> str:
+    """The file of a split that TFDS takes for its `number`-th of `count`."""
+    return f"{DATASET}-{split}.array_record-{number:05}-of-{count:05}"
+
+
+def describe_for_tfds(path: epath.Path, length: int, vocab_size: int, sets: list[dict]) -> None:
+    """Writes dataset_info.json and features.json.
+
+    Args:
+      sets: {"split", "blocks", "file_blocks"} of each split.
+    """
+    import tensorflow_datasets as tfds
+
+    record, fields = layout(length, vocab_size)
+    features = {
+        name: tfds.features.Tensor(
+            shape=(length,), dtype=np.dtype(field["dtype"]).type, encoding="bytes"
+        )
+        for name, field in fields.items()
+    }
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=path, dataset_name=DATASET, filetype_suffix="array_record", template=_TEMPLATE
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=counts["split"],
+            shard_lengths=counts["file_blocks"],
+            num_bytes=counts["blocks"] * len(record),
+            filename_template=template,
+        )
+        for counts in sets
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=path,
+        features=features,
+        split_infos=splits,
+        version=VERSION,
+        filename_template=template,
+        check_data=False,  # would need TensorFlow
+        description=f"Blocks of {length} tokens and the numbers of their documents.",
+    )
