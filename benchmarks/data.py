@@ -200,8 +200,8 @@ def starts(config, tokens, rounds: int) -> tuple[float, float]:
     with contextlib.closing(Batches(config, tokens)) as batches:
         for _ in range(1000):
             next(batches)
-        state = json.loads(json.dumps(batches.get_state()))
-    for times, state in ((first, None), (resumed, state)):
+        middle = json.loads(json.dumps(batches.get_state()))
+    for times, state in ((first, None), (resumed, middle)):
         for _ in range(rounds):
             start = time.perf_counter()
             with contextlib.closing(Batches(config, tokens)) as batches:

@@ -325,6 +325,7 @@ class _Opened:
             return self._file.read(size)
         if isinstance(found, Exception):
             self._store.failures += 1
+            self._file.read(7)  # where it is now is not known
             raise found
         return self._file.read(max(1, min(size, found)))
 
@@ -365,15 +366,13 @@ def test_each_line_is_read_once_in_spite_of_errors_that_pass(tmp_path, monkeypat
 
 
 def test_what_is_read_of_a_damaged_frame_does_not_depend_on_how_bytes_arrive(tmp_path, monkeypatch):
-    """A store may give fewer than were asked for."""
-    generator = random.Random(0)
-    texts = [generator.randbytes(99).hex() for _ in range(4000)]
-    data = bytearray(zstd(as_lines(texts)))
+    """A store may give fewer than were asked for; here, each of zstd's blocks takes few."""
+    data = bytearray(zstd(as_lines("x" * 20_000 + str(i) for i in range(1000))))
     data[len(data) * 2 // 3] ^= 0x08
     (path := tmp_path / "a.jsonl.zst").write_bytes(data + zstd(as_lines(["after"])))
     found = texts_of(path, skip())
-    assert len(found) > 1000
-    for most in (100, 7777):
+    assert 500 < len(found) < 1000
+    for most in (10, 100, 777):
         with monkeypatch.context() as context:
             Store(context, lambda what, most=most: most if what == "read" else None)
             assert texts_of(path, skip()) == found

@@ -169,7 +169,12 @@ def test_bytes_missing_in_a_frame_cost_that_frame_alone(tmp_path, five, number):
         assert [frame for _, frame in faults] == [starts[number]]
 
 
-def test_damaged_frames_in_a_row_are_one_fault_and_others_are_others(tmp_path, five):
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 5, 1 << 18])
+def test_damaged_frames_in_a_row_are_one_fault_and_others_are_others(
+    tmp_path, monkeypatch, five, piece_bytes
+):
+    """However the next frame's begin lies in what is searched at a time."""
+    monkeypatch.setattr(shards, "_PIECE_BYTES", piece_bytes)
     lines, frames, starts = five
     path = tmp_path / "a.jsonl.zst"
     for broken, faults_at, left in (

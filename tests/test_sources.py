@@ -243,7 +243,8 @@ def test_a_shard_of_bad_lines_is_refused_after_a_thousand(tmp_path):
 
 def test_the_tally_counts_each_shard_once_however_often_it_is_read(tmp_path):
     for name, bad in (("a", 1), ("b", 2)):
-        write(tmp_path / f"{name}.jsonl", *['{"text": "t"}'] * 9, *["bad"] * bad)
+        good = [json.dumps({"text": f"{name} {i}"}) for i in range(9)]
+        write(tmp_path / f"{name}.jsonl", *good, *["bad"] * bad)
     tally = sources.Tally()
     for _ in range(3):
         list(sources.documents(f"{tmp_path}/*.jsonl", (), sources.Policy("raise", 0.5, tally)))

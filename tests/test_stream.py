@@ -296,7 +296,8 @@ def test_a_stream_restored_anywhere_goes_on_with_the_same_batches(tokens, docume
     """In the middle of documents and at their ends, until the third time through them."""
     length = sum(len(tokens.encode(text)) for text in documents)
     config = make_config(tokens, layout, data__separate_documents=True)
-    stops = range(0, 2 * length // (2 * (LENGTH + 1)) + 10)
+    step = 1 if len(sources.files.find(layout)) == 1 else 3
+    stops = range(0, 2 * length // (2 * (LENGTH + 1)) + 10, step)
     assert_restored(lambda: Batches(config, tokens), stops)
 
 

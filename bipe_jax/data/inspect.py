@@ -188,7 +188,7 @@ def main():
     )
     parser.add_argument("--length", type=int, default=128, help="tokens of a block shown (128)")
     parser.add_argument("--blocks", type=int, default=2, help="blocks shown of each set (2)")
-    parser.add_argument("--sets", default="", help="names of sets, separated by commas (all)")
+    parser.add_argument("--sets", default="", help="names of sets, separated by | (all)")
     parser.add_argument("--packing", default="", help=f"{' or '.join(PACKINGS)} (concat)")
     parser.add_argument(
         "--documents",
@@ -198,7 +198,7 @@ def main():
     )
     parser.add_argument("--output", default="inspection.html", help="the page (inspection.html)")
     args = vars(parser.parse_args())
-    args["sets"] = tuple(name for name in args["sets"].split(",") if name)
+    args["sets"] = tuple(name for name in args["sets"].split("|") if name)
     inspect(**args)
 
 

@@ -99,6 +99,7 @@ def _texts(source, shards: range):
                 if size >= _TASK:
                     yield task
                     task, size = [], 0
+            del document, text  # they may be large, and so may be the next
     if task:
         yield task
 

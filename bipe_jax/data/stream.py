@@ -175,6 +175,7 @@ class Stream:
                 if i >= passed:
                     yield text, {"documents": state, "part": i}
             passed = 0
+            del document, text  # they may be large, and so may be the next
 
     def _tasks(self, begin: dict):
         """Yields lists of them, of some size together."""

@@ -1,0 +1,75 @@
+"""Batches over several real processes: each reads what its devices hold, and together they hold all."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+import json, sys
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tiny import tiny
+from bipe_jax import sharding
+
+process, count, address, mesh = json.loads(sys.argv[1])
+jax.distributed.initialize(address, count, process)
+config = tiny(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
+mesh = sharding.make_mesh(config)
+index, readers = sharding.reader(mesh, config.batch_size)
+whole = np.arange(8 * 16).reshape(8, 16).astype(np.int32)
+rows = np.split(whole, readers)[index]
+batch = sharding.place_batch(mesh, {"tokens": rows}, readers)["tokens"]
+assert batch.shape == whole.shape
+for shard in batch.addressable_shards:
+    np.testing.assert_array_equal(shard.data, whole[shard.index])
+# What all processes see of it.
+sums = jax.jit(lambda x: x.sum(axis=1))(batch)
+np.testing.assert_array_equal(multihost_utils.process_allgather(sums, tiled=True), whole.sum(axis=1))
+print(json.dumps([index, readers]))
+"""
+
+
+def run(count: int, devices: int, mesh: dict) -> list:
+    """(reader, readers) that each process reports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": f"{tests.parent}:{tests}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps([i, count, address, mesh])],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    done = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0] * count, done
+    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+
+
+@pytest.mark.parametrize(
+    "count, devices, mesh, expected",
+    [
+        # Each process has rows of its own; two that share a block, or a model, read the same.
+        (2, 2, {"data": 0}, [[0, 2], [1, 2]]),
+        (2, 1, {"context": 2}, [[0, 1], [0, 1]]),
+        (2, 1, {"tensor": 2}, [[0, 1], [0, 1]]),
+        (4, 1, {"fsdp": 2, "context": 2}, [[0, 2], [0, 2], [1, 2], [1, 2]]),
+    ],
+)
+def test_processes_read_the_rows_that_their_devices_hold(count, devices, mesh, expected):
+    found = run(count, devices, mesh)
+    assert sorted(found) == expected
+    assert np.unique([readers for _, readers in found]).size == 1
