@@ -1,7 +1,7 @@
 """Tokens a second of the data engine, beside the bare tokenizer and a Hugging Face pipeline.
 
 python -m benchmarks.data [--data=GLOBS] [--tokenizer=FILE] [--prepared=DIR] [--huggingface]
-  [--length=1024] [--megabytes=8] [--rounds=5] [--workers=0,-1]
+  [--length=1024] [--megabytes=8] [--rounds=5] [--workers=0,1,-1]
 
 Each round runs every row once, in the opposite order of the round before. Rows:
 
@@ -37,7 +37,7 @@ from configs import quickstart
 
 
 def huggingface(paths, tokens, length: int):
-    """An endless iterator of lists of token ids, of the same unigram model."""
+    """An iterable of blocks, lists of token ids, of the same unigram model."""
     import datasets
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -60,7 +60,7 @@ def huggingface(paths, tokens, length: int):
     found = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
     names = found.column_names or ["text", "meta"]
     blocks = found.map(encode, batched=True, batch_size=64, remove_columns=names)
-    return iter(blocks.map(cut, batched=True, batch_size=64))
+    return blocks.map(cut, batched=True, batch_size=64)
 
 
 def batches_of(config, tokens, count: int):
@@ -103,12 +103,13 @@ def main():
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--megabytes", type=float, default=24, help="of text, a row and round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", default="0,-1")
+    parser.add_argument("--workers", default="0,1,-1")
     args = parser.parse_args()
 
     config = quickstart.get_config()
     config.data.train, config.data.evaluation = args.data, ""
     config.sequence_length, config.batch_size = args.length, 32
+    config.data.shuffle_blocks = 256  # what is made ahead and never taken is work, too
     if args.tokenizer:
         tokens = tokenizer.load(args.tokenizer)
     else:

@@ -9,12 +9,14 @@
 """
 
 import functools
+import json
 import math
 import operator
 import re
 
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -176,6 +178,17 @@ def place_batch(mesh: Mesh, batch: dict, readers: int = 1) -> dict:
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: place(rows) for name, rows in batch.items()}
+
+
+def of_all_processes(value) -> list:
+    """A value of JSON's types from each process, in the order of their numbers."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(text))).tolist()
+    padded = np.pad(text, (0, max(sizes) - len(text)))
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:

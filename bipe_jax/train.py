@@ -60,7 +60,7 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         init, step, abstract = compile_on(config, mesh)
         if saved:
             state, data_state = checkpoints.restore(abstract)
-            batches.set_state(data_state)
+            batches.set_state_of(data_state["readers"])
             cli.say(f"Going on from step {saved.step} of {workdir}")
         else:
             state = init(jax.random.key(config.seed))
@@ -90,7 +90,8 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
             if number % config.checkpoint.every == 0 or number == last:
                 report(*pending)  # what is not finite is never saved
                 pending = None
-                checkpoints.save(state, batches.get_state(), config, tokens)
+                readers = sharding.of_all_processes(batches.get_state())
+                checkpoints.save(state, {"readers": readers}, config, tokens)
         checkpoints.wait()
     return last == config.steps
 

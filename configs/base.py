@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     c.data.separate_documents = False  # True: attention and coordinates do not cross documents
     # Coordinates of a document that a block's end cuts "restart" or "continue" in the next block.
     c.data.cut_documents = "restart"
-    c.data.workers = -1  # threads that tokenise; -1: as many as there are cores but one
+    c.data.workers = -1  # threads that tokenise; -1: as many as there are cores
     c.data.on_error = "raise"  # or "skip" what is corrupt, cut short or unreadable
     c.data.max_bad_share = 0.01  # stop when more of a shard's lines, or of the shards, are bad
 

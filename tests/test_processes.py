@@ -32,6 +32,8 @@ for shard in batch.addressable_shards:
 # What all processes see of it.
 sums = jax.jit(lambda x: x.sum(axis=1))(batch)
 np.testing.assert_array_equal(multihost_utils.process_allgather(sums, tiled=True), whole.sum(axis=1))
+values = [{"of": i, "text": "x" * i} for i in range(count)]
+assert sharding.of_all_processes(values[process]) == values
 print(json.dumps([index, readers]))
 """
 

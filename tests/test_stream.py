@@ -21,6 +21,7 @@ from bipe_jax import segments, tokenizer
 from bipe_jax.config import validate
 from bipe_jax.data import sources
 from bipe_jax.data.batches import Batches, annotate
+from bipe_jax.data.prepare import prepare
 from bipe_jax.data.stream import Stream, parts
 from bipe_jax.errors import UserError
 
@@ -685,6 +686,46 @@ def test_processes_read_disjoint_parts_and_together_all(tokens, tokenizer_file, 
             assert (named > 0) == (s % readers == i)
     with pytest.raises(UserError, match=f"was read by {readers} processes, and now by 1"):
         Batches(config, tokens).set_state(states[0])
+
+
+def test_each_reader_finds_its_state_among_all(tokens, layout):
+    config = make_config(tokens, layout.replace("*", "0*"), batch_size=2)
+    readers = [(0, 1)] if len(sources.files.find(layout)) == 1 else [(0, 2), (1, 2)]
+    streams = [Batches(config, tokens, reader=reader) for reader in readers]
+    for _ in range(5):
+        for stream in streams:
+            next(stream)
+    states = json.loads(json.dumps([stream.get_state() for stream in streams]))
+    for reader, stream in zip(readers, streams, strict=True):
+        with contextlib.closing(Batches(config, tokens, reader=reader)) as other:
+            other.set_state_of(states)
+            assert_equal(next(other), next(stream))
+        stream.close()
+
+
+def prepared_rows(tokens, tokenizer_file, config, counts, state):
+    """The rows of batches in order, read by as many real processes."""
+    readers = len(counts)
+    read = read_in_processes(config, tokenizer_file, [state] * readers, counts)
+    rows = [part["rows"] for part in read]
+    each = config.batch_size // readers
+    batches = [
+        [row for part in rows for row in part[b * each : (b + 1) * each]] for b in range(counts[0])
+    ]
+    return batches, read[0]["state"]
+
+
+def test_prepared_data_goes_on_with_another_number_of_processes(
+    tokens, tokenizer_file, tmp_path, documents
+):
+    (tmp_path / "shards").mkdir()
+    spec = write_shards(tmp_path / "shards", [documents[i::3] for i in range(3)])
+    prepare(spec, str(tmp_path / "prepared"), tokenizer_file, LENGTH, workers=1)
+    config = make_config(tokens, f"prepared:{tmp_path}/prepared", batch_size=4)
+    whole, _ = prepared_rows(tokens, tokenizer_file, config, [12], None)
+    start, state = prepared_rows(tokens, tokenizer_file, config, [5] * 2, None)
+    rest, _ = prepared_rows(tokens, tokenizer_file, config, [7] * 4, state)
+    assert start + rest == whole
 
 
 def test_fewer_shards_than_processes_are_refused(tokens, one_shard):

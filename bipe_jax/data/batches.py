@@ -112,10 +112,11 @@ def _check_held_out(pairs, evaluation: str) -> None:
 
 
 def workers_of(config) -> int:
-    """Threads that tokenise: as many as cores beside this one, unless the config says."""
+    """Threads that tokenise: as many as cores, none for one core, unless the config says."""
     if config.data.workers >= 0:
         return config.data.workers
-    return min(len(os.sched_getaffinity(0)) - 1, _MOST_WORKERS)
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, _MOST_WORKERS) if cores > 1 else 0
 
 
 class _Streams:
@@ -159,15 +160,15 @@ class _Streams:
 
     def get_state(self) -> dict:
         return {
-            "readers": self._reader[1],
+            "reader": list(self._reader),
             "given": self._given.tolist(),
             "streams": [stream.get_state() for stream in self._streams],
         }
 
     def set_state(self, state: dict) -> None:
-        if state["readers"] != self._reader[1]:
+        if state["reader"] != list(self._reader):
             raise UserError(
-                f"the stream of this run was read by {state['readers']} processes, and now by "
+                f"the stream of this run was read by {state['reader'][1]} processes, and now by "
                 f"{self._reader[1]}: start as many, or train on prepared data, which does not care "
                 "(python -m bipe_jax.data.prepare)"
             )
@@ -241,6 +242,11 @@ class Batches:
         self._end()
         self._blocks.set_state(state)
         self._state = state
+
+    def set_state_of(self, states: list[dict]) -> None:
+        """`set_state` with this reader's one among those of all processes."""
+        mine = [s for s in states if s == states[0] or s.get("reader") == list(self._reader)]
+        self.set_state(mine[-1])
 
     def report(self) -> dict:
         """What to log: faults so far, and each source's share of the blocks and its epochs."""
