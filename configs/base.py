@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     c.data.train = "quickstart:train"
     c.data.evaluation = "quickstart:validation"  # the same, for the evaluation at the end
     c.data.sets = ()  # keep only documents with these pile_set_names; (): all
-    c.data.shuffle_blocks = 2048  # blocks that are shuffled among each other (prepared data: all)
+    c.data.shuffle_blocks = 4096  # blocks that are shuffled among each other (prepared data: all)
     # "concat": documents are joined and cut into blocks; "document": none crosses a block's end.
     c.data.packing = "concat"
     c.data.separate_documents = False  # True: attention and coordinates do not cross documents

@@ -26,7 +26,6 @@ def get_config():
     c.schedule.warmup_steps = 10_000
     c.checkpoint.every = 10_000
     c.log.every = 100
-    c.data.shuffle_blocks = 4096
     c.data.train = "pile/train/*.jsonl.zst"
     c.data.evaluation = "pile/test.jsonl.zst"
     c.evaluation.lengths = (1024, 2048, 3072, 4096, 5120, 6144)  # the authors'

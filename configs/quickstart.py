@@ -30,6 +30,7 @@ def get_config(encoding: str = "bipe_rope"):
     c.model.vocab_size = 4096
     c.model.dtype = "float32"
     c.model.remat = "full"  # on a CPU, quicker than to store and to load
+    c.data.shuffle_blocks = 16384  # 2 M tokens: plays are long, and should mix
     c.optimizer.learning_rate = 3e-3
     c.optimizer.beta2 = 0.95
     c.optimizer.weight_decay = 0.1
