@@ -16,12 +16,12 @@ LENGTHS = (32, 64, 128)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer_file, shards):
+def run(tmp_path_factory, tokenizer_file, shards, held_out):
     from configs import smoke
 
     config = smoke.get_config()
     config.tokenizer.path = tokenizer_file
-    config.data.train = config.data.evaluation = shards
+    config.data.train, config.data.evaluation = shards, held_out
     workdir = str(tmp_path_factory.mktemp("run"))
     train(config, workdir)
     return workdir

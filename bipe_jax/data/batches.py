@@ -7,6 +7,7 @@ for prepared data.
 import os
 
 import numpy as np
+from etils import epath
 
 from bipe_jax import segments
 from bipe_jax.data import sources
@@ -85,8 +86,16 @@ def mixture(config) -> list[tuple[str, float]]:
 def prepared_with(config) -> str:
     """The tokenizer file that goes with prepared data, "" for other sources."""
     spec = mixture(config)[0][0]
+    if not spec.startswith(PREPARED):
+        return ""
     directory = spec.removeprefix(PREPARED).partition("#")[0]
-    return os.path.join(directory, "tokenizer.model") if spec.startswith(PREPARED) else ""
+    path = epath.Path(directory) / "tokenizer.model"
+    if not path.exists():
+        raise UserError(
+            f"config.data.train: {directory} is no prepared directory (it has no tokenizer.model): "
+            "python -m bipe_jax.data.prepare writes one"
+        )
+    return str(path)
 
 
 def _check_held_out(pairs, evaluation: str) -> None:
@@ -203,7 +212,7 @@ class Batches:
         self._rule = segments.rule_of(config)
         self._separate = config.data.separate_documents
         self._needs_ids = self._separate or config.data.packing == "document"
-        self._rows = config.batch_size // reader[1]
+        self._reader, self._rows = reader, config.batch_size // reader[1]
         prepared = [spec.startswith(PREPARED) for spec, _ in pairs]
         if any(prepared) and not all(prepared):
             raise UserError("config.data.train mixes prepared data with other sources: prepare all")

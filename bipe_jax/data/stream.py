@@ -19,7 +19,7 @@ from bipe_jax.errors import UserError
 
 _SHARDS_AT_ONCE = 8  # that documents are drawn from in turn
 _FIRST_WINDOW = 64  # blocks; each window is twice as large, up to the config's size
-_PART = 1 << 20  # characters: longer documents are tokenised in parts, and never held as tokens
+_PART = 1 << 18  # characters: longer documents are tokenised in parts, and never held as tokens
 _TASK = 1 << 16  # characters that a worker tokenises at a time
 
 
