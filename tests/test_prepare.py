@@ -268,18 +268,19 @@ class TestStops:
         assert last.startswith("error: ") and "exit code -9" in last and "--workers" in last
 
     def test_full_disk(self, corpus, tokenizer_file, tmp_path, command):
-        def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-        made = command(
-            "data.prepare",
-            f"--input={corpus[0]}",
-            f"--output={tmp_path}/a",
-            f"--tokenizer={tokenizer_file}",
-            f"--length={LENGTH}",
-            "--workers=1",
-            preexec_fn=limit,
-        )
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the command inherits it
+        try:
+            made = command(
+                "data.prepare",
+                f"--input={corpus[0]}",
+                f"--output={tmp_path}/a",
+                f"--tokenizer={tokenizer_file}",
+                f"--length={LENGTH}",
+                "--workers=1",
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert made.returncode == 1 and "Traceback" not in made.stderr
         assert made.stderr.splitlines()[-1].startswith(f"error: --output={tmp_path}/a cannot be")
 
