@@ -241,18 +241,16 @@ def loss_and_gradients(remat, attention):
     return *compiled(*arguments), compiled.memory_analysis().temp_size_in_bytes
 
 
-# In chunks, what is computed again is fused differently: rounding's, where the gradients themselves
-# are 7e-6 from float64's.
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("attention, bound", [("reference", 1e-6), ("chunked", 4e-6)])
-def test_remat_changes_neither_loss_nor_gradients(remat, attention, bound):
-    loss, gradients, _ = loss_and_gradients("none", attention)
-    same_loss, same_gradients, _ = loss_and_gradients(remat, attention)
+def test_remat_changes_neither_loss_nor_gradients(remat):
+    """With plain attention: that in chunks computes again in any case, see test_attention."""
+    loss, gradients, _ = loss_and_gradients("none", "reference")
+    same_loss, same_gradients, _ = loss_and_gradients(remat, "reference")
     assert float(same_loss) == pytest.approx(float(loss), rel=1e-6)
     for same, gradient in zip(
         jax.tree.leaves(same_gradients), jax.tree.leaves(gradients), strict=True
     ):
-        close(same, gradient, atol=bound * np.abs(gradient).max())
+        close(same, gradient, atol=1e-6 * np.abs(gradient).max())
 
 
 def test_remat_saves_memory():
