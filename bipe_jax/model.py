@@ -76,21 +76,14 @@ class Attention(nnx.Module):
         self.key = _weight(config, keys[1], m.width, m.kv_heads, H)
         self.value = _weight(config, keys[2], m.width, m.kv_heads, H)
         self.output = _weight(config, keys[3], m.heads, H, m.width)
-        self.backend = m.attention
 
-    def __call__(self, x, encodings, prepared, document_ids):
+    def __call__(self, x, attend, given):
         q, k, v = (
             constrain(_multiply("td,dnh->tnh", x, w[...]), "heads")
             for w in (self.query, self.key, self.value)
         )
-        biases = []
-        for encoding, features in zip(encodings, prepared, strict=True):
-            if encoding.rotates:
-                q, k = encoding.rotate(q, features), encoding.rotate(k, features)
-            else:
-                biases.append((encoding, features))
-        mixed = attention(q, k, v, biases=biases, document_ids=document_ids, backend=self.backend)
-        return _multiply("tnh,nhd->td", mixed, self.output[...])
+        mixed, found = attend(q, k, v, given)
+        return _multiply("tnh,nhd->td", mixed, self.output[...]), found
 
 
 class FeedForward(nnx.Module):
@@ -117,10 +110,11 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(config)
         self.feed_forward = FeedForward(config, keys[1])
 
-    def __call__(self, x, encodings, prepared, document_ids):
-        x += self.attention(self.attention_norm(x), encodings, prepared, document_ids)
+    def __call__(self, x, attend, given):
+        mixed, found = self.attention(self.attention_norm(x), attend, given)
+        x += mixed
         x += self.feed_forward(self.feed_forward_norm(x))
-        return constrain(x, "hidden")
+        return constrain(x, "hidden"), found
 
 
 class Table(nnx.Module):
@@ -162,33 +156,51 @@ class Decoder(nnx.Module):
         kernel = self.embed.table[...].T if tied else self.output.kernel[...]
         return constrain(kernel.astype(self.config.model.dtype), "kernel")
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, attend, given=None):
+        """Runs all layers.
+
+        Args:
+          inputs: "tokens" and the coordinates, (B, L) each.
+          attend: (q, k, v, of this layer's `given`) -> (what attention gives, (B, L, N, H), and any
+            tree of arrays). q, k and v are as projected, not turned yet.
+          given: a tree of arrays that have the layers in front.
+
+        Returns:
+          (B, L, D) after the final norm, and what `attend` gave besides, layers in front.
+        """
         config = self.config
         x = look_up("embed/table", self.embed.table[...], inputs["tokens"])
         for entry in positions.absolute(config):
             x += self.absolute[entry.name](inputs[entry.coordinate])
         x = constrain(x.astype(config.model.dtype), "hidden")
-
-        entries = positions.relative(config)
-        encodings = [
-            positions.RELATIVE[entry.kind](config, entry.coordinate, **entry.options)
-            for entry in entries
-        ]
-        prepared = [
-            encoding.prepare(inputs[entry.coordinate])
-            for entry, encoding in zip(entries, encodings, strict=True)
-        ]
         graph, weights = nnx.split(self.layers)
 
-        def layer(x, weights):
-            return nnx.merge(graph, weights)(
-                x, encodings, prepared, inputs.get("document_ids")
-            ), None
+        def layer(x, of_layer):
+            weights, given = of_layer
+            return nnx.merge(graph, weights)(x, attend, given)
 
         if config.model.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.model.remat])
-        x, _ = jax.lax.scan(layer, x, weights)
-        return self.norm(x)
+        x, found = jax.lax.scan(layer, x, (weights, given))
+        return self.norm(x), found
+
+
+def attend_causally(config, inputs):
+    """The `attend` of whole blocks: each token sees itself and those before it in the block."""
+    encodings = positions.relative_encodings(config)
+    prepared = [encoding.prepare(inputs[coordinate]) for coordinate, encoding in encodings]
+
+    def attend(q, k, v, _):
+        biases = []
+        for (_, encoding), features in zip(encodings, prepared, strict=True):
+            if encoding.rotates:
+                q, k = encoding.rotate(q, features), encoding.rotate(k, features)
+            else:
+                biases.append((encoding, features))
+        ids, backend = inputs.get("document_ids"), config.model.attention
+        return attention(q, k, v, biases=biases, document_ids=ids, backend=backend), None
+
+    return attend
 
 
 def init(config, key) -> dict:
@@ -196,20 +208,31 @@ def init(config, key) -> dict:
     return nnx.to_pure_dict(nnx.state(Decoder(config, key), nnx.Param))
 
 
-def _decoder(config, params: dict) -> Decoder:
+def run(config, params: dict, inputs: dict, attend, given=None):
+    """The decoder with an `attend` of one's own, see `Decoder.__call__`.
+
+    Returns:
+      The final hidden states (B, L, D), the output kernel (D, V), both in `model.dtype`; and what
+      `attend` gave besides.
+    """
     abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    decoder = nnx.merge(graph, state)
+    x, found = decoder(inputs, attend, given)
+    return x, decoder.output_kernel(), found
 
 
 def hidden(config, params: dict, inputs: dict) -> tuple[jax.Array, jax.Array]:
     """The final hidden states (B, L, D) and the output kernel (D, V), both in `model.dtype`."""
-    decoder = _decoder(config, params)
-    return decoder(inputs), decoder.output_kernel()
+    return run(config, params, inputs, attend_causally(config, inputs))[:2]
+
+
+def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(B, L, D) and (D, V), from `hidden` -> (B, L, V) float32."""
+    return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
 
 
 def apply(config, params: dict, inputs: dict) -> jax.Array:
     """Logits (B, L, V), float32. For short blocks: `loss` never holds all logits at once."""
-    x, kernel = hidden(config, params, inputs)
-    return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
+    return logits(*hidden(config, params, inputs))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import metrics, model, positions, segments, sharding
+from bipe_jax import inference, metrics, model, positions, segments, sharding
 from bipe_jax.errors import UserError
 from bipe_jax.loss import log_probs
 
@@ -78,20 +78,9 @@ def ratio_and_error(totals: np.ndarray, counts: np.ndarray) -> tuple[float, floa
 class Scorer:
     """Scores windows with one model, on all devices; compiles once for each length."""
 
-    def __init__(self, config, params: dict):
-        # On the devices that are here, whatever the training had, and with exact biases.
-        config = config.copy_and_resolve_references()
-        fsdp = math.gcd(jax.device_count(), config.model.width)
-        config.mesh.update(data=0, fsdp=fsdp, tensor=1, context=1)
-        if not all(positions.RELATIVE[e.kind].rotates for e in positions.relative(config)):
-            config.model.attention = "chunked"
-        self._config = config
-        self._rule = segments.rule_of(config)
-        self._mesh = sharding.make_mesh(config)
-        specs = jax.tree.map(sharding.parameter_spec, sharding.names(params))
-        shardings = jax.tree.map(lambda spec: jax.sharding.NamedSharding(self._mesh, spec), specs)
-        self._params = jax.device_put(params, shardings)
-        self._run = jax.jit(functools.partial(_last_log_probs, config), static_argnums=3)
+    def __init__(self, placed: inference.Placed):
+        self._placed = placed
+        self._run = jax.jit(functools.partial(_last_log_probs, placed.config), static_argnums=3)
 
     def __call__(self, documents, windows: Sequence[Window], length: int, shortest: int):
         """Scores the targets of each window with `length` tokens of input.
@@ -101,7 +90,8 @@ class Scorer:
         Returns:
           (log-probabilities (windows, shortest) float32, segment statistics of the inputs).
         """
-        config, devices = self._config, sharding.batch_shards(self._mesh)
+        config, mesh = self._placed.config, self._placed.mesh
+        devices = sharding.batch_shards(mesh)
         rows = max(config.evaluation.batch_tokens // length // devices, 1) * devices
         rows = min(rows, -(-len(windows) // devices) * devices)
         scores, statistics = [], []
@@ -110,11 +100,11 @@ class Scorer:
             padded = [*some, *[some[-1]] * (rows - len(some))]
             block = np.stack([documents[w.document][w.end - length : w.end + 1] for w in padded])
             inputs = block[:, :-1]
-            coordinates = segments.coordinates(inputs, self._rule)
+            coordinates = segments.coordinates(inputs, self._placed.rule)
             batch = {"tokens": inputs, **coordinates}
-            batch = jax.device_put(batch, sharding.batch_sharding(self._mesh))
-            with jax.set_mesh(self._mesh):
-                score = self._run(self._params, batch, block[:, -shortest:], shortest)
+            batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+            with jax.set_mesh(mesh):
+                score = self._run(self._placed.params, batch, block[:, -shortest:], shortest)
             scores.append(np.asarray(score)[: len(some)])
             statistics.append(
                 metrics.segment_statistics(coordinates["segment"], coordinates["offset"])
@@ -156,7 +146,7 @@ def by_length(
     sets: dict[str, list[np.ndarray]] = {}
     for document in documents:
         sets.setdefault(document["set"], []).append(document["tokens"])
-    scorer = Scorer(config, params)
+    scorer = Scorer(inference.place(config, params))
     rows = []
     for name, held in sets.items():
         windows = choose_windows([len(t) for t in held], lengths, config.evaluation.windows)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import checkpoint, model, perplexity, segments
+from bipe_jax import checkpoint, inference, model, perplexity, segments
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import evaluate
 from bipe_jax.train import train
@@ -98,7 +98,7 @@ def test_memory_grows_linearly_with_length(run):
     def size(length):
         tokens = np.zeros((1, length), np.int32)
         batch = {"tokens": tokens, **segments.coordinates(tokens, rule)}
-        scorer = perplexity.Scorer(meta.config, params)
+        scorer = perplexity.Scorer(inference.place(meta.config, params))
         lowered = scorer._run.lower(params, batch, tokens[:, -32:], 32)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

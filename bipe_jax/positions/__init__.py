@@ -97,6 +97,14 @@ def relative(config) -> list[Entry]:
     return _entries("position.relative", config.position.relative, RELATIVE, ABSOLUTE)
 
 
+def relative_encodings(config) -> list:
+    """The relative encodings of a config, built: pairs of a coordinate's name and the encoding."""
+    return [
+        (entry.coordinate, RELATIVE[entry.kind](config, entry.coordinate, **entry.options))
+        for entry in relative(config)
+    ]
+
+
 def check(config) -> None:
     """Raises UserError for an unknown encoding, or for encodings that cannot be combined."""
     for entry in absolute(config):
