@@ -12,13 +12,13 @@ from bipe_jax import checkpoint, cli
 def _from_authors(args) -> None:
     from bipe_jax.convert import authors, incoming
 
-    incoming.convert(args.source, args.destination, authors.config_of, args.tokenizer)
+    incoming.convert(args.source, args.destination, authors, args.tokenizer)
 
 
 def _from_llama(args) -> None:
     from bipe_jax.convert import incoming, llama
 
-    incoming.convert(args.source, args.destination, llama.config_of, args.tokenizer)
+    incoming.convert(args.source, args.destination, llama, args.tokenizer)
 
 
 def _add_incoming(commands, name: str, run, what: str) -> None:
