@@ -44,10 +44,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
-        # (Orbax's own option does it in a thread, which an early error would leave behind.)
         if jax.process_index() == 0:
-            for unfinished in ocp.utils.tmp_checkpoints(self.directory):
-                unfinished.get().rmtree()
+            _remove_unfinished(self.directory)
 
     @property
     def latest(self) -> int | None:
@@ -121,6 +119,12 @@ class Checkpoints:
                 f"saving a checkpoint to {self.directory} failed ({reason}); the last complete one "
                 f"is step {self.latest}: make room, then run the same command"
             ) from error
+
+
+def _remove_unfinished(directory) -> None:
+    """Orbax's own option does it in a thread, which an early error would leave behind."""
+    for unfinished in ocp.utils.tmp_checkpoints(directory):
+        unfinished.get().rmtree()
 
 
 def _model_items(config, params: dict, tokenizer: Tokenizer) -> dict:
@@ -202,16 +206,19 @@ def save_model(workdir, config, params: dict, tokenizer: Tokenizer) -> None:
       UserError: it cannot be written. What was begun is removed.
     """
     directory = epath.Path(workdir).resolve() / _DIRECTORY
-    items = _model_items(config, params, tokenizer)
-    made = next((p for p in reversed([directory, *directory.parents]) if not p.exists()), None)
+    # JAX's arrays cannot change under Orbax, which would copy NumPy's first.
+    items = _model_items(config, jax.device_put(params), tokenizer)
+    made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)
     try:
-        with ocp.CheckpointManager(
-            directory, options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        ) as manager:
+        with ocp.CheckpointManager(directory) as manager:
             manager.save(0, args=ocp.args.Composite(**items))
-    except Exception as error:
-        if made and made.exists():
+    except BaseException as error:
+        if made is None:
+            _remove_unfinished(directory)
+        elif made.exists():
             made.rmtree()
+        if not isinstance(error, Exception):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"saving a checkpoint to {directory} failed ({reason})") from error
 

@@ -6,6 +6,8 @@ python -m bipe_jax.convert from-llama SRC DST     a Llama checkpoint of Hugging 
 
 import argparse
 
+import jax
+
 from bipe_jax import checkpoint, cli
 
 
@@ -40,6 +42,7 @@ def main():
     _add_incoming(commands, "from-llama", _from_llama, "a Llama checkpoint of Hugging Face's")
     args = parser.parse_args()
     checkpoint.quiet()
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed here
     args.run(args)
 
 
