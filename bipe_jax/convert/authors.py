@@ -36,23 +36,22 @@ def config_of(theirs: dict, where: str):
             f"{where} has no rpe_type, so it is not BiPE's authors': for a plain Llama model use "
             "the command from-llama"
         )
-    if theirs["rpe_type"] not in _ENCODINGS:
+    kind = theirs["rpe_type"]
+    if not isinstance(kind, str) or kind not in _ENCODINGS:
         raise UserError(
-            f"{where}: rpe_type={theirs['rpe_type']!r} is unknown: use one of "
-            f"{', '.join(_ENCODINGS)}"
+            f"{where}: rpe_type={kind!r} is unknown: use one of {', '.join(_ENCODINGS)}"
         )
     if theirs.get("log_scale"):
         raise UserError(
             f"{where}: log_scale={theirs['log_scale']!r} is not supported: only False is"
         )
-    if scaling := llama.rope_scaling(theirs):
-        raise UserError(f"{where}: rope_scaling={scaling!r} is not supported: only null is")
     c = llama.decoder(theirs, where)
+    scaling = llama.scaling_options(theirs, where)
     c.sequence_length = llama.value(theirs, "train_scale", where)
-    bilevel, relative = _ENCODINGS[theirs["rpe_type"]]
+    bilevel, relative = _ENCODINGS[kind]
     size = min(c.sequence_length, MOST_ROWS["model.embeds.0.weight"])
     c.position.absolute = (("learned", "offset", ("size", size)),) if bilevel else ()
-    c.position.relative = (relative,)
+    c.position.relative = ((*relative, *scaling),)
     c.segments.rule = "newline-and-spaced-period"
     c.segments.separators = _SEPARATORS
     return c

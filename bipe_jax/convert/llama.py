@@ -49,11 +49,20 @@ def config_of(theirs: dict, where: str):
     return c
 
 
-def value(theirs: dict, key: str, where: str):
-    """A value that must be there. Raises UserError if it is not."""
-    if theirs.get(key) is None:
+def value(theirs: dict, key: str, where: str, kind=int, missing=None):
+    """The value of a key, or of a missing one (or null) `missing`.
+
+    Raises:
+      UserError: it is of another kind, or it is missing and has no default.
+    """
+    found = theirs.get(key)
+    found = missing if found is None else found
+    if found is None:
         raise UserError(f"{where} has no {key!r}")
-    return theirs[key]
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(found, kinds) or isinstance(found, bool) != (kind is bool):
+        raise UserError(f"{where}: {key}={found!r} must be of the type {kind.__name__}")
+    return found
 
 
 def decoder(theirs: dict, where: str):
@@ -70,14 +79,14 @@ def decoder(theirs: dict, where: str):
     m.heads = value(theirs, "num_attention_heads", where)
     m.feed_forward = value(theirs, "intermediate_size", where)
     m.vocab_size = value(theirs, "vocab_size", where)
-    # What a missing key means to transformers' LlamaConfig.
-    m.kv_heads = theirs.get("num_key_value_heads") or m.heads
-    m.tied_output = theirs.get("tie_word_embeddings", False)
-    m.norm_epsilon = theirs.get("rms_norm_eps", 1e-6)
-    m.init_std = theirs.get("initializer_range", 0.02)
+    # The defaults are those of transformers' LlamaConfig.
+    m.kv_heads = value(theirs, "num_key_value_heads", where, missing=m.heads)
+    m.tied_output = value(theirs, "tie_word_embeddings", where, bool, missing=False)
+    m.norm_epsilon = value(theirs, "rms_norm_eps", where, float, missing=1e-6)
+    m.init_std = value(theirs, "initializer_range", where, float, missing=0.02)
     m.dtype = "float32"  # so that the logits are theirs; a training's config may say otherwise
-    head_width = theirs.get("head_dim")
-    if head_width is not None and head_width * m.heads != m.width:
+    head_width = value(theirs, "head_dim", where, missing=m.width // max(m.heads, 1))
+    if head_width * m.heads != m.width:
         raise UserError(
             f"{where}: head_dim={head_width} is not supported: only hidden_size / "
             f"num_attention_heads = {m.width} / {m.heads} is"
@@ -87,7 +96,7 @@ def decoder(theirs: dict, where: str):
 
 def complete(c, where: str) -> None:
     """Sets what follows from the rest, and checks all. Raises UserError, see `config.validate`."""
-    if isinstance(c.sequence_length, int) and c.sequence_length > c.loss_chunk:
+    if c.sequence_length > c.loss_chunk:
         c.loss_chunk = math.gcd(c.loss_chunk, c.sequence_length)
     try:
         fields.validate(c)
@@ -95,21 +104,33 @@ def complete(c, where: str) -> None:
         raise UserError(f"{where} makes no config of ours: {error}") from None
 
 
-def rope_scaling(theirs: dict) -> dict:
-    """What scales the rotary angles: `rope_parameters` (transformers 5) or `rope_scaling`."""
-    return theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+def scaling_options(theirs: dict, where: str) -> tuple:
+    """The options of our rope entry for what scales their angles; () where nothing does.
 
-
-def _rope_options(theirs: dict, where: str) -> tuple:
-    scaling = rope_scaling(theirs)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    Raises:
+      UserError: a kind that our decoder lacks.
+    """
+    scaling = _rope_parameters(theirs, where)
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     if kind not in SCALINGS:
         raise UserError(
             f"{where}: rope scaling of the kind {kind!r} is not supported: only "
             f"{', '.join(map(repr, SCALINGS))} is"
         )
-    turned = scaling.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1.0))
+    return SCALINGS[kind](scaling)
+
+
+def _rope_parameters(theirs: dict, where: str) -> dict:
+    """`rope_parameters` (transformers 5), or `rope_scaling` before it."""
+    return value(theirs, "rope_parameters", where, dict, {}) or value(
+        theirs, "rope_scaling", where, dict, {}
+    )
+
+
+def _rope_options(theirs: dict, where: str) -> tuple:
+    given = theirs | _rope_parameters(theirs, where)
+    turned = value(given, "partial_rotary_factor", where, float, 1.0)
     if turned != 1:
         raise UserError(f"{where}: partial_rotary_factor={turned!r} is not supported: only 1.0 is")
-    theta = scaling.get("rope_theta", theirs.get("rope_theta", 10000.0))
-    return ("theta", theta), *SCALINGS[kind](scaling)
+    theta = value(given, "rope_theta", where, float, 10000.0)
+    return ("theta", theta), *scaling_options(theirs, where)
