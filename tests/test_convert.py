@@ -328,6 +328,11 @@ def _move(old, new):
     return lambda source: os.rename(source / old, source / new)
 
 
+def _empty_index(source):
+    os.remove(source / "model.safetensors")
+    (source / "model.safetensors.index.json").write_text("{}")
+
+
 def _missing_shard(source):
     os.rename(source / "model.safetensors", source / "1.safetensors")
     index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
@@ -369,6 +374,7 @@ FAULTS = {
     ),
     "half the tensors": (_cut("model.safetensors", 5000), "half-written or no safetensors"),
     "no header": (_cut("model.safetensors", 3), "half-written or no safetensors"),
+    "empty index": (_empty_index, "index.json has no weight_map"),
     "missing shard": (_missing_shard, "names 2 files, but .*2.safetensors is missing"),
     "missing": (
         _retensor(lambda t: [t.pop(name) for name in list(t) if "layers.1" in name]),

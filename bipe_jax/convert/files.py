@@ -81,7 +81,7 @@ def _paths(directory: str) -> list[str]:
         index = path + ".index.json"
         if os.path.exists(index):
             names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names:
+            if not names or not isinstance(names, dict) or {*map(type, names.values())} != {str}:
                 raise UserError(f"{index} has no weight_map, which says where each tensor is")
             shards = [os.path.join(directory, shard) for shard in sorted(set(names.values()))]
             if missing := [shard for shard in shards if not os.path.exists(shard)]:

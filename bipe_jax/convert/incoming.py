@@ -39,17 +39,16 @@ def convert(source: str, destination: str, format, tokenizer_path: str = "") -> 
 
 
 def _tokenizer(config, source: str, path: str) -> tokenizer.Tokenizer:
-    path = path or os.path.join(source, "tokenizer.model")
-    if not os.path.exists(path):
-        reason = "is not there"
-        if os.path.exists(os.path.join(source, "tokenizer.json")):
-            reason += (
-                ", and a tokenizer.json may be of another kind than SentencePiece (byte-level BPE as "
-                "Llama 3's), which this project does not read"
-            )
-        raise UserError(
-            f"the tokenizer {path} {reason}: give a SentencePiece file, --tokenizer=FILE"
-        )
+    if not path:
+        path = os.path.join(source, "tokenizer.model")
+        if not os.path.exists(path):
+            reason = "is not there"
+            if os.path.exists(os.path.join(source, "tokenizer.json")):
+                reason += (
+                    ", and a tokenizer.json may be of another kind than SentencePiece (byte-level BPE "
+                    "as Llama 3's), which this project does not read"
+                )
+            raise UserError(f"{path} {reason}: give a SentencePiece file, --tokenizer=FILE")
     spm = tokenizer.load(path)
     if spm.vocab_size != config.model.vocab_size:
         raise UserError(
