@@ -137,15 +137,14 @@ def extend(config, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax
     x, kernel, added = model.run(config, params, inputs, attend, held)
     logits = behind_last(x, kernel, counts)
 
-    # Padding is written nowhere.
-    place = jnp.where(jnp.arange(T) < counts[:, None], index, size)
+    # Padding lies behind each row's length, where nothing is read before it is written again.
     rows = jnp.arange(B)[:, None]
     key, value = (
-        old.at[:, rows, :, place].set(jnp.moveaxis(new, 0, 2), mode="drop")
+        old.at[:, rows, :, index].set(jnp.moveaxis(new, 0, 2), mode="drop")
         for old, new in zip(held, added, strict=True)
     )
     coordinates = {
-        name: old.at[rows, place].set(inputs[name], mode="drop")
+        name: old.at[rows, index].set(inputs[name], mode="drop")
         for name, old in cache["coordinates"].items()
     }
     return logits, cache | {
