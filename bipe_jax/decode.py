@@ -295,14 +295,7 @@ class Generator:
         piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._steady else self.size
         rows, width = len(prompts), -(-longest // piece) * piece
         lengths = np.array([len(p) for p in prompts], np.int32)
-        tokens = np.stack([np.pad(p, (0, width - len(p)), mode="edge") for p in prompts])
-        coordinates = segments.coordinates(tokens, placed.rule)
-        last = lengths[:, None] - 1
-        at_last = {n: np.take_along_axis(c, last, 1) for n, c in coordinates.items()}
-        # Padding has the coordinates of the last token, so that they are none that the text has not.
-        inside = np.arange(width) < lengths[:, None]
-        inputs = {n: np.where(inside, c, at_last[n]) for n, c in coordinates.items()}
-        inputs["tokens"] = tokens
+        inputs = inference.padded(prompts, width, placed.rule)
         if not self._steady:
             inputs = jax.device_put(inputs, sharding.batch_sharding(placed.mesh))
             return self._whole(placed.params, inputs, lengths), None
@@ -314,9 +307,9 @@ class Generator:
             counts = np.clip(lengths - start, 0, piece)
             found, cache = self._extend(placed.params, cache, part, counts)
             logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
-        of_last = {n: jnp.asarray(c[:, 0]) for n, c in at_last.items()}
-        tokens_last = jnp.asarray(np.take_along_axis(tokens, last, 1)[:, 0])
-        return logits, cache | {"next": segments.advance(of_last, tokens_last, placed.rule)}
+        of_last = {n: jnp.asarray(array[:, -1]) for n, array in inputs.items()}
+        tokens = of_last.pop("tokens")
+        return logits, cache | {"next": segments.advance(of_last, tokens, placed.rule)}
 
     def _placement(self, leaf) -> NamedSharding:
         """Rows are cut over the devices, as a batch's are; arrays of all layers have those in front."""
