@@ -7,18 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import inference, model, segments, sharding
+from bipe_jax import inference, model, sharding
 from bipe_jax.loss import log_probs
 from bipe_jax.protocols import Window
-
-
-def coordinates(tokens: np.ndarray, windows: Sequence[Window], rule) -> list[dict]:
-    """The coordinates of each window's targets in its block, (scored,) int32 each."""
-    found = []
-    for w in windows:
-        block = segments.coordinates(tokens[w.document][w.start : w.end + 1], rule)
-        found.append({name: array[-w.scored :] for name, array in block.items()})
-    return found
 
 
 class Scorer:
