@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 
 from bipe_jax import checkpoint, positions, segments, sharding
 from bipe_jax.tokenizer import Tokenizer
@@ -38,10 +40,34 @@ def place(config, params: dict, tokenizer=None, step=None) -> Placed:
     if not all(encoding.rotates for _, encoding in positions.relative_encodings(config)):
         config.model.attention = "chunked"
     mesh = sharding.make_mesh(config)
+    params = place_params(mesh, params)
+    return Placed(config, params, mesh, segments.rule_of(config), tokenizer, step)
+
+
+def place_params(mesh: jax.sharding.Mesh, params: dict) -> dict:
     specs = jax.tree.map(sharding.parameter_spec, sharding.names(params))
     shardings = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs)
-    params = jax.device_put(params, shardings)
-    return Placed(config, params, mesh, segments.rule_of(config), tokenizer, step)
+    return jax.device_put(params, shardings)
+
+
+def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
+    """Texts (L,) of different lengths as one batch.
+
+    Padding stands behind each text, where causal attention does not see it, and has the coordinates
+    of the last token: no coordinate is larger than the text's own.
+
+    Returns:
+      "tokens" and the coordinates: (rows, width) int32 each.
+    """
+    tokens = np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
+    found = segments.coordinates(tokens.astype(np.int32), rule)
+    last = np.array([[len(row) - 1] for row in rows])
+    inside = np.arange(width) <= last
+    found = {
+        name: np.where(inside, array, np.take_along_axis(array, last, axis=1))
+        for name, array in found.items()
+    }
+    return found | {"tokens": tokens.astype(np.int32)}
 
 
 def load(path) -> Placed:

@@ -55,14 +55,17 @@ def flops_per_token(config) -> float:
     return 6.0 * weights + 6.0 * m.layers * config.sequence_length * m.width
 
 
-def segment_statistics(segment: np.ndarray, offset: np.ndarray) -> dict:
-    """Of blocks (B, L): tokens a segment (mean and 99th percentile) and segments a block (mean)."""
+def segment_statistics(segment: np.ndarray, offset: np.ndarray, blocks: int) -> dict:
+    """Of that many blocks in a row: tokens a segment (mean, 99th percentile), segments a block (mean).
+
+    Each block begins a segment: with offset 0.
+    """
     starts = np.flatnonzero(offset.ravel() == 0)
     lengths = np.diff(np.append(starts, offset.size))
     return {
         "segment_tokens_mean": float(lengths.mean()),
         "segment_tokens_p99": float(np.percentile(lengths, 99)),
-        "segments_per_block": float((offset == 0).sum() / len(offset)),
+        "segments_per_block": len(starts) / blocks,
         "segment_max": int(segment.max()),
     }
 
@@ -140,7 +143,7 @@ class Log:
             "perplexity": perplexity(values["loss"]),
             "bits_per_byte": values["loss"] * values["targets"] / math.log(2) / max(text_bytes, 1),
             **self._data(),
-            **segment_statistics(batch["segment"], batch["offset"]),
+            **segment_statistics(batch["segment"], batch["offset"], len(batch["offset"])),
         }
 
 

@@ -1,187 +1,242 @@
-"""Perplexity by length: the same target tokens scored with ever longer contexts to their left.
-
-A *window* is a stretch of one document: its targets are as many tokens as the shortest length. At
-length l the model sees the l tokens before the last target, so that the context grows and the
-targets stay. Only documents long enough for the longest length take part.
-"""
+"""Perplexity by length, with its errors, where in a block the loss lies, and what training never saw."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import inference, metrics, model, positions, segments, sharding
+from bipe_jax import inference, metrics, positions, scoring, segments
 from bipe_jax.errors import UserError
-from bipe_jax.loss import log_probs
+from bipe_jax.protocols import Protocol
 
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """The targets tokens[end - shortest + 1 : end + 1] of one document, by its number."""
-
-    document: int
-    end: int
+_RESAMPLES = 1000
+_TRAINING_BLOCKS = 4096  # of each set, that are looked at to see what training can have seen
 
 
 def check_lengths(config, lengths: Sequence[int]) -> None:
     """Raises UserError if the model cannot be run at these lengths."""
     if not lengths or min(lengths) < 2:
         raise UserError(f"evaluation.lengths={lengths} must be lengths of at least 2 tokens")
-    for entry in positions.absolute(config):
-        size = entry.options.get("size", config.sequence_length)
-        if entry.kind == "learned" and entry.coordinate == "position" and max(lengths) > size:
-            raise UserError(
-                f"evaluation.lengths: the learned table of position ends at {size} tokens; the model "
-                f"has nothing for length {max(lengths)}"
-            )
+    positions.check_length(config, max(lengths))
 
 
-def choose_windows(
-    document_lengths: Sequence[int], lengths: Sequence[int], limit: int
-) -> list[Window]:
-    """At most `limit` windows whose targets do not overlap, spread evenly over all documents.
+def bootstrap(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Resampled ratios sum(totals) / sum(counts), (1000,), with documents drawn with replacement.
 
-    Args:
-      document_lengths: tokens of each document.
-      lengths: the lengths to evaluate at.
+    The units are documents since the tokens of one are alike (Efron & Tibshirani 1993, chapter 6). The
+    draws follow from the number of documents alone: two models, or two lengths, get the same ones.
     """
-    shortest, longest = min(lengths), max(lengths)
-    candidates = [
-        Window(document, end)
-        for document, length in enumerate(document_lengths)
-        for end in range(longest, length, shortest)
-    ]
-    if len(candidates) > limit:
-        chosen = np.linspace(0, len(candidates) - 1, limit).round().astype(int)
-        candidates = [candidates[i] for i in chosen]
-    return candidates
-
-
-def ratio_and_error(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Sum of totals over sum of counts, and its standard error over documents.
-
-    The error is that of a ratio estimator with documents as the sampled units (Cochran 1977,
-    equation 2.46, no finite-population correction); NaN with fewer than two documents.
-    """
-    ratio = totals.sum() / counts.sum()
     n = len(totals)
-    if n < 2:
-        return float(ratio), math.nan
-    squares = ((totals - ratio * counts) ** 2).sum()
-    return float(ratio), float(math.sqrt(n / (n - 1) * squares) / counts.sum())
+    drawn = np.random.RandomState(0).randint(0, n, (_RESAMPLES, n))
+    return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 
 
-class Scorer:
-    """Scores windows with one model, on all devices; compiles once for each length."""
+def edges(name: str, largest: int) -> np.ndarray:
+    """The first value of each bin of a coordinate, (n + 1,); the last is behind the largest value.
 
-    def __init__(self, placed: inference.Placed):
-        self._placed = placed
-        self._run = jax.jit(functools.partial(_last_log_probs, placed.config), static_argnums=3)
-
-    def __call__(self, documents, windows: Sequence[Window], length: int, shortest: int):
-        """Scores the targets of each window with `length` tokens of input.
-
-        Memory is linear in length: logits are made for the targets only, attention is chunked.
-
-        Returns:
-          (log-probabilities (windows, shortest) float32, segment statistics of the inputs).
-        """
-        config, mesh = self._placed.config, self._placed.mesh
-        devices = sharding.batch_shards(mesh)
-        rows = max(config.evaluation.batch_tokens // length // devices, 1) * devices
-        rows = min(rows, -(-len(windows) // devices) * devices)
-        scores, statistics = [], []
-        for first in range(0, len(windows), rows):
-            some = windows[first : first + rows]
-            padded = [*some, *[some[-1]] * (rows - len(some))]
-            block = np.stack([documents[w.document][w.end - length : w.end + 1] for w in padded])
-            inputs = block[:, :-1]
-            coordinates = segments.coordinates(inputs, self._placed.rule)
-            batch = {"tokens": inputs, **coordinates}
-            batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-            with jax.set_mesh(mesh):
-                score = self._run(self._placed.params, batch, block[:, -shortest:], shortest)
-            scores.append(np.asarray(score)[: len(some)])
-            statistics.append(
-                metrics.segment_statistics(coordinates["segment"], coordinates["offset"])
-            )
-        mean = {k: float(np.mean([s[k] for s in statistics])) for k in statistics[0]}
-        return np.concatenate(scores), mean
+    Powers of two, and for offsets, most of which are small, each value to 8 and then half-octaves.
+    """
+    powers = 2 ** np.arange(0, largest.bit_length() + 1)
+    starts = [0, *powers]
+    if name == "offset":
+        starts += [*range(9), *(powers * 3 // 2)]
+    starts = np.unique(starts)
+    return starts[: np.searchsorted(starts, largest, side="right") + 1]
 
 
-def _last_log_probs(config, params, batch, targets, count: int):
-    hidden, kernel = model.hidden(config, params, batch)
-    # Any chunk that divides will do: the logits of so few tokens are small.
-    chunk = math.gcd(count, config.loss_chunk)
-    return log_probs(hidden[:, -count:].astype(kernel.dtype), kernel, jnp.asarray(targets), chunk)
+def breakdown(name: str, values: np.ndarray, losses: np.ndarray) -> list[dict]:
+    """Mean loss of the targets whose coordinate (n,) lies in each bin; empty bins are left out.
+
+    Returns:
+      {"from", "to", "loss" (nats a token), "tokens"} each; from and to are inclusive.
+    """
+    starts = edges(name, int(values.max()))
+    which = np.searchsorted(starts, values, side="right") - 1
+    counts = np.bincount(which, minlength=len(starts))
+    sums = np.bincount(which, losses, minlength=len(starts))
+    return [
+        {
+            "from": int(starts[i]),
+            "to": int(starts[i + 1]) - 1,
+            "loss": float(sums[i] / counts[i]),
+            "tokens": int(counts[i]),
+        }
+        for i in np.flatnonzero(counts)
+    ]
 
 
-def by_length(
-    config, params, documents, byte_lengths, lengths, progress=lambda text: None
-) -> list[dict]:
-    """Perplexity of each data set at each length.
+def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
+    """What blocks of the training length hold of these documents: what a model can have seen.
+
+    Returns:
+      "position", "segment", "offset": the largest value. "segments": the mean number of segments.
+    """
+    blocks = [
+        tokens[start : start + length]
+        for tokens in documents
+        for start in range(0, len(tokens) - length + 1, length)
+    ]
+    step = -(-len(blocks) // _TRAINING_BLOCKS) if blocks else 1
+    # Documents shorter than a block are seen as they are.
+    blocks = blocks[::step] or [tokens for tokens in documents if len(tokens)]
+    largest = {name: 0 for name in segments.COORDINATES}
+    counts = []
+    for block in blocks:
+        found = segments.coordinates(block, rule)
+        largest = {name: max(n, int(found[name].max())) for name, n in largest.items()}
+        counts.append(int(found["segment"][-1]) + 1)
+    return largest | {"position": length - 1, "segments": float(np.mean(counts))}
+
+
+class Evaluation:
+    """Held-out documents and the windows of them that a model is scored on, at each length.
+
+    Made once, it scores any parameters of the model's shape without compiling again.
 
     Args:
-      config: a resolved config. params: its parameters.
+      placed: the model.
       documents: {"set": str, "tokens": (T,) int32} each.
       byte_lengths: (V,) bytes of text of each token id.
       lengths: tokens of input, any order.
+      protocol: see `protocols`.
       progress: called with a line now and then.
-
-    Returns:
-      A row for each set and length: "set", "length", "perplexity" and "perplexity_error" (standard
-      error over documents), "loss" (nats a token) and "loss_error", "bits_per_byte", "tokens"
-      (targets scored), "documents", "documents_too_short", and the statistics of segments.
 
     Raises:
       UserError: no document is long enough, or the model cannot run at these lengths.
     """
-    lengths = sorted(set(lengths))
-    check_lengths(config, lengths)
-    shortest = lengths[0]
-    sets: dict[str, list[np.ndarray]] = {}
-    for document in documents:
-        sets.setdefault(document["set"], []).append(document["tokens"])
-    scorer = Scorer(inference.place(config, params))
-    rows = []
-    for name, held in sets.items():
-        windows = choose_windows([len(t) for t in held], lengths, config.evaluation.windows)
-        if not windows:
-            progress(f"{name}: no document has {lengths[-1] + 1} tokens; left out")
-            continue
-        owners = np.array([w.document for w in windows])
-        targets = np.stack([held[w.document][w.end - shortest + 1 : w.end + 1] for w in windows])
-        text_bytes = int(byte_lengths[targets].sum())
-        for length in lengths:
-            scores, statistics = scorer(held, windows, length, shortest)
-            present = np.unique(owners)
-            losses = -scores.sum(axis=1, dtype=np.float64)
-            totals = np.array([losses[owners == d].sum() for d in present])
-            counts = np.array([(owners == d).sum() * shortest for d in present], np.float64)
-            loss, error = ratio_and_error(totals, counts)
-            perplexity = metrics.perplexity(loss)
-            rows.append(
-                {
-                    "set": name,
-                    "length": length,
-                    "perplexity": perplexity,
-                    "perplexity_error": perplexity * error,
-                    "loss": loss,
-                    "loss_error": error,
-                    "bits_per_byte": totals.sum() / math.log(2) / text_bytes,
-                    "tokens": int(counts.sum()),
-                    "documents": len(present),
-                    "documents_too_short": sum(len(t) <= lengths[-1] for t in held),
-                    **statistics,
-                }
+
+    def __init__(self, placed: inference.Placed, documents, byte_lengths, lengths,
+                 protocol: Protocol, progress=lambda text: None):  # fmt: skip
+        self._lengths = sorted(set(lengths))
+        check_lengths(placed.config, self._lengths)
+        self._scorer, self._rule, self._progress = scoring.Scorer(placed), placed.rule, progress
+        sets: dict[str, list[np.ndarray]] = {}
+        for document in documents:
+            sets.setdefault(document["set"], []).append(document["tokens"])
+        longest = self._lengths[-1]
+        self._sets = {n: held for n, held in sets.items() if any(len(t) > longest for t in held)}
+        for name in sets.keys() - self._sets.keys():
+            progress(f"{name}: no document has {longest + 1:,} tokens; left out")
+        if not self._sets:
+            raise UserError(
+                f"evaluation: no document has {longest + 1:,} tokens: choose shorter --lengths"
             )
-            progress(f"{name}, {length} tokens: perplexity {perplexity:.2f}")
-    if not rows:
-        raise UserError(
-            f"evaluation: no document has {lengths[-1] + 1} tokens: choose shorter --lengths"
+        self.trained = {
+            name: training_range(held, placed.config.sequence_length, self._rule)
+            for name, held in self._sets.items()
+        }
+        limit = placed.config.evaluation.windows
+        self._parts = []
+        for name, held in self._sets.items():
+            for length in self._lengths:
+                sizes = [len(tokens) for tokens in held]
+                windows = protocol.windows(sizes, length, self._lengths, limit)
+                self._parts.append(self._part(name, length, windows, byte_lengths))
+
+    def _part(self, name: str, length: int, windows: list, byte_lengths) -> "_Part":
+        held = self._sets[name]
+        texts = [held[w.document][w.start : w.end + 1] for w in windows]
+        blocks = [segments.coordinates(text, self._rule) for text in texts]
+
+        def joined(coordinate, first, last):
+            """Of the tokens from `first` to `last` of each window, counted from its end."""
+            return np.concatenate(
+                [b[coordinate][first(w) : last] for b, w in zip(blocks, windows, strict=True)]
+            )
+
+        inputs = {n: joined(n, lambda w: 0, -1) for n in segments.COORDINATES}
+        unseen = []
+        for n in segments.COORDINATES:
+            values = joined(n, lambda w: -w.scored - 1, -1)  # where targets are predicted from
+            trained = self.trained[name][n]
+            share = float((values > trained).mean())
+            unseen.append(
+                {"set": name, "length": length, "coordinate": n, "trained_max": trained,
+                 "max": int(values.max()), "share": share}
+            )  # fmt: skip
+        targets = np.concatenate(
+            [text[-w.scored :] for text, w in zip(texts, windows, strict=True)]
         )
-    return rows
+        owners = np.repeat([w.document for w in windows], [w.scored for w in windows])
+        present, owners = np.unique(owners, return_inverse=True)
+        return _Part(
+            name=name,
+            length=length,
+            windows=windows,
+            owners=owners,
+            bytes=np.bincount(owners, byte_lengths[targets]),
+            coordinates={n: joined(n, lambda w: -w.scored, None) for n in segments.COORDINATES},
+            unseen=unseen,
+            facts={
+                "tokens": len(targets),
+                "documents": len(present),
+                "documents_too_short": sum(len(t) <= self._lengths[-1] for t in held),
+                **metrics.segment_statistics(inputs["segment"], inputs["offset"], len(windows)),
+            },
+        )
+
+    def __call__(self, params: dict) -> dict:
+        """Scores parameters that are placed as `inference.place` does.
+
+        Returns:
+          "results": a row for each set and length: "set", "length", "perplexity", "loss" (nats a
+          token) and "bits_per_byte", each with "…_error" (standard error over documents, None for a
+          single one), "tokens" (targets scored), "documents", "documents_too_short", and the
+          statistics of segments. "breakdowns": the loss by coordinate of the targets. "unseen": how far
+          coordinates run beyond what training can have seen. docs/evaluation.md has their form.
+        """
+        result = {"results": [], "breakdowns": [], "unseen": []}
+        for part in self._parts:
+            held = self._sets[part.name]
+            scores = self._scorer(params, held, part.windows, part.length)
+            losses = -np.concatenate(scores).astype(np.float64)
+            row = part.row(losses)
+            result["results"].append(row)
+            result["breakdowns"] += part.breakdowns(losses)
+            result["unseen"] += part.unseen
+            self._progress(
+                f"{part.name}, {part.length:,} tokens: perplexity {row['perplexity']:.2f}"
+            )
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One set at one length: everything but the scores."""
+
+    name: str
+    length: int
+    windows: list
+    owners: np.ndarray  # of each target, which of the documents that take part
+    bytes: np.ndarray  # of the targets of each of those documents
+    coordinates: dict  # of each target in its block
+    unseen: list
+    facts: dict
+
+    def row(self, losses: np.ndarray) -> dict:
+        totals, counts = np.bincount(self.owners, losses), np.bincount(self.owners)
+        loss = totals.sum() / counts.sum()
+        resampled = bootstrap(totals, counts)
+
+        def error(values):
+            return float(values.std(ddof=1)) if len(totals) > 1 else None
+
+        return {
+            "set": self.name,
+            "length": self.length,
+            "perplexity": metrics.perplexity(loss),
+            "perplexity_error": error(np.exp(np.minimum(resampled, 700))),
+            "loss": float(loss),
+            "loss_error": error(resampled),
+            "bits_per_byte": float(totals.sum() / self.bytes.sum() / math.log(2)),
+            "bits_per_byte_error": error(bootstrap(totals, self.bytes) / math.log(2)),
+            **self.facts,
+        }
+
+    def breakdowns(self, losses: np.ndarray) -> list[dict]:
+        of_part = {"set": self.name, "length": self.length}
+        return [
+            of_part | {"by": n, "bins": breakdown(n, values, losses)}
+            for n, values in self.coordinates.items()
+        ]

@@ -25,6 +25,7 @@ class Tokenizer:
       model: the bytes of the `.model` file.
       vocab_size: number of ids.
       bos_id: id put before each document, or -1 if the model has none.
+      ends: ids that end a document when they are generated: of the next one's beginning, and of an end.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
@@ -37,6 +38,7 @@ class Tokenizer:
             raise UserError(f"{name} is not a SentencePiece model: {error}") from None
         self.vocab_size = self._processor.vocab_size()
         self.bos_id = self._processor.bos_id()
+        self.ends = frozenset({self.bos_id, self._processor.eos_id()} - {-1})
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of one document, BOS first where the model has one: (L,) int32."""

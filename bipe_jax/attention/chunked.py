@@ -116,6 +116,25 @@ def reference(q, k, v, query: Side, key: Side, encodings, heads):
     return _attend(_weigh, q, k, v, query, key, encodings, heads)
 
 
+def in_parts(q, parts, query: Side, encodings, heads):
+    """As `reference`, of keys that lie in several arrays, which are not joined.
+
+    Args:
+      q: (B, L, N, H). parts: (k, v, key) each, as `reference` has them; the rest as there.
+    """
+    B, L, N, H = q.shape
+    logits = [_scores(q, k, query, key, encodings, heads) for k, _, key in parts]
+    highest = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
+    weights = [jnp.exp(x - highest) for x in logits]
+    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
+    mixed = sum(
+        jnp.einsum("bkms,bskh->bkmh", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        for w, (_, v, _) in zip(weights, parts, strict=True)
+    )
+    mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, H)
+    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, H)
+
+
 def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
     """As `reference`, in chunks of queries: memory grows linearly with the length.
 

@@ -117,3 +117,14 @@ def check(config) -> None:
             f"position.relative: {' and '.join(rotary)} would turn the same pairs of each head, and "
             "their angles could not be told apart: keep one of them"
         )
+
+
+def check_length(config, length: int) -> None:
+    """Raises UserError if the model cannot be run on so many tokens."""
+    for entry in absolute(config):
+        size = entry.options.get("size", config.sequence_length)
+        if entry.kind == "learned" and entry.coordinate == "position" and length > size:
+            raise UserError(
+                f"the learned table of position ends at {size:,} tokens: the model has nothing for "
+                f"length {length:,}"
+            )

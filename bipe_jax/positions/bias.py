@@ -68,6 +68,7 @@ class Alibi:
 
     options = {"slope_scale": float}
     rotates = False
+    steady = True
     linear = True
 
     def __init__(self, config, coordinate: str, *, slope_scale: float = 1.0):

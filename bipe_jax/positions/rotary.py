@@ -16,6 +16,7 @@ class Rope:
 
     options = {"theta": float}
     rotates = True
+    steady = True
 
     def __init__(self, config, coordinate: str, *, theta: float = 10000.0):
         self.head_width = config.model.width // config.model.heads

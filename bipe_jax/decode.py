@@ -1,0 +1,334 @@
+"""Decoding with a cache of keys and values that carries the segment state.
+
+Each row of the cache holds the tokens of one text so far; the coordinates of the next token follow
+from the last (`segments.advance`). Prompts of different lengths are set in from the left, in pieces
+of a fixed size, so that one program serves all prompts up to the cache's length.
+
+Shape letters: B rows, T tokens that are added at a time, S tokens that the cache holds, K key/value
+heads, H head width, V vocabulary.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bipe_jax import inference, model, positions, segments, sharding
+from bipe_jax.attention.chunked import Side, in_parts
+from bipe_jax.errors import UserError
+
+PIECE = 256  # tokens of a prompt that are computed at a time
+_SMALLEST = 64  # tokens of the smallest cache
+_NEVER = np.iinfo(np.int32).max  # the index of an empty place: no query comes after it
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: only the k most probable tokens; 0: all.
+      top_p: only the most probable tokens that reach this probability together (Holtzman et al. 2020,
+        section 3.1), at least one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises UserError for values that make no sense."""
+    temperature, top_k, top_p = sampling
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be a number of at least 0")
+    if top_k < 0:
+        raise UserError(f"top_k={top_k} must be at least 0 (0: all tokens)")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p} must be above 0 and at most 1")
+
+
+def probabilities(sampling: Sampling, logits: jax.Array) -> jax.Array:
+    """Logits (B, V) float32 -> the probabilities (B, V) that `Sampling` draws from."""
+    B, V = logits.shape
+    if sampling.temperature == 0:
+        return jax.nn.one_hot(logits.argmax(axis=-1), V)
+    order = jnp.argsort(-logits, axis=-1)  # stable: of equal tokens the first comes first
+    ranked = jax.nn.softmax(
+        jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature, axis=-1
+    )
+    if sampling.top_k:
+        ranked = jnp.where(jnp.arange(V) < sampling.top_k, ranked, 0)
+        ranked /= ranked.sum(axis=-1, keepdims=True)
+    if sampling.top_p < 1:
+        before = jnp.cumsum(ranked, axis=-1) - ranked
+        ranked = jnp.where(before < sampling.top_p, ranked, 0)
+        ranked /= ranked.sum(axis=-1, keepdims=True)
+    return jnp.zeros_like(ranked).at[jnp.arange(B)[:, None], order].set(ranked)
+
+
+def bucket(length: int) -> int:
+    """The smallest size of a cache for `length` tokens: a power of two, or one and a half of one."""
+    size = max(_SMALLEST, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if length <= size * 3 // 4 and size > _SMALLEST else size
+
+
+def empty_cache(config, rows: int, size: int) -> dict:
+    """A cache without tokens.
+
+    Returns:
+      "key", "value": (layers, B, K, S, H) in `model.dtype`. "coordinates": those that biases need,
+      (B, S) int32 each. "length": (B,) tokens that are in it. "next": coordinates of the token that
+      follows, (B,) int32 each.
+    """
+    m = config.model
+    shape = (m.layers, rows, m.kv_heads, size, m.width // m.heads)
+    biased = [
+        name for name, encoding in positions.relative_encodings(config) if not encoding.rotates
+    ]
+    return {
+        "key": jnp.zeros(shape, m.dtype),
+        "value": jnp.zeros(shape, m.dtype),
+        "coordinates": {name: jnp.zeros((rows, size), jnp.int32) for name in biased},
+        "length": jnp.zeros(rows, jnp.int32),
+        "next": segments.start((rows,)),
+    }
+
+
+def extend(config, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax.Array, dict]:
+    """Adds tokens to a cache.
+
+    Args:
+      inputs: "tokens" and their coordinates, (B, T) each.
+      counts: (B,) how many of each row's T tokens are to be added; the rest is padding.
+
+    Returns:
+      Logits of the token behind each row's last one, (B, V) float32 (of no meaning where the count is
+      0), and the cache, whose "next" is left as it was.
+    """
+    encodings = positions.relative_encodings(config)
+    B, T = inputs["tokens"].shape
+    size = cache["key"].shape[3]
+    index = cache["length"][:, None] + jnp.arange(T)
+    held_index = jnp.where(jnp.arange(size) < cache["length"][:, None], jnp.arange(size), _NEVER)
+
+    rotary = [(e, e.prepare(inputs[name])) for name, e in encodings if e.rotates]
+    biases = [(name, e) for name, e in encodings if not e.rotates]
+
+    def side(index, coordinates):
+        return Side(index, None, [e.prepare(coordinates[name]) for name, e in biases])
+
+    new, old = side(index, inputs), side(held_index, cache["coordinates"])
+    heads = jnp.arange(config.model.heads)
+
+    def attend(q, k, v, held):
+        for encoding, features in rotary:
+            q, k = encoding.rotate(q, features), encoding.rotate(k, features)
+        held_k, held_v = (jnp.moveaxis(x, 1, 2) for x in held)  # as they lie when they are read
+        parts = (held_k, held_v, old), (k, v, new)
+        return in_parts(q, parts, new, [encoding for _, encoding in biases], heads), (k, v)
+
+    held = cache["key"], cache["value"]
+    x, kernel, added = model.run(config, params, inputs, attend, held)
+    logits = behind_last(x, kernel, counts)
+
+    # Padding lies behind each row's length, where nothing is read before it is written again.
+    rows = jnp.arange(B)[:, None]
+    key, value = (
+        old.at[:, rows, :, index].set(jnp.moveaxis(new, 0, 2), mode="drop")
+        for old, new in zip(held, added, strict=True)
+    )
+    coordinates = {
+        name: old.at[rows, index].set(inputs[name], mode="drop")
+        for name, old in cache["coordinates"].items()
+    }
+    return logits, cache | {
+        "key": key,
+        "value": value,
+        "coordinates": coordinates,
+        "length": cache["length"] + counts,
+    }
+
+
+def behind_last(x, kernel, counts) -> jax.Array:
+    """Hidden states (B, T, D) -> logits (B, V) behind the last of each row's `counts` tokens."""
+    last = jnp.maximum(counts - 1, 0)[:, None, None]
+    return model.logits(jnp.take_along_axis(x, last, axis=1), kernel)[:, 0]
+
+
+def step(config, params: dict, rule: segments.Rule, cache: dict, tokens) -> tuple[jax.Array, dict]:
+    """Adds one token (B,) to each row; its coordinates are the cache's "next".
+
+    Returns:
+      Logits (B, V) float32 of the token behind it, and the cache.
+    """
+    inputs = {name: array[:, None] for name, array in cache["next"].items()}
+    counts = jnp.ones_like(tokens)
+    logits, added = extend(config, params, cache, inputs | {"tokens": tokens[:, None]}, counts)
+    return logits, added | {"next": segments.advance(cache["next"], tokens, rule)}
+
+
+class Generator:
+    """Continues texts with one model, on all devices; compiles once for all prompts.
+
+    Args:
+      placed: the model.
+      longest: tokens of prompt and answer together that a row of the cache has room for.
+
+    Raises:
+      UserError: a learned table of position has no rows for so many tokens.
+    """
+
+    def __init__(self, placed: inference.Placed, longest: int):
+        config = placed.config
+        positions.check_length(config, longest)
+        self._placed, self.size = placed, bucket(longest)
+        self._longest = longest
+        # What a token gets must not change with later ones, or what is cached is no longer true.
+        self._steady = all(e.steady for _, e in positions.relative_encodings(config))
+        shapes = jax.eval_shape(lambda: empty_cache(config, 1, self.size))
+        self._empty = jax.jit(
+            functools.partial(empty_cache, config),
+            static_argnums=(0, 1),
+            out_shardings=jax.tree.map(self._placement, shapes),
+        )
+        self._extend = jax.jit(functools.partial(extend, config), donate_argnums=1)
+        self._whole = jax.jit(functools.partial(_whole, config))
+        self._step = jax.jit(functools.partial(step, config), static_argnums=1, donate_argnums=2)
+        self._draw = jax.jit(_draw, static_argnums=0)
+
+    def __call__(
+        self,
+        prompts: Sequence[np.ndarray],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008  (immutable)
+        stop: frozenset[int] = frozenset(),
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """The tokens that follow each prompt, (at most max_new_tokens,) int32.
+
+        A row ends before the first token in `stop`. The arguments are those of `stream`.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.stream(prompts, max_new_tokens, sampling=sampling, stop=stop, seed=seed):
+            for answer, token in zip(answers, tokens, strict=True):
+                if token is not None:
+                    answer.append(token)
+        return [np.asarray(answer, np.int32) for answer in answers]
+
+    def stream(
+        self,
+        prompts: Sequence[np.ndarray],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        stop: frozenset[int] = frozenset(),
+        seed: int = 0,
+    ) -> Iterator[list[int | None]]:
+        """Yields the next token of every prompt, None for those that have ended, until all have.
+
+        Args:
+          prompts: (L,) integers each, of any lengths.
+          max_new_tokens: after which a row ends.
+          sampling: how tokens are drawn. seed: of the draws; each row has draws of its own.
+          stop: tokens that end a row, and are not given.
+
+        Raises:
+          UserError: a prompt is empty, has ids that the model has not, or has no room in the cache.
+        """
+        self._check(prompts, max_new_tokens)
+        check_sampling(sampling)
+        placed = self._placed
+        shards = sharding.batch_shards(placed.mesh)
+        rows = -(-(1 << (len(prompts) - 1).bit_length()) // shards) * shards
+        padded = [np.asarray(p, np.int32) for p in prompts]
+        padded += [padded[0][:1]] * (rows - len(prompts))
+        ended = [False] * len(prompts)
+        key = jax.random.key(seed)
+        with jax.set_mesh(placed.mesh):
+            logits, cache = self._read(padded)
+        for number in range(max_new_tokens):
+            goes_on = number + 1 < max_new_tokens
+            with jax.set_mesh(placed.mesh):
+                tokens = self._draw(sampling, logits, key, number)
+                if goes_on and self._steady:
+                    # Dispatched before the tokens are looked at, so that devices never wait.
+                    logits, cache = self._step(placed.params, placed.rule, cache, tokens)
+            drawn = np.asarray(tokens)
+            ended = [e or t in stop for e, t in zip(ended, drawn.tolist(), strict=False)]
+            if all(ended):
+                return
+            yield [None if e else t for e, t in zip(ended, drawn.tolist(), strict=False)]
+            if goes_on and not self._steady:
+                padded = [np.append(p, t) for p, t in zip(padded, drawn, strict=True)]
+                with jax.set_mesh(placed.mesh):
+                    logits, cache = self._read(padded)
+
+    def _check(self, prompts, max_new_tokens: int) -> None:
+        if not prompts:
+            raise UserError("there is no prompt")
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        vocab_size = self._placed.config.model.vocab_size
+        for number, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise UserError(f"prompt {number} is empty: the model needs at least one token")
+            if len(prompt) + max_new_tokens > self._longest:
+                raise UserError(
+                    f"prompt {number} has {len(prompt):,} tokens, and with max_new_tokens="
+                    f"{max_new_tokens:,} it does not fit into a cache of {self._longest:,}: shorten it, "
+                    "or make the cache longer"
+                )
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise UserError(f"prompt {number} has token ids outside of 0 … {vocab_size - 1}")
+
+    def _read(self, prompts: list[np.ndarray]):
+        """Sets prompts into a new cache -> (logits (B, V) behind each, the cache)."""
+        placed = self._placed
+        longest = max(map(len, prompts))
+        piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._steady else self.size
+        rows, width = len(prompts), -(-longest // piece) * piece
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        inputs = inference.padded(prompts, width, placed.rule)
+        if not self._steady:
+            inputs = jax.device_put(inputs, sharding.batch_sharding(placed.mesh))
+            return self._whole(placed.params, inputs, lengths), None
+        cache = self._empty(rows, self.size)
+        logits = None
+        for start in range(0, width, piece):
+            part = {name: array[:, start : start + piece] for name, array in inputs.items()}
+            part = jax.device_put(part, sharding.batch_sharding(placed.mesh))
+            counts = np.clip(lengths - start, 0, piece)
+            found, cache = self._extend(placed.params, cache, part, counts)
+            logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
+        of_last = {n: jnp.asarray(array[:, -1]) for n, array in inputs.items()}
+        tokens = of_last.pop("tokens")
+        return logits, cache | {"next": segments.advance(of_last, tokens, placed.rule)}
+
+    def _placement(self, leaf) -> NamedSharding:
+        """Rows are cut over the devices, as a batch's are; arrays of all layers have those in front."""
+        of_layers = leaf.ndim == 5
+        spec = P(None, sharding.BATCH) if of_layers else P(sharding.BATCH)
+        return NamedSharding(self._placed.mesh, spec)
+
+
+def _whole(config, params, inputs, counts):
+    """Logits (B, V) behind the last of each row's `counts` tokens, without a cache."""
+    return behind_last(*model.hidden(config, params, inputs), counts)
+
+
+def _draw(sampling: Sampling, logits, key, number):
+    """(B, V) -> (B,) int32; each row's draws are its own, whatever the others are."""
+    if sampling.temperature == 0:
+        return logits.argmax(axis=-1).astype(jnp.int32)
+    chances = jnp.log(probabilities(sampling, logits))
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), number))(
+        jnp.arange(len(logits))
+    )
+    return jax.vmap(jax.random.categorical)(keys, chances).astype(jnp.int32)

@@ -1,0 +1,73 @@
+"""Continues a text with a checkpoint, token by token:
+
+python -m bipe_jax.generate --checkpoint=runs/quickstart --prompt='ROMEO: ' [--temperature=0.8]
+
+Prints the prompt and what follows it, until --max_new_tokens or the model begins a new document.
+"""
+
+import argparse
+import sys
+
+from bipe_jax import checkpoint, cli, decode, inference
+from bipe_jax.compiling import enable_cache
+
+
+def generate(path: str, prompt: str, max_new_tokens: int, sampling: decode.Sampling, seed=0):
+    """Yields pieces of the text that follows a prompt.
+
+    Args:
+      path: a checkpoint, see `checkpoint.load`.
+
+    Raises:
+      UserError: as `checkpoint.load` and `decode.Generator.stream`.
+    """
+    decode.check_sampling(sampling)
+    placed = inference.load(path)
+    tokenizer = placed.tokenizer
+    tokens = tokenizer.encode(prompt)
+    # Rounded up, so that the programs for this length serve later prompts.
+    longest = decode.bucket(len(tokens) + max(max_new_tokens, 1))
+    generator = decode.Generator(placed, longest)
+    held, given = tokens.tolist(), tokenizer.decode(tokens)
+    for (token,) in generator.stream(
+        [tokens], max_new_tokens, sampling=sampling, stop=tokenizer.ends, seed=seed
+    ):
+        held.append(token)
+        text = tokenizer.decode(held)
+        # A character of several byte tokens is not whole before its last.
+        if not text.endswith("\ufffd"):
+            yield text[len(given) :]
+            given = text
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.generate", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
+    )
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="(128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (0)")
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="of the k likeliest tokens; 0: all (0)"
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="of the likeliest with this sum (1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    args = parser.parse_args()
+    checkpoint.quiet()
+    enable_cache()
+    sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
+    pieces = generate(args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed)
+    first = next(pieces, "")  # errors come before any text
+    print(args.prompt + first, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()

@@ -1,0 +1,68 @@
+"""Log-probabilities of the targets of windows (see `protocols`), on all devices."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bipe_jax import inference, model, sharding
+from bipe_jax.loss import log_probs
+from bipe_jax.protocols import Window
+
+
+class Scorer:
+    """Scores windows with one model; compiles once for each length and number of targets."""
+
+    def __init__(self, placed: inference.Placed):
+        self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
+        self._run = jax.jit(
+            functools.partial(_log_probs, placed.config), static_argnames=("chunk",)
+        )
+
+    def batch_rows(self, length: int, windows: int) -> int:
+        """How many windows are run at a time: as many as `evaluation.batch_tokens` allows."""
+        devices = sharding.batch_shards(self.mesh)
+        rows = max(self.config.evaluation.batch_tokens // length // devices, 1) * devices
+        return min(rows, -(-windows // devices) * devices)
+
+    def __call__(self, params, documents, windows: Sequence[Window], length: int) -> list:
+        """Scores the targets of each window, none of which has more than `length` tokens.
+
+        Memory is linear in length: logits are made for some targets at a time, attention is chunked.
+
+        Args:
+          params: placed as `inference.place` does.
+          documents: (T,) int32 each.
+
+        Returns:
+          Log-probabilities (scored,) float32 of each window.
+        """
+        rows = self.batch_rows(length, len(windows))
+        most = max(w.scored for w in windows)
+        chunk = min(self.config.loss_chunk, most)
+        count = -(-most // chunk) * chunk
+        scores = []
+        for first in range(0, len(windows), rows):
+            some = windows[first : first + rows]
+            padded = [*some, *[some[-1]] * (rows - len(some))]
+            texts = [documents[w.document][w.start : w.end] for w in padded]
+            batch = inference.padded(texts, length, self.rule)
+            places = np.empty((rows, count), np.int32)
+            targets = np.empty((rows, count), np.int32)
+            for row, w in enumerate(padded):
+                scored = w.end - w.scored + np.minimum(np.arange(count), w.scored - 1)
+                places[row] = scored - w.start
+                targets[row] = documents[w.document][scored + 1]
+            batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
+            with jax.set_mesh(self.mesh):
+                found = np.asarray(self._run(params, batch, places, targets, chunk=chunk))
+            scores += [found[row, : w.scored] for row, w in enumerate(some)]
+        return scores
+
+
+def _log_probs(config, params, batch, places, targets, *, chunk: int):
+    hidden, kernel = model.hidden(config, params, batch)
+    chosen = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    return log_probs(chosen.astype(kernel.dtype), kernel, jnp.asarray(targets), chunk)

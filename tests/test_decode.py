@@ -1,0 +1,263 @@
+"""Decoding: token by token what the whole forward pass gives; draws; errors; the command."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+from test_model import draw, draw_tokens
+from tiny import tiny
+
+import bipe_jax
+from bipe_jax import decode, inference, segments
+from bipe_jax.decode import Generator, Sampling
+from bipe_jax.errors import UserError
+from bipe_jax.train import train
+from configs.quickstart import ENCODINGS
+
+CASES = {
+    **{
+        name: {"position__absolute": absolute, "position__relative": relative}
+        for name, (absolute, relative) in ENCODINGS.items()
+    },
+    "three levels": {
+        "position__absolute": (("learned", "offset"), ("sinusoidal", "segment")),
+        "position__relative": (("rope", "segment"), ("alibi", "position"), ("alibi", "segment")),
+    },
+    "fixed rule, grouped heads, tied": {
+        "position__absolute": (("learned", "offset"),),
+        "position__relative": (("rope", "segment"),),
+        "segments__rule": "fixed:5",
+        "segments__separators": (),
+        "model__kv_heads": 2,
+        "model__tied_output": True,
+    },
+}
+PROMPTS = [draw_tokens(i, 1, n)[0].astype(np.int32) for i, n in enumerate((1, 37, 16, 20, 8))]
+NEW = 12
+
+
+@functools.cache
+def placed(case):
+    config = tiny(**CASES[case])
+    return inference.place(config, draw(config))
+
+
+def full_logits(model, tokens):
+    """(L, V) float64, by plain loops."""
+    tokens = np.asarray(tokens)[None]
+    inputs = {"tokens": tokens, **segments.coordinates(tokens, model.rule)}
+    return reference.logits(model.config, model.params, inputs)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_token_gets_the_logits_of_the_whole_forward_pass(case, monkeypatch):
+    """Prompts of different lengths, read in several pieces, then token by token."""
+    monkeypatch.setattr(decode, "PIECE", 16)
+    model = placed(case)
+    generator = Generator(model, 60)
+    found = [[] for _ in PROMPTS]
+    logits, cache = generator._read(PROMPTS)
+    texts = [list(p) for p in PROMPTS]
+    for _ in range(NEW):
+        for i, row in enumerate(np.asarray(logits)):
+            found[i].append(row)
+            texts[i].append(int(row.argmax()))
+        tokens = jnp.asarray([text[-1] for text in texts], jnp.int32)
+        logits, cache = generator._step(model.params, model.rule, cache, tokens)
+    for prompt, text, rows in zip(PROMPTS, texts, found, strict=True):
+        wanted = full_logits(model, text[:-1])[len(prompt) - 1 :]
+        np.testing.assert_allclose(rows, wanted, atol=3e-5, rtol=3e-5)
+    answers = generator(PROMPTS, NEW)
+    for prompt, text, answer in zip(PROMPTS, texts, answers, strict=True):
+        assert answer.tolist() == text[len(prompt) :]
+
+
+def test_an_encoding_that_depends_on_later_tokens_is_computed_anew(monkeypatch):
+    """`steady` says that a token's angles may be kept."""
+    from bipe_jax.positions import Rope
+
+    class Stretched(Rope):
+        steady = False
+
+        def prepare(self, coordinate):
+            seen = coordinate.max(axis=-1, keepdims=True) + 1
+            cos, sin = super().prepare(coordinate)
+            return cos * jnp.exp(-seen / 20)[..., None, None], sin
+
+    monkeypatch.setitem(decode.positions.RELATIVE, "rope", Stretched)
+    config = tiny(**CASES["bipe_rope"])
+    model = inference.place(config, draw(config))
+    forward = jax.jit(functools.partial(bipe_jax.apply, config))
+    prompts = [np.append(prompt, 1) for prompt in PROMPTS[2:4]]  # padding would be new segments
+    for prompt, answer in zip(prompts, Generator(model, 60)(prompts, 3), strict=True):
+        text = list(prompt)
+        for token in answer:
+            logits = forward(model.params, np.asarray(text)[None])
+            assert token == int(logits[0, -1].argmax())
+            text.append(int(token))
+
+
+def test_one_program_serves_all_prompts_up_to_a_bucket():
+    model = placed("bipe_rope")
+    generator = Generator(model, 90)
+    for length in (33, 40, 64):
+        generator([draw_tokens(0, 1, length)[0]], 5)
+    assert generator._extend._cache_size() == generator._step._cache_size() == 1
+    assert generator.size == 96
+    assert [decode.bucket(n) for n in (1, 64, 65, 96, 97, 128, 129, 193)] == [
+        64, 64, 96, 96, 128, 128, 192, 256,
+    ]  # fmt: skip
+
+
+def plain_probabilities(sampling, logits):
+    """Of one row, in float64, token by token."""
+    scaled = np.asarray(logits, np.float64) / sampling.temperature
+    weights = np.exp(scaled - scaled.max())
+    weights /= weights.sum()
+    order = sorted(range(len(weights)), key=lambda i: -weights[i])
+    kept = order[: sampling.top_k or None]
+    total, nucleus = 0.0, []
+    whole = sum(weights[i] for i in kept)
+    for i in kept:
+        nucleus.append(i)
+        total += weights[i] / whole
+        if total >= sampling.top_p:
+            break
+    found = np.zeros(len(weights))
+    found[nucleus] = weights[nucleus] / weights[nucleus].sum()
+    return found
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(1.0), Sampling(0.6), Sampling(1.3, 5), Sampling(0.9, 0, 0.7), Sampling(1.0, 8, 0.5),
+     Sampling(1.0, 0, 1e-6), Sampling(1.0, 1)],
+)  # fmt: skip
+def test_probabilities_equal_a_plain_loop(sampling):
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (4, 30)), jnp.float32)
+    found = decode.probabilities(sampling, logits)
+    for row, wanted in zip(found, logits, strict=True):
+        np.testing.assert_allclose(row, plain_probabilities(sampling, wanted), atol=1e-6)
+
+
+def test_draws_follow_the_probabilities_and_the_seed():
+    model, sampling = placed("rope"), Sampling(0.8, 10, 0.9)
+    prompt = PROMPTS[3]
+    generator = Generator(model, 60)
+    firsts = np.array(
+        [generator([prompt] * 16, 1, sampling=sampling, seed=seed) for seed in range(60)]
+    ).ravel()
+    chances = plain_probabilities(sampling, full_logits(model, prompt)[-1])
+    counts = np.bincount(firsts, minlength=64)
+    assert not counts[chances == 0].any()
+    spread = np.sqrt(chances * (1 - chances) / len(firsts))
+    assert (np.abs(counts / len(firsts) - chances) <= 4.5 * spread).all()
+
+    one = generator([prompt, prompt], 8, sampling=sampling, seed=3)
+    again = generator([prompt, PROMPTS[1]], 8, sampling=sampling, seed=3)
+    assert one[0].tolist() == again[0].tolist()  # whatever the other rows are
+    assert one[0].tolist() != one[1].tolist()
+    assert one[0].tolist() != generator([prompt], 8, sampling=sampling, seed=4)[0].tolist()
+
+
+def test_rows_end_before_their_stop_tokens():
+    generator = Generator(placed("bipe_alibi"), 60)
+    whole = [answer.tolist() for answer in generator(PROMPTS, NEW)]
+    stop = frozenset({whole[0][3], whole[1][5]})
+    for answer, cut in zip(whole, generator(PROMPTS, NEW, stop=stop), strict=True):
+        end = next((i for i, token in enumerate(answer) if token in stop), NEW)
+        assert cut.tolist() == answer[:end]
+    everything = frozenset(range(64))
+    assert [a.tolist() for a in generator(PROMPTS, NEW, stop=everything)] == [[]] * len(PROMPTS)
+
+
+def test_wrong_input_is_refused_by_name():
+    generator = Generator(placed("rope"), 60)
+    for prompts, count, line in (
+        ([], 1, "no prompt"),
+        ([PROMPTS[0], np.zeros(0, np.int32)], 1, "prompt 1 is empty"),
+        ([PROMPTS[0], np.zeros(55, np.int32)], 6, "prompt 1 has 55 tokens, .*=6 .* cache of 60"),
+        ([np.array([64])], 1, r"outside of 0 … 63"),
+        (PROMPTS, 0, "max_new_tokens=0 must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=line):
+            generator(prompts, count)
+    for sampling, line in (
+        (Sampling(-1.0), "temperature=-1.0 must be"),
+        (Sampling(1.0, -1), "top_k=-1 must be"),
+        (Sampling(1.0, 0, 0.0), "top_p=0.0 must be"),
+        (Sampling(1.0, 0, 1.5), "top_p=1.5 must be"),
+    ):
+        with pytest.raises(UserError, match=line):
+            generator(PROMPTS, 1, sampling=sampling)
+    config = tiny(position__absolute=(("learned", "position"),), position__relative=())
+    model = inference.place(config, draw(config))
+    with pytest.raises(UserError, match="table of position ends at 16 tokens"):
+        Generator(model, 17)
+    Generator(model, 16)([PROMPTS[4]], 8)
+
+
+def test_eight_devices_give_what_one_gives():
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    devices, answers = json.loads(done.stdout)
+    assert devices == 8
+    assert answers == [a.tolist() for a in Generator(placed("three levels"), 60)(PROMPTS, NEW)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer_file, shards, held_out):
+    from configs import smoke
+
+    config = smoke.get_config()
+    config.tokenizer.path = tokenizer_file
+    config.data.train, config.data.evaluation = shards, held_out
+    config.steps = 8
+    workdir = str(tmp_path_factory.mktemp("run"))
+    train(config, workdir)
+    return workdir
+
+
+def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path):
+    prompt = "To be, or not to be\n"
+    arguments = ("generate", f"--checkpoint={run}", f"--prompt={prompt}", "--max_new_tokens=20")
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    model = inference.load(run)
+    tokens = model.tokenizer.encode(prompt)
+    answer = Generator(model, 200)([tokens], 20, stop=model.tokenizer.ends)[0]
+    assert done.stdout == model.tokenizer.decode([*tokens, *answer]) + "\n"
+    drawn = [command(*arguments, "--temperature=1", f"--seed={s}").stdout for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(text.startswith(prompt) for text in drawn)
+    for extra, line in (
+        ("--top_p=2", "error: top_p=2.0 must be above 0 and at most 1\n"),
+        ("--max_new_tokens=0", "error: max_new_tokens=0 must be at least 1\n"),
+        (f"--checkpoint={tmp_path}", "no complete checkpoint"),
+    ):
+        done = command(*arguments, extra)
+        assert done.returncode == 1 and not done.stdout
+        assert line in done.stderr and done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+if __name__ == "__main__":
+    model = placed("three levels")
+    answers = Generator(model, 60)(PROMPTS, NEW)
+    print(json.dumps([jax.device_count(), [answer.tolist() for answer in answers]]))
