@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import checkpoint, defaults, inference, model, tokenizer
+from bipe_jax import checkpoint, decode, defaults, inference, model, tokenizer
 from bipe_jax.convert import authors, files, incoming, llama, mapping
 from bipe_jax.errors import UserError
 from configs.quickstart import ENCODINGS
@@ -206,6 +206,18 @@ def test_command_and_evaluation(converted, tmp_path, command, held_out, spm):
         done = command("convert", "from-authors", converted["source"], str(tmp_path / place))
         assert done.returncode == 1 and done.stderr.count("\n") == 1
         assert "holds a checkpoint already" in done.stderr
+
+
+def test_decoding(converted):
+    """The likeliest token of the authors' float64 logits, one after the other."""
+    prompt = _tokens(20)[0, :12]
+    held = prompt
+    for _ in range(6):
+        likeliest = _logits(converted["config"], converted["tensors"], held[None])[0, -1].argmax()
+        held = np.append(held, likeliest)
+    placed = inference.load(converted["ours"])
+    (found,) = decode.Generator(placed, 18)([prompt], 6)
+    assert list(found) == list(held[12:])
 
 
 def test_no_training_goes_on_from_a_model_alone(converted):
