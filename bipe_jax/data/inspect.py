@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from bipe_jax import cli, segments
+from bipe_jax import cli, segments, text
 from bipe_jax import tokenizer as tokenizers
 from bipe_jax.data import page, prepared, sample, survey
 from bipe_jax.data.packing import PACKINGS
@@ -39,20 +39,6 @@ def rules_of(names: str, pieces: list[str]) -> dict:
             "the tokenizer has no piece with a line or sentence end: use --rule=fixed:N"
         )
     return found
-
-
-def table(head: tuple, lines: list[tuple]) -> str:
-    """Columns; the first is set to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-
-    def pad(line):
-        cells = (
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join(map(pad, [head, *lines]))
 
 
 def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), packing="",
@@ -137,16 +123,16 @@ def show(found: survey.Survey, blocks: dict) -> None:
         for i, block in enumerate(some, 1):
             count = int(block.segment[-1]) + 1
             print(
-                f"━━ {sample.visible(name)}, block {i} of {len(some)}, rule {rule}: "
+                f"━━ {text.visible(name)}, block {i} of {len(some)}, rule {rule}: "
                 f"{len(block.texts)} tokens, {count} segments ━━\n{sample.text_of(block, colour)}\n"
             )
     total = sum(s.tokens for s in found.sets.values())
     print(
-        table(
+        text.table(
             ("set", "documents", "bytes", "tokens", "tokens/byte", "share"),
             [
                 (
-                    sample.visible(name),
+                    text.visible(name),
                     f"{s.documents:,}",
                     f"{s.text_bytes:,}",
                     f"{s.tokens:,}",
@@ -159,11 +145,11 @@ def show(found: survey.Survey, blocks: dict) -> None:
     )
     print("\nTokens a segment, and segments a block of", found.block)
     print(
-        table(
+        text.table(
             ("set, rule", "segments", "mean", "median", "p99", "max", "a block", "p99", "max"),
             [
                 (
-                    f"{sample.visible(name)}, {rule}",
+                    f"{text.visible(name)}, {rule}",
                     f"{h.total:,}",
                     f"{h.mean:.1f}",
                     *(f"{n:,}" for n in (h.quantile(0.5), h.quantile(0.99), h.max)),

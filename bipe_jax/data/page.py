@@ -3,8 +3,9 @@
 import html
 import math
 
-from bipe_jax.data.sample import Block, visible
+from bipe_jax.data.sample import Block
 from bipe_jax.data.survey import Survey
+from bipe_jax.text import visible
 
 _MOST_SETS = 24  # that have pictures
 _SEPARATORS = 40  # pieces of a rule that are listed

@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import unicodedata
 
 import numpy as np
 
 from bipe_jax import segments
 from bipe_jax.data import packing
 from bipe_jax.data.survey import Statistics
+from bipe_jax.text import visible
 
 _MARK_EVERY = 16  # tokens of a segment
 _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -67,17 +67,6 @@ def _block(tokens, ids, rule, tokenizer, pieces, sizes) -> Block:
             texts[i] = "⟨BOS⟩" if token == tokenizer.bos_id else f"⟨{token}⟩"
     found = segments.coordinates(tokens, rule)
     return Block(texts, **found, ends=rule.ends(tokens, found["position"]), document_ids=ids)
-
-
-def visible(text: str) -> str:
-    """Text with its line ends marked, and what would act on a terminal or a page spelt out."""
-    shown = (
-        c
-        if c in "\n\t" or unicodedata.category(c)[0] != "C"
-        else c.encode("unicode_escape").decode()
-        for c in text
-    )
-    return "".join(shown).replace("\n", "↵\n")
 
 
 def text_of(block: Block, colour: bool) -> str:
