@@ -114,12 +114,13 @@ def places_axis(name: str, values: Iterable[int], scale=math.log2) -> Axis:
     if low == high:
         low, high = (low / 2, high * 2) if low else (0, 1)
     axis = Axis(name, low, high, scale, [])
-    ticks, last = [], -1.0
+    ticks: list = []
+    taken = -1.0  # by the last label
     for value in values:
-        room = 0.014 * len(short(value)) + 0.03
-        if axis.at(value) - last >= room + (ticks and 0.014 * len(ticks[-1][1])):
+        half = 0.0095 * len(short(value)) + 0.012
+        if axis.at(value) - half >= taken:
             ticks.append((value, short(value)))
-            last = axis.at(value)
+            taken = axis.at(value) + half
     return dataclasses.replace(axis, ticks=ticks)
 
 
