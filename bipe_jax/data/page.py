@@ -2,7 +2,7 @@
 
 import math
 
-from bipe_jax import svg, webpage
+from bipe_jax import axes, svg, webpage
 from bipe_jax.data.sample import Block
 from bipe_jax.data.survey import Survey
 from bipe_jax.text import escaped
@@ -59,7 +59,7 @@ def _picture(histogram, bins, top: float, unit: str, of: str) -> str:
         share = count / histogram.total
         label = f"{low:,}" if low == high else f"{low:,}–{high:,}"
         title = f"{label} {unit}: {count:,} {of} ({share:.2%})"
-        bars.append(svg.Bar(svg.short(low), share, title))
+        bars.append(svg.Bar(axes.short(low), share, title))
     return svg.bars(bars, top, f"{of} by {unit}")
 
 

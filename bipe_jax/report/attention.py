@@ -1,9 +1,10 @@
-"""The part of a report that shows attention by distance: means, and maps of all layers and heads."""
+"""Attention by distance: means, and maps of all layers and heads."""
 
 import math
 from collections.abc import Sequence
 
-from bipe_jax import svg, webpage
+from bipe_jax import axes, svg, webpage
+from bipe_jax.report.parts import legend, span, unique
 from bipe_jax.results import Run
 from bipe_jax.text import escaped
 
@@ -32,11 +33,8 @@ def _of_run(run: Run) -> list[str]:
     rows = run.attention["results"]
     lengths = sorted({row["length"] for row in rows})
     styles = {length: svg.ramp(i, len(lengths)) for i, length in enumerate(lengths)}
-    legend = "".join(
-        f"<span>{svg.key(style)}{length:,} tokens</span>" for length, style in styles.items()
-    )
-    kinds = list(dict.fromkeys(row["by"] for row in rows))
-    body = [f'<p class="legend">{legend}</p>']
+    kinds = unique(row["by"] for row in rows)
+    body = [legend((style, f"{length:,} tokens") for length, style in styles.items())]
     body.append(webpage.grid((_means(run, by, styles) for by in kinds), "large"))
     for length in reversed(lengths):
         figures = [_map(run, by, length) for by in kinds]
@@ -53,11 +51,6 @@ def _of_run(run: Run) -> list[str]:
     return body
 
 
-def _label(part: dict) -> str:
-    low, high = part["from"], part["to"]
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
 def _means(run: Run, by: str, styles: dict) -> str:
     """Mean over all layers and heads: a curve a length."""
     curves, starts = [], set()
@@ -71,7 +64,7 @@ def _means(run: Run, by: str, styles: dict) -> str:
         names: dict[int, str] = {}
         for part in (part for bins in held for part in bins):
             sums[part["from"]] = sums.get(part["from"], 0.0) + part["weight"]
-            names[part["from"]] = _label(part)
+            names[part["from"]] = span(part)
         points = [
             svg.Point(low, sums[low] / len(held), 0,
                       f"{length:,} tokens, distance {names[low]}: {sums[low] / len(held):.2%}")
@@ -80,8 +73,8 @@ def _means(run: Run, by: str, styles: dict) -> str:
         curves.append(svg.Curve(style, points))
         starts |= set(sums)
     # One step of the axis a bin, as bins double.
-    x = svg.places_axis(_BY.get(by, by), starts, lambda d: math.log2(d) + 1 if d >= 1 else d)
-    y = svg.number_axis("weight", [p.y for c in curves for p in c.points], zero=True, percent=True)
+    x = axes.places_axis(_BY.get(by, by), starts, lambda d: math.log2(d) + 1 if d >= 1 else d)
+    y = axes.number_axis("weight", [p.y for c in curves for p in c.points], zero=True, percent=True)
     title = f"By {x.name}, mean of all heads"
     return webpage.figure(title, svg.lines(curves, x, y, f"{run.name}: {title}"))
 
@@ -100,7 +93,7 @@ def _map(run: Run, by: str, length: int) -> str:
         (layers.index(row["layer"]), heads.index(row["head"])): svg.Small(
             [part["weight"] for part in row["bins"]],
             f"layer {row['layer']}, head {row['head']}\n"
-            + "\n".join(f"{_label(part)}: {part['weight']:.1%}" for part in row["bins"]),
+            + "\n".join(f"{span(part)}: {part['weight']:.1%}" for part in row["bins"]),
         )
         for row in rows
     }
@@ -120,7 +113,7 @@ def _map(run: Run, by: str, length: int) -> str:
     bins = rows[0]["bins"]
     line = "; the lines: the same weight for all tokens" if alike else ""
     caption = (
-        f"Bars from left to right: {', '.join(map(_label, bins))}. Full height: {top:.0%}{line}."
+        f"Bars from left to right: {', '.join(map(span, bins))}. Full height: {top:.0%}{line}."
     )
     return webpage.figure(f"By {name}", f'<div class="wide">{picture}</div>', caption)
 
