@@ -81,7 +81,7 @@ def number_axis(name: str, values: Iterable[float], log=False, zero=False, perce
         if len(ticks) > 14:
             ticks = [10.0**power for power in powers][:: -(-len(powers) // 6)]
     else:
-        step = (high - low) / 4
+        step = (high - low) / 6
         unit = 10.0 ** math.floor(math.log10(step))
         step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= step * 0.999)
         first = math.ceil(low / step - 1e-9)

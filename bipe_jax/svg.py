@@ -16,27 +16,30 @@ STYLE = """
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 svg.fixed { width: auto; margin-top: .3rem; }
 svg text { fill: var(--soft); } svg line { stroke: var(--line); }
-svg .bar, svg .heat { fill: var(--bar); } svg .hit { fill: transparent; }
+svg .bar { fill: var(--bar); } svg .heat { fill: var(--heat); } svg .hit { fill: transparent; }
 svg g:hover > .bar, svg g:hover > .mark { fill: var(--ink); }
-svg .name { fill: var(--ink); } svg .on { fill: var(--card); } svg .off { fill: var(--ink); }
+svg .name { fill: var(--ink); } svg .on { fill: #fff; } svg .off { fill: var(--ink); }
 svg .cell { fill: var(--card); stroke: var(--line); } svg g:hover > .cell { stroke: var(--ink); }
 svg .trained { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round; }
 svg .error { stroke: var(--c); stroke-width: 1; } svg .mark { fill: var(--c); }
 svg .alike { fill: none; stroke: var(--ink); stroke-opacity: .55; }
 :root { --s0: #1f6fb2; --s1: #c8501e; --s2: #0b8a67; --s3: #a8458c; --s4: #8a6d00; --s5: #5b4fc4;
-  --s6: #4a4a48; }
+  --s6: #4a4a48; --weak: #e3a008; --middle: #c2417c; --strong: #2f3fa8;
+  --heat: #2a6fb5; }
 @media (prefers-color-scheme: dark) { :root { --s0: #6db3f2; --s1: #ff9a66; --s2: #4fd1a5;
-  --s3: #ee9bd0; --s4: #e0c04a; --s5: #a9a0ff; --s6: #c9c8c2; } }
+  --s3: #ee9bd0; --s4: #e0c04a; --s5: #a9a0ff; --s6: #c9c8c2;
+  --weak: #8d6ff0; --middle: #f0719f; --strong: #ffd166;
+  --heat: #3a7cc2; } }
 """
 STYLE += "".join(f".s{i} {{ --c: var(--s{i}); }}\n" for i in range(7))
-# Steps of a scale, from a weak to a strong colour.
-STEPS = 9
-STYLE += "".join(
-    f".r{i} {{ --c: color-mix(in oklab, var(--s0) {30 + 70 * i // (STEPS - 1)}%, "
-    "color-mix(in oklab, var(--s4) 55%, var(--card))); }\n"
-    for i in range(STEPS)
-)
+_STEPS = 9  # of the colours of things in order
+for _i in range(_STEPS):
+    _ends = ("weak", "middle") if _i < _STEPS // 2 else ("middle", "strong")
+    _share = 200 * _i // (_STEPS - 1) % 100 if _i < _STEPS - 1 else 100
+    STYLE += (
+        f".r{_i} {{ --c: color-mix(in oklab, var(--{_ends[1]}) {_share}%, var(--{_ends[0]})); }}\n"
+    )
 _MARKS = (
     "M-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0Z",  # a disc
     "M-2.9-2.9h5.8v5.8h-5.8Z",
@@ -61,7 +64,9 @@ def series(number: int) -> Style:
 
 def ramp(number: int, count: int) -> Style:
     """Of one of several things in order."""
-    return Style(f"r{round(number * (STEPS - 1) / max(count - 1, 1))}" if count > 1 else "s0")
+    if count < 2:
+        return series(0)
+    return Style(f"r{round(number * (_STEPS - 1) / (count - 1))}", number % len(_MARKS))
 
 
 def key(style: Style) -> str:
@@ -85,8 +90,9 @@ class Curve(NamedTuple):
     points: list[Point]
 
 
-_WIDTH, _HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 22, 36
+_WIDTH, _HEIGHT = 360, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 32, 36
+_INSET, _BESIDE = 9, 4  # room beside the outermost marks, and between curves with error bars
 
 
 def lines(
@@ -102,7 +108,7 @@ def lines(
 
     def at(point_x, point_y):
         return (
-            _LEFT + x.at(point_x) * (right - _LEFT),
+            _LEFT + _INSET + x.at(point_x) * (right - _LEFT - 2 * _INSET),
             bottom - y.at(point_y) * (bottom - _TOP),
         )
 
@@ -127,13 +133,15 @@ def lines(
             place = at(value, y.low)[0]
             anchor = ("start", 4) if place < (_LEFT + right) / 2 else ("end", -4)
             parts.append(
-                f'<line class="trained" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP - 8}" y2="{bottom}"/>'
-                f'<text x="{place + anchor[1]:.1f}" y="{_TOP - 1}" text-anchor="{anchor[0]}">'
+                f'<line class="trained" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP - 12}" y2="{bottom}"/>'
+                f'<text x="{place + anchor[1]:.1f}" y="{_TOP - 4}" text-anchor="{anchor[0]}">'
                 f"trained to {value:,}</text>"
             )
-    for style, points in curves:
+    barred = any(p.error for _, points in curves for p in points)
+    for number, (style, points) in enumerate(curves):
         points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
-        placed = [at(p.x, p.y) for p in points]
+        aside = (number - (len(curves) - 1) / 2) * min(_BESIDE, 20 / len(curves)) if barred else 0
+        placed = [(px + aside, py) for px, py in (at(p.x, p.y) for p in points)]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in placed)
         parts.append(f'<g class="{style.name}">')
         if len(points) > 1:
@@ -220,7 +228,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], cells: dict, names: tuple[
         x, y = left + wide * j, above + tall * i
         strength = min(max(cell.strength, 0.0), 1.0)
         box = f'x="{x + 0.5:.1f}" y="{y + 0.5}" width="{wide - 1}" height="{tall - 1}"'
-        side = "on" if strength > 0.55 else "off"
+        side = "on" if strength > 0.85 else "off"
         parts.append(
             f'<g><title>{escaped(cell.title)}</title><rect class="cell" {box}/>'
             f'<rect class="heat" {box} fill-opacity="{strength:.3f}"/>'

@@ -25,9 +25,9 @@ code { font: .875em ui-monospace, monospace; border: 1px solid var(--line); bord
   padding: 0 .25em; white-space: pre; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; } :is(th, td):first-child { text-align: left; }
+th { color: var(--soft); font-weight: 500; } :is(th, td):is(:first-child, .text) { text-align: left; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr));
   gap: .8rem; }
 figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line);
@@ -48,11 +48,15 @@ def shown(value) -> str:
     return value if isinstance(value, Markup) else escaped(value)
 
 
-def table(head: Sequence, rows: Iterable[Sequence]) -> str:
-    """The first column is set to the left, the others to the right."""
+def table(head: Sequence, rows: Iterable[Sequence], texts: int = 1) -> str:
+    """The first columns, which hold texts, are set to the left, the others to the right."""
+
+    def cell(tag, i, value):
+        attribute = ' class="text"' if 0 < i < texts else ""
+        return f"<{tag}{attribute}>{shown(value)}</{tag}>"
 
     def cells(row, tag):
-        return "".join(f"<{tag}>{shown(cell)}</{tag}>" for cell in row)
+        return "".join(cell(tag, i, value) for i, value in enumerate(row))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in rows)
     return f'<div class="wide"><table><tr>{cells(head, "th")}</tr>\n{body}</table></div>'
@@ -64,11 +68,12 @@ def facts(named: Iterable[tuple]) -> str:
     return f"<dl>{pairs}</dl>"
 
 
-def figure(title, picture: str, caption="") -> str:
-    """A picture on a card. picture: HTML; title and caption are values."""
+def figure(title, picture: str, caption="", kind="") -> str:
+    """A picture on a card. picture: HTML; title and caption are values; kind: a class."""
     title = f"<b>{shown(title)}</b>" if title else ""
     caption = f"<figcaption>{shown(caption)}</figcaption>" if caption else ""
-    return f"<figure>{title}{picture}{caption}</figure>"
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<figure{attribute}>{title}{picture}{caption}</figure>"
 
 
 def grid(figures: Iterable[str], kind: str = "") -> str:

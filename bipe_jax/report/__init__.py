@@ -16,7 +16,9 @@ from bipe_jax.webpage import Markup
 
 _STYLE = """
 .large { grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); }
-.maps { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), max-content)); }
+.maps { display: flex; flex-wrap: wrap; align-items: flex-start; }
+.maps > * { width: min-content; min-width: min(17rem, 100%); max-width: 100%; }
+.maps > .line-chart { width: 23rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; margin: .5rem 0; max-width: none;
   font-size: .9rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; }
@@ -73,7 +75,7 @@ def _overview(runs: Sequence[Run]) -> list[str]:
              *(of_run.get(n, "–") for n in own))
             for i, (run, of_run) in enumerate(zip(runs, facts, strict=True))
         ]  # fmt: skip
-        body.append(webpage.table(["run", *own], rows))
+        body.append(webpage.table(["run", *own], rows, texts=1 + len(own)))
     if differing := [n for n in ("Data", "Protocol", "BOS") if n in names and n not in common]:
         body.append(
             '<p class="warning">The runs were not evaluated alike: see '

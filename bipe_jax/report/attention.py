@@ -8,7 +8,7 @@ from bipe_jax.report.parts import legend, span, unique
 from bipe_jax.results import Run
 from bipe_jax.text import escaped
 
-_BY = {"segment": "distance (segments)", "position": "distance (tokens)"}
+_BY = {"segment": "distance in segments", "position": "distance in tokens"}
 
 
 def section(runs: Sequence[Run]) -> list[str]:
@@ -40,7 +40,7 @@ def _of_run(run: Run) -> list[str]:
         figures = [_map(run, by, length) for by in kinds]
         figures += [
             _heads(run, length, "entropy", "Entropy (nats)", "{:.1f}", 1.0),
-            _heads(run, length, "first", "Weight on the block's first token (%)", "{:.0f}", 100.0),
+            _heads(run, length, "first", "Weight on the block's first token (%)", "{:.1f}", 100.0),
         ]
         summary = f"Layers and heads at {length:,} tokens"
         body.append(
@@ -75,7 +75,7 @@ def _means(run: Run, by: str, styles: dict) -> str:
     # One step of the axis a bin, as bins double.
     x = axes.places_axis(_BY.get(by, by), starts, lambda d: math.log2(d) + 1 if d >= 1 else d)
     y = axes.number_axis("weight", [p.y for c in curves for p in c.points], zero=True, percent=True)
-    title = f"By {x.name}, mean of all heads"
+    title = f"{x.name.capitalize()}, mean of all heads"
     return webpage.figure(title, svg.lines(curves, x, y, f"{run.name}: {title}"))
 
 
@@ -115,7 +115,7 @@ def _map(run: Run, by: str, length: int) -> str:
     caption = (
         f"Bars from left to right: {', '.join(map(span, bins))}. Full height: {top:.0%}{line}."
     )
-    return webpage.figure(f"By {name}", f'<div class="wide">{picture}</div>', caption)
+    return webpage.figure(name.capitalize(), f'<div class="wide">{picture}</div>', caption)
 
 
 def _heads(run: Run, length: int, key: str, title: str, form: str, factor: float) -> str:

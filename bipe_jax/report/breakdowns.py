@@ -107,5 +107,5 @@ def unseen(runs: Sequence[Run]) -> list[str]:
         '<p class="soft">At each length: the share of tokens whose coordinate is larger than any in '
         "training, and the largest. A relative encoding of a coordinate meets distances up to that "
         "size.</p>",
-        webpage.table([*head, *(f"{n:,}" for n in lengths)], rows),
+        webpage.table([*head, *(f"{n:,}" for n in lengths)], rows, texts=len(head) - 1),
     ]

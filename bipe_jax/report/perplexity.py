@@ -19,7 +19,7 @@ _COLUMNS = (
     ("segment_tokens_mean", "tokens/segment", ",.1f"),
     ("segment_tokens_p99", "p99", ",.0f"),
     ("segments_per_block", "segments/block", ",.1f"),
-    ("segment_max", "last segment", ","),
+    ("segment_max", "last segment", ",.0f"),
 )
 
 
@@ -59,7 +59,8 @@ def section(runs: Sequence[Run]) -> list[str]:
         figures.append(webpage.figure(name, svg.lines(curves, x, y, f"{name}: {y.name}", trained)))
     body = [
         '<h2 id="perplexity">Perplexity by length</h2>',
-        '<p class="soft">Lower is better. Bars are standard errors over documents.</p>',
+        '<p class="soft">Lower is better. Bars are standard errors over documents'
+        f"{'; in bold, the lowest of the runs' if len(numbered) > 1 else ''}.</p>",
         runs_legend(numbered),
         webpage.grid(figures, "large"),
     ]
@@ -112,4 +113,4 @@ def _numbers(rows: Sequence[tuple[int, Run, dict]], several: bool) -> str:
         for _, run, row in rows
     ]
     head = ["data set", "length", "perplexity", *(name for _, name, _ in columns)]
-    return webpage.table(["run", *head] if several else head, table)
+    return webpage.table(["run", *head] if several else head, table, texts=2 if several else 1)

@@ -19,18 +19,20 @@ def section(runs: Sequence[Run]) -> list[str]:
         "into it the answer lies (0%: at its beginning). The dotted line is the training length.</p>",
         runs_legend(numbered),
     ]
+    alone = []
     for task in unique(row["task"] for *_, row in rows):
         of_task = [entry for entry in rows if entry[2]["task"] == task]
         figures = [
-            _task_map(run, mine)
+            _task_map(run, mine, run.name if len(numbered) > 1 else task)
             for i, run in numbered
             if (mine := [row for j, _, row in of_task if j == i])
         ]
-        body.append(f"<h3>{escaped(task)}</h3>")
-        if len(numbered) > 1:
-            figures.insert(0, _task_lines(numbered, of_task))
-        body.append(webpage.grid(figures, "maps"))
-    return body
+        if len(numbered) == 1:
+            alone += figures
+            continue
+        figures.insert(0, _task_lines(numbered, of_task))
+        body += [f"<h3>{escaped(task)}</h3>", webpage.grid(figures, "maps")]
+    return [*body, webpage.grid(alone, "maps")] if alone else body
 
 
 def _mean_accuracy(rows: Sequence[dict]) -> float:
@@ -52,10 +54,11 @@ def _task_lines(numbered, rows: Sequence[tuple[int, Run, dict]]) -> str:
     x = axes.places_axis("length (tokens)", [row["length"] for *_, row in rows])
     y = axes.number_axis("accuracy", [1.0], zero=True, percent=True)
     trained = {run.tasks["training_length"] for _, run in numbered}
-    return webpage.figure("All depths together", svg.lines(curves, x, y, y.name, trained))
+    picture = svg.lines(curves, x, y, y.name, trained)
+    return webpage.figure("All depths together", picture, kind="line-chart")
 
 
-def _task_map(run: Run, rows: Sequence[dict]) -> str:
+def _task_map(run: Run, rows: Sequence[dict], title: str) -> str:
     lengths = sorted({row["length"] for row in rows})
     depths = sorted({row["depth"] for row in rows}, key=lambda depth: (depth is None, depth or 0))
     labels = ["all" if depth is None else f"{depth:.0%}" for depth in depths]
@@ -75,6 +78,5 @@ def _task_map(run: Run, rows: Sequence[dict]) -> str:
     )  # fmt: skip
     counts = unique(row["samples"] for row in rows)
     samples = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,}–{max(counts):,}"
-    return webpage.figure(
-        run.name, f'<div class="wide">{picture}</div>', f"{samples} samples a cell"
-    )
+    caption = f"{samples} samples a cell"
+    return webpage.figure(title, f'<div class="wide">{picture}</div>', caption)
