@@ -57,14 +57,14 @@ def places_axis(name: str, values: Iterable[int], scale=math.log2) -> Axis:
 
 
 def number_axis(name: str, values: Iterable[float], log=False, zero=False, percent=False) -> Axis:
-    """An axis around numbers above 0.
+    """An axis around numbers of 0 and more; those that are not finite are left out.
 
     Args:
       log: logarithmic, if the numbers span so much that ticks fit.
       zero: begins at 0.
       percent: labels are percentages.
     """
-    values = list(values) or [0.0, 1.0]
+    values = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = (0.0 if zero else min(values)), max(values)
     if not high > low:
         low, high = (0.0, high or 1.0) if zero else (low * 0.95, high * 1.05 or 1.0)

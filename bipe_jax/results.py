@@ -2,43 +2,73 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 
 from bipe_jax.errors import UserError
 
-_NUMBER, _OR_NONE = (int, float), (int, float, type(None))
-_HEAD = {
-    "training_length": int,
-    "position?": {"absolute": [(list, tuple)], "relative": [(list, tuple)]},
-}
 
-# File -> its kind, and what must be in it: dicts and lists as in the file, and types. A key with "?"
-# may be missing.
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# What a value must be -> whether it is.
+_TESTS = {
+    "a text": lambda value: isinstance(value, str),
+    "a list": lambda value: isinstance(value, list),
+    "a number": _is_number,
+    "a number or null": lambda value: value is None or _is_number(value),
+    "a share between 0 and 1": lambda value: _is_number(value) and 0 <= value < 1 + 1e-5,
+    "a share or null": lambda value: value is None or (_is_number(value) and 0 <= value <= 1),
+    "a finite number of 0 or more": lambda value: _is_number(value) and 0 <= value < math.inf,
+    "a whole number of 0 or more": _is_count,
+    "a whole number above 0": lambda value: _is_count(value) and value > 0,
+}
+_COUNT, _LENGTH = "a whole number of 0 or more", "a whole number above 0"
+_HEAD = {
+    "training_length": _LENGTH,
+    "position?": {"absolute": ["a list"], "relative": ["a list"]},
+}
+_WEIGHTS = [{"from": _COUNT, "to": _COUNT, "weight": "a share between 0 and 1"}]
+
+# File -> its kind, and what must be in it: dicts and lists as in the file, and names of _TESTS. A key
+# with "?" may be missing.
 _FILES = {
     "evaluation": (
         "perplexity",
         _HEAD
         | {
             "results": [
-                {"set": str, "length": int, "perplexity": _NUMBER, "perplexity_error": _OR_NONE}
+                {
+                    "set": "a text",
+                    "length": _LENGTH,
+                    "perplexity": "a number",
+                    "perplexity_error": "a number or null",
+                }
             ],
             "breakdowns?": [
                 {
-                    "set": str,
-                    "length": int,
-                    "by": str,
-                    "bins": [{"from": int, "to": int, "loss": _OR_NONE, "tokens": int}],
+                    "set": "a text",
+                    "length": _LENGTH,
+                    "by": "a text",
+                    "bins": [
+                        {"from": _COUNT, "to": _COUNT, "loss": "a number or null", "tokens": _COUNT}
+                    ],
                 }
             ],
             "unseen?": [
                 {
-                    "set": str,
-                    "length": int,
-                    "coordinate": str,
-                    "trained_max": _NUMBER,
-                    "max": _NUMBER,
-                    "share": _NUMBER,
+                    "set": "a text",
+                    "length": _LENGTH,
+                    "coordinate": "a text",
+                    "trained_max": _COUNT,
+                    "max": _COUNT,
+                    "share": "a share between 0 and 1",
                 }
             ],
         },
@@ -49,11 +79,11 @@ _FILES = {
         | {
             "results": [
                 {
-                    "task": str,
-                    "length": int,
-                    "depth": _OR_NONE,
-                    "accuracy": _NUMBER,
-                    "samples": int,
+                    "task": "a text",
+                    "length": _LENGTH,
+                    "depth": "a share or null",
+                    "accuracy": "a share between 0 and 1",
+                    "samples": _LENGTH,
                 }
             ]
         },
@@ -64,19 +94,23 @@ _FILES = {
         | {
             "results": [
                 {
-                    "length": int,
-                    "by": str,
-                    "layer": int,
-                    "head": int,
-                    "bins": [{"from": int, "to": int, "weight": _NUMBER}],
+                    "length": _LENGTH,
+                    "by": "a text",
+                    "layer": _COUNT,
+                    "head": _COUNT,
+                    "bins": _WEIGHTS,
                 }
             ],
             "heads?": [
-                {"length": int, "layer": int, "head": int, "entropy": _NUMBER, "first": _NUMBER}
+                {
+                    "length": _LENGTH,
+                    "layer": _COUNT,
+                    "head": _COUNT,
+                    "entropy": "a finite number of 0 or more",
+                    "first": "a share between 0 and 1",
+                }
             ],
-            "uniform?": [
-                {"length": int, "by": str, "bins": [{"from": int, "to": int, "weight": _NUMBER}]}
-            ],
+            "uniform?": [{"length": _LENGTH, "by": "a text", "bins": _WEIGHTS}],
         },
     ),
 }
@@ -168,13 +202,8 @@ def _complaint(value, wanted, where: str = "") -> str:
                 return complaint
         return ""
     if isinstance(wanted, list):
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, list):
             return f"{where} must be a list"
         complaints = (_complaint(x, wanted[0], f"{where}[{i}]") for i, x in enumerate(value))
         return next(filter(None, complaints), "")
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-        words = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
-        named = [word for kind, word in words.items() if kind in kinds]
-        return f"{where} must be {named[-1]}, and is {value!r:.40}"
-    return ""
+    return "" if _TESTS[wanted](value) else f"{where} must be {wanted}, and is {value!r:.40}"

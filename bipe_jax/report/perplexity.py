@@ -24,7 +24,7 @@ _COLUMNS = (
 
 
 def _number(value, form: str) -> str:
-    if value is None or math.isnan(value):
+    if not isinstance(value, (int, float)) or math.isnan(value):
         return "–"
     return f"{value:{form}}" if math.isfinite(value) else "∞"
 
