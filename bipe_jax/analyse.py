@@ -241,10 +241,14 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         bins, means, uniform = measure(placed, chosen[:, :length])
         _add(result, length, bins, means, uniform)
         cli.say(f"{length} tokens: {len(chosen)} blocks")
-    with open(os.path.join(output, "attention.json"), "w", encoding="utf-8") as file:
-        json.dump(result, file)
+    path = os.path.join(output, "attention.json")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(result, file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
     print(table(result))
-    print(f"Wrote {output}/attention.json")
+    print(f"Wrote {path}")
     return result
 
 

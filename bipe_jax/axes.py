@@ -1,6 +1,7 @@
 """Axes of charts: where numbers stand, and which are labelled."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 
@@ -35,25 +36,29 @@ class Axis:
         return (self.scale(value) - low) / (high - low)
 
 
-def places_axis(name: str, values: Iterable[int], scale=math.log2) -> Axis:
-    """An axis of few whole numbers, with a tick at each where there is room.
+def places_axis(name: str, values: Iterable[int], scale=math.log2, high: int = 0) -> Axis:
+    """An axis of few whole numbers, with a tick at each or, as room goes, at each second and so on.
 
     Args:
-      scale: the logarithm, for numbers above 0, or math.log1p, which has room for 0.
+      scale: the logarithm, for numbers above 0, or a function that has room for 0.
+      high: the end, if it is beyond the values.
     """
     values = sorted(set(values))
-    low, high = values[0], values[-1]
+    low, high = values[0], max(values[-1], high)
     if low == high:
         low, high = (low / 2, high * 2) if low else (0, 1)
     axis = Axis(name, low, high, scale, [])
-    ticks: list = []
-    taken = -1.0  # by the last label
-    for value in values:
-        half = 0.0095 * len(short(value)) + 0.012
-        if axis.at(value) - half >= taken:
-            ticks.append((value, short(value)))
-            taken = axis.at(value) + half
-    return dataclasses.replace(axis, ticks=ticks)
+
+    def fit(ticks):
+        half = [0.0095 * len(label) + 0.012 for _, label in ticks]
+        ends = [
+            (axis.at(value) - h, axis.at(value) + h)
+            for (value, _), h in zip(ticks, half, strict=True)
+        ]
+        return all(left[1] <= right[0] for left, right in itertools.pairwise(ends))
+
+    spaced = ([(v, short(v)) for v in values[::every]] for every in range(1, len(values) + 1))
+    return dataclasses.replace(axis, ticks=next(filter(fit, spaced)))
 
 
 def number_axis(name: str, values: Iterable[float], log=False, zero=False, percent=False) -> Axis:

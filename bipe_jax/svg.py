@@ -140,7 +140,7 @@ def lines(
     barred = any(p.error for _, points in curves for p in points)
     for number, (style, points) in enumerate(curves):
         points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
-        aside = (number - (len(curves) - 1) / 2) * min(_BESIDE, 20 / len(curves)) if barred else 0
+        aside = (number - (len(curves) - 1) / 2) * min(_BESIDE, 14 / len(curves)) if barred else 0
         placed = [(px + aside, py) for px, py in (at(p.x, p.y) for p in points)]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in placed)
         parts.append(f'<g class="{style.name}">')

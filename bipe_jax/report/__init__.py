@@ -25,7 +25,7 @@ _STYLE = """
 svg.key { flex: none; margin: 0; display: inline-block; vertical-align: middle; }
 nav { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; margin: 1rem 0 0; font-size: .9rem; }
 a { color: var(--bar); }
-td:first-child { max-width: 16rem; overflow: hidden; text-overflow: ellipsis; }
+td:first-child { min-width: 7rem; max-width: 15rem; white-space: normal; overflow-wrap: anywhere; }
 .new { color: var(--end); font-weight: 600; } .best { font-weight: 700; }
 tr.first > td { border-top: 1px solid var(--soft); }
 """

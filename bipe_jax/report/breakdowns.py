@@ -76,8 +76,8 @@ def _of_sets(styled: Sequence[tuple[svg.Style, Run, dict]], axis: str) -> str:
                 if (row["set"], row["coordinate"]) == (name, part["by"])
             }
         top = max(places)
-        ticks = {0, *(1 << i for i in range(top.bit_length())), top}
-        x = axes.places_axis(axis, ticks, math.log1p)
+        ticks = {0, *(1 << i for i in range(top.bit_length()))}
+        x = axes.places_axis(axis, ticks, math.log1p, top)
         y = axes.number_axis("loss (nats)", [p.y for curve in curves for p in curve.points])
         picture = svg.lines(curves, x, y, f"{name}: {y.name} by {x.name}", trained)
         figures.append(webpage.figure(name, picture))
