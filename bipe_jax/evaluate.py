@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions
+from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions, report
 from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
 from bipe_jax.data.batches import PREPARED
@@ -144,6 +144,7 @@ def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory."""
     write_json(result, os.path.join(output, "evaluation.json"))
     plot.draw([result], os.path.join(output, "extrapolation.png"))
+    report.write([output], os.path.join(output, "report.html"))
 
 
 def write_json(result: dict, path: str) -> None:
