@@ -156,16 +156,31 @@ def _locate(path) -> tuple[epath.Path, int | None]:
     return path, None
 
 
-def load(path) -> tuple[Meta, dict]:
+def steps(path) -> list[int]:
+    """The steps of the complete checkpoints of a workdir, or of its checkpoints directory, in order.
+
+    [] where there is none, or no such directory. Any of them may be deleted before it is read.
+    """
+    directory, _ = _locate(path)
+    try:
+        names = [entry.name for entry in directory.iterdir()]  # unfinished ones have other names
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def load(path, step: int | None = None) -> tuple[Meta, dict]:
     """Reads a checkpoint's meta data and parameters, without touching anything.
 
     Args:
-      path: a workdir, its checkpoints directory (the latest step) or one step's directory.
+      path: a workdir, its checkpoints directory or one step's directory.
+      step: which; None takes the latest, or that of `path`.
 
     Raises:
       UserError: there is no complete checkpoint.
     """
-    directory, step = _locate(path)
+    directory, of_path = _locate(path)
+    step = of_path if step is None else step
     if not directory.is_dir():
         raise UserError(f"checkpoint {path}: no such directory")
     options = ocp.CheckpointManagerOptions(read_only=True)

@@ -1,101 +1,240 @@
 """Evaluates a checkpoint at several lengths:
 
-python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=GLOBS]
+python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=SOURCE]
 
-Prints a table and writes evaluation.json and extrapolation.png, by default into the run's directory.
+Prints tables and writes evaluation.json, extrapolation.png and report.html, by default into the run's
+directory. With --follow it evaluates each new checkpoint of a run that is still being trained.
 """
 
 import argparse
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, perplexity, plot
+from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions, report
 from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
+from bipe_jax.data.batches import PREPARED
 from bipe_jax.errors import UserError
+from bipe_jax.protocols import SAME_TOKENS, protocol
+from bipe_jax.text import table, visible
 
 MULTIPLES = (1, 2, 4, 8, 16)
+BOS_RULE = "BOS where a document begins, nowhere else"
 
 
-def evaluate(path: str, lengths=(), data: str = "", output: str = "", windows: int = 0) -> dict:
-    """Scores the same targets at each length, prints the table, writes evaluation.json and a plot.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to evaluate on; what is empty or 0 is the config's.
+
+    Attributes:
+      lengths: tokens; by default 1 … 16 times the training length.
+      data: a source, see `data.sources.open_source`, or "prepared:DIR".
+      sets: names of sets to keep.
+      windows: of the shortest length's targets, a data set.
+      protocol: see `protocols`.
+      extend: a scaling of the rotary encoding, see `positions.extend`; "" for none.
+    """
+
+    lengths: tuple[int, ...] = ()
+    data: str = ""
+    sets: tuple[str, ...] = ()
+    windows: int = 0
+    protocol: str = SAME_TOKENS
+    extend: str = ""
+
+
+def resolve(settings: Settings, config) -> Settings:
+    """The settings with the config's values filled in. Raises UserError for what does not fit."""
+    evaluation = config.evaluation
+    lengths = settings.lengths or tuple(evaluation.lengths)
+    settings = dataclasses.replace(
+        settings,
+        lengths=lengths or tuple(config.sequence_length * multiple for multiple in MULTIPLES),
+        data=settings.data or config.data.evaluation,
+        sets=settings.sets or tuple(config.data.sets),
+        windows=settings.windows or evaluation.windows,
+    )
+    perplexity.check_lengths(config, settings.lengths)
+    protocol(settings.protocol, settings.lengths)
+    if ";" in settings.data:
+        raise UserError(
+            f"--data={settings.data}: evaluation takes one source; mixtures by weight are for training"
+        )
+    return settings
+
+
+def documents(placed: inference.Placed, settings: Settings) -> Iterator[dict]:
+    """Yields {"set": str, "tokens": (T,) int32}.
+
+    Raises:
+      UserError: the source cannot be read, has none of the sets, or was prepared with another
+        tokenizer.
+    """
+    data, sets = settings.data, settings.sets
+    found = set()
+    if data.startswith(PREPARED):
+        from bipe_jax.data import prepared
+
+        read = prepared.documents(data, sets, placed.tokenizer)
+    else:
+        read = (
+            {"set": d["set"], "tokens": placed.tokenizer.encode(d["text"])}
+            for d in sources.documents(data, sets, sources.policy_of(placed.config))
+        )
+    for document in read:
+        found.add(document["set"])
+        yield document
+    if missing := [name for name in sets if name not in found]:
+        cli.say(f"{data} has no document of the set {' or '.join(map(repr, missing))}")
+
+
+class Evaluator:
+    """Evaluates checkpoints of one run; reads the data and compiles once.
+
+    Args:
+      placed: any checkpoint of the run. settings: see `Settings`.
+
+    Raises:
+      UserError: a wrong input; see docs/evaluation.md.
+    """
+
+    def __init__(self, placed: inference.Placed, settings: Settings):
+        self.settings = settings = resolve(settings, placed.config)
+        held = list(documents(placed, settings))
+        if settings.extend:
+            placed = _extended(placed, settings, held)
+        config = placed.config
+        config.evaluation.windows = settings.windows
+        self._mesh = placed.mesh
+        self._evaluation = perplexity.Evaluation(
+            placed,
+            held,
+            placed.tokenizer.byte_lengths(),
+            settings.lengths,
+            protocol(settings.protocol, settings.lengths),
+            cli.say,
+        )
+        self._head = {
+            "kind": "perplexity",
+            "training_length": config.sequence_length,
+            "position": config.position.to_dict(),
+            "segment_rule": config.segments.rule,
+            "data": settings.data,
+            "protocol": settings.protocol,
+            "bos_rule": BOS_RULE,
+        }
+
+    def __call__(self, params: dict, name: str, step: int | None) -> dict:
+        """What evaluation.json holds, of these parameters."""
+        params = inference.place_params(self._mesh, params)
+        return {"name": name, "step": step, **self._head, **self._evaluation(params)}
+
+
+def _extended(placed: inference.Placed, settings: Settings, held: list) -> inference.Placed:
+    """The model with its rotary encoding scaled. How far segments ran in training is measured here."""
+    length = placed.config.sequence_length
+    blocks = perplexity.training_range([d["tokens"] for d in held], length, placed.rule)
+    config = positions.extend(placed.config, settings.extend, {"segment": blocks["segments"]})
+    return dataclasses.replace(placed, config=config)
+
+
+def write(result: dict, output: str) -> None:
+    """Writes evaluation.json, extrapolation.png and report.html into a directory."""
+    write_json(result, os.path.join(output, "evaluation.json"))
+    plot.draw([result], os.path.join(output, "extrapolation.png"))
+    report.write([output], os.path.join(output, "report.html"))
+
+
+def write_json(result: dict, path: str) -> None:
+    """All of it or nothing."""
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1, allow_nan=False)
+    os.replace(path + ".tmp", path)
+
+
+def make_output(output: str) -> None:
+    try:
+        os.makedirs(output, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be made: {error.strerror}") from None
+
+
+def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
+    """Scores a checkpoint at each length, prints the tables and writes the files.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
-      lengths: tokens; () takes the config's, which are 1 … 16 times the training length by default.
-      data: a source, see `data.sources.documents`; "" takes the config's `data.evaluation`.
-      output: directory for the two files; "" takes `path`.
-      windows: target windows a data set; 0 takes the config's.
+      output: directory for the files; "" takes `path`.
 
     Returns:
       What evaluation.json holds.
 
     Raises:
-      UserError: a wrong input; see the README.
+      UserError: a wrong input; see docs/evaluation.md.
     """
-    meta, params = checkpoint.load(path)
-    config = meta.config
-    config.evaluation.windows = windows or config.evaluation.windows
-    lengths = lengths or config.evaluation.lengths
-    lengths = lengths or [config.sequence_length * multiple for multiple in MULTIPLES]
-    data = data or config.data.evaluation
-    perplexity.check_lengths(config, lengths)
+    placed = inference.load(path)
+    resolve(settings, placed.config)
     output = output or path
-    try:
-        os.makedirs(output, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made: {error.strerror}") from None
-    documents = [
-        {"set": d["set"], "tokens": meta.tokenizer.encode(d["text"])}
-        for d in sources.documents(data, tuple(config.data.sets), sources.policy_of(config))
-    ]
-    rows = perplexity.by_length(
-        config, params, documents, meta.tokenizer.byte_lengths(), lengths, cli.say
-    )
-    result = {
-        "name": os.path.basename(os.path.abspath(output)),
-        "step": meta.step,
-        "training_length": config.sequence_length,
-        "position": config.position.to_dict(),
-        "segment_rule": config.segments.rule,
-        "data": data,
-        "protocol": "same targets at every length; BOS only at a document's start",
-        "results": rows,
-    }
-    with open(os.path.join(output, "evaluation.json"), "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1)
-    picture = os.path.join(output, "extrapolation.png")
-    plot.draw([result], picture)
-    print(table(rows))
-    print(f"Wrote {output}/evaluation.json and {picture}")
+    make_output(output)
+    name = os.path.basename(os.path.abspath(output))
+    result = Evaluator(placed, settings)(placed.params, name, placed.step)
+    write(result, output)
+    print(tables(result))
+    print(f"Wrote {output}/evaluation.json, extrapolation.png and report.html")
     return result
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as text: perplexity ± its standard error over documents, and what it was scored on."""
-    head = ("data set", "length", "perplexity", "±", "bits/byte", "tokens", "documents",
-            "tokens/segment", "segments")  # fmt: skip
+def tables(result: dict) -> str:
+    """What was measured, as text."""
+    head = (
+        f"{result['protocol']}; {result['bos_rule']}; rule {result['segment_rule']}; trained at "
+        f"{result['training_length']:,} tokens"
+    )
+    return "\n\n".join([head, _perplexities(result["results"]), _unseen(result["unseen"])])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _perplexities(rows: list[dict]) -> str:
+    """Perplexity ± its standard error over documents, and what it was scored on."""
+    head = ("data set", "length", "perplexity", "±", "bits/byte", "±", "tokens", "docs",
+            "tokens/segment", "p99", "segments")  # fmt: skip
     lines = [
         (
-            row["set"],
+            visible(row["set"]),
             f"{row['length']:,}",
             f"{row['perplexity']:.2f}",
-            f"{row['perplexity_error']:.2f}",
+            _number(row["perplexity_error"], 2),
             f"{row['bits_per_byte']:.3f}",
+            _number(row["bits_per_byte_error"], 3),
             f"{row['tokens']:,}",
             f"{row['documents']}",
             f"{row['segment_tokens_mean']:.1f}",
+            f"{row['segment_tokens_p99']:.0f}",
             f"{row['segments_per_block']:.0f}",
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    return table(head, lines)
 
-    def pad(line):
-        first = line[0].ljust(widths[0])
-        return "  ".join([first, *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
 
-    return "\n".join(map(pad, [head, *lines]))
+def _unseen(rows: list[dict]) -> str:
+    """How far each coordinate runs, and the share of the targets that lie beyond training's range."""
+    head = ["beyond training", "length"]
+    coordinates = list(dict.fromkeys(row["coordinate"] for row in rows))
+    for name in coordinates:
+        head += [f"{name} to", "share"]
+    lines = {}
+    for row in rows:
+        line = lines.setdefault(
+            (row["set"], row["length"]), [visible(row["set"]), f"{row['length']:,}"]
+        )
+        line += [f"{row['max']:,} / {row['trained_max']:,}", f"{row['share']:.0%}"]
+    return table(tuple(head), [tuple(line) for line in lines.values()])
 
 
 def main():
@@ -105,18 +244,35 @@ def main():
     )
     parser.add_argument("--lengths", default="", help="such as 256,512,1024 (the config's)")
     parser.add_argument("--data", default="", help="such as 'texts/*.jsonl.zst' (the config's)")
-    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
+    parser.add_argument("--sets", default="", help="names of sets, separated by | (the config's)")
     parser.add_argument("--windows", type=int, default=0, help="windows a data set (the config's)")
+    parser.add_argument(
+        "--protocol",
+        default=SAME_TOKENS,
+        help=f"{SAME_TOKENS}, non-overlapping or sliding:STRIDE ({SAME_TOKENS})",
+    )
+    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as yarn:8")
+    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
+    parser.add_argument("--follow", action="store_true", help="evaluate each new checkpoint")
     args = parser.parse_args()
     try:
-        lengths = [int(length) for length in args.lengths.split(",") if length]
+        lengths = tuple(int(length) for length in args.lengths.split(",") if length)
     except ValueError:
         raise UserError(
             f"--lengths={args.lengths} must be whole numbers, such as 256,512"
         ) from None
+    if args.windows < 0:
+        raise UserError(f"--windows={args.windows} must be at least 1")
+    sets = tuple(name for name in args.sets.split("|") if name)
+    settings = Settings(lengths, args.data, sets, args.windows, args.protocol, args.extend)
     checkpoint.quiet()
     enable_cache()
-    evaluate(args.checkpoint, lengths, args.data, args.output, args.windows)
+    if args.follow:
+        from bipe_jax.follow import follow
+
+        follow(args.checkpoint, settings, args.output)
+    else:
+        evaluate(args.checkpoint, settings, args.output)
 
 
 if __name__ == "__main__":

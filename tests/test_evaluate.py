@@ -1,4 +1,4 @@
-"""Evaluation by length: the protocol, its numbers, its files and its errors."""
+"""Evaluation by length: protocols, their numbers, files and errors."""
 
 import json
 import math
@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import checkpoint, inference, model, perplexity, segments
+from bipe_jax import checkpoint, inference, model, perplexity, protocols, scoring, segments
+from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import evaluate
+from bipe_jax.evaluate import Settings, evaluate
 from bipe_jax.train import train
 
 LENGTHS = (32, 64, 128)
+NAMES = ("same-tokens", "non-overlapping", "sliding:16", "sliding:9", "sliding:32")
 
 
 @pytest.fixture(scope="module")
@@ -27,85 +29,216 @@ def run(tmp_path_factory, tokenizer_file, shards, held_out):
     return workdir
 
 
+def targets_of(windows):
+    return [(w.document, t) for w in windows for t in range(w.end - w.scored + 1, w.end + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lengths", [LENGTHS, (32, 100), (40,)])
 @pytest.mark.parametrize("limit", [5, 10_000])
-def test_windows_score_each_target_once_with_room_for_the_longest(limit):
-    lengths = [10, 128, 129, 400, 1000]
-    windows = perplexity.choose_windows(lengths, LENGTHS, limit)
-    assert len(windows) == min(limit, sum(len(range(128, n, 32)) for n in lengths))
-    seen = set()
-    for window in windows:
-        assert max(LENGTHS) <= window.end < lengths[window.document]
-        targets = {(window.document, t) for t in range(window.end - 31, window.end + 1)}
-        assert not targets & seen
-        seen |= targets
-    assert {w.document for w in perplexity.choose_windows(lengths, LENGTHS, 10_000)} == {2, 3, 4}
+def test_every_length_scores_the_same_targets_once(name, lengths, limit):
+    sizes = [10, max(lengths), max(lengths) + 1, 400, 1000]
+    windows = {
+        length: protocols.protocol(name, lengths).windows(sizes, length, lengths, limit)
+        for length in lengths
+    }
+    scored = {length: targets_of(found) for length, found in windows.items()}
+    assert all(sorted(found) == sorted(set(found)) for found in scored.values())
+    assert len({tuple(sorted(found)) for found in scored.values()}) == 1
+    any_of = scored[lengths[0]]
+    budget = limit * min(lengths)
+    assert len(any_of) <= max(budget, max(lengths))
+    if limit == 10_000:  # all documents that are long enough, and nearly all of each
+        assert {document for document, _ in any_of} == {2, 3, 4}
+        assert len(any_of) >= 1400 - 2 * max(lengths)
+    else:
+        assert len({document for document, _ in any_of}) > 1 or name != "same-tokens"
+    for length, found in windows.items():
+        for w in found:
+            assert 0 <= w.start < w.end < sizes[w.document]
+            assert 0 < w.scored <= w.end - w.start <= length
+            first = w.end - w.scored + 1  # of the targets
+            if name == "same-tokens":
+                assert w.end - w.start == length and w.scored == min(lengths)
+            elif name == "non-overlapping":
+                assert first == w.start + 1
+            else:
+                assert w.scored <= int(name.partition(":")[2])
+                assert w.end - w.start == min(length, w.end)
 
 
-def test_perplexities_equal_a_plain_loop(run):
+def test_what_context_is_left_out_of_blocks_and_kept_by_sliding():
+    lengths = (8, 16)
+    blocks = protocols.protocol("non-overlapping", lengths).windows([40], 8, lengths, 99)
+    assert [(w.start, w.end) for w in blocks] == [(0, 8), (8, 16), (16, 24), (24, 32)]
+    sliding = protocols.protocol("sliding:4", lengths).windows([20], 8, lengths, 99)
+    assert [(w.start, w.end, w.scored) for w in sliding] == [
+        (0, 4, 4), (0, 8, 4), (4, 12, 4), (8, 16, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["same-tokens", "non-overlapping", "sliding:12"])
+def test_numbers_equal_a_plain_loop(run, name):
     """Each target by itself: full logits of the tokens before it, in float64 from there on."""
-    meta, params = checkpoint.load(run)
-    config = meta.config
-    config.evaluation.windows = 3
-    rule = segments.rule_of(config)
+    placed = inference.load(run)
+    config, rule = placed.config, placed.rule
+    config.evaluation.windows = 8
     generator = np.random.default_rng(0)
-    documents = [
-        {"set": "s", "tokens": generator.integers(0, 512, n, dtype=np.int32)} for n in (150, 190)
-    ]
-    sizes = meta.tokenizer.byte_lengths()
-    rows = perplexity.by_length(config, params, documents, sizes, LENGTHS)
-    assert [row["length"] for row in rows] == list(LENGTHS)
-    windows = perplexity.choose_windows([150, 190], LENGTHS, 3)
-    forward = jax.jit(lambda inputs: model.apply(config, params, inputs))
-    for row in rows:
-        total = text_bytes = 0
-        for window in windows:
-            tokens = documents[window.document]["tokens"]
-            inputs = tokens[None, window.end - row["length"] : window.end]
+    held = [generator.integers(0, 512, n, dtype=np.int32) for n in (150, 190, 31)]
+    sizes = placed.tokenizer.byte_lengths()
+    protocol = protocols.protocol(name, LENGTHS)
+    documents = [{"set": "s", "tokens": tokens} for tokens in held]
+    found = perplexity.Evaluation(placed, documents, sizes, LENGTHS, protocol)(placed.params)
+    forward = jax.jit(lambda inputs: model.apply(config, placed.params, inputs))
+    assert [row["length"] for row in found["results"]] == list(LENGTHS)
+    for row in found["results"]:
+        length = row["length"]
+        total = text_bytes = count = 0
+        losses: dict = {"position": {}, "segment": {}, "offset": {}}
+        beyond = dict.fromkeys(losses, 0)
+        largest = dict.fromkeys(losses, 0)
+        for w in protocol.windows([150, 190, 31], length, LENGTHS, 8):
+            tokens = held[w.document]
+            inputs = np.zeros((1, length), np.int32)
+            inputs[0, : w.end - w.start] = tokens[w.start : w.end]
             logits = forward({"tokens": inputs, **segments.coordinates(inputs, rule)})
             logits = np.asarray(logits, np.float64)[0]
-            for back in range(32):
-                target = tokens[window.end - back]
-                scores = logits[-1 - back]
-                total -= scores[target] - np.log(np.exp(scores).sum())
-                text_bytes += sizes[target]
-        assert row["tokens"] == 32 * len(windows)
-        assert row["loss"] == pytest.approx(total / (32 * len(windows)), rel=1e-5)
+            state = plain_coordinates(tokens[w.start : w.end + 1], rule)
+            for t in range(w.end - w.scored + 1, w.end + 1):
+                scores = logits[t - 1 - w.start]
+                loss = np.log(np.exp(scores).sum()) - scores[tokens[t]]
+                total, count = total + loss, count + 1
+                text_bytes += sizes[tokens[t]]
+                for n in losses:
+                    losses[n].setdefault(state[t - w.start][n], []).append(loss)
+                    trained = next(
+                        u["trained_max"]
+                        for u in found["unseen"]
+                        if (u["length"], u["coordinate"]) == (length, n)
+                    )
+                    of_input = state[t - 1 - w.start][n]
+                    beyond[n] += of_input > trained
+                    largest[n] = max(largest[n], of_input)
+        assert row["tokens"] == count
+        assert row["loss"] == pytest.approx(total / count, rel=1e-5)
         assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
         assert row["bits_per_byte"] == pytest.approx(total / math.log(2) / text_bytes, rel=1e-5)
+        assert row["documents"] == 2 and row["documents_too_short"] == 1
+        for part in found["breakdowns"]:
+            if part["length"] != length:
+                continue
+            assert sum(b["tokens"] for b in part["bins"]) == count
+            for b in part["bins"]:
+                inside = [
+                    x
+                    for value, some in losses[part["by"]].items()
+                    if b["from"] <= value <= b["to"]
+                    for x in some
+                ]
+                assert b["tokens"] == len(inside)
+                assert b["loss"] == pytest.approx(np.mean(inside), rel=1e-5)
+        for unseen in found["unseen"]:
+            if unseen["length"] == length:
+                assert unseen["share"] == pytest.approx(beyond[unseen["coordinate"]] / count)
+                assert unseen["max"] == largest[unseen["coordinate"]]
 
 
-def test_standard_error_over_documents():
-    """With equal counts it is the textbook error of a mean; with unequal ones, near the jackknife."""
+def plain_coordinates(tokens, rule):
+    """Of each token, one after the other."""
+    found, at = [], {"position": 0, "segment": 0, "offset": 0}
+    for token in tokens:
+        found.append(dict(at))
+        ends = bool(rule.ends(np.array([token]), np.array([at["position"]]))[0])
+        at["position"] += 1
+        at["segment"] += ends
+        at["offset"] = 0 if ends else at["offset"] + 1
+    return found
+
+
+def test_training_range_is_that_of_blocks_of_the_training_length():
+    rule = segments.Rule(separators=(0,))
+    tokens = np.array(
+        [1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 0]
+    )  # blocks of 4; the rest is left out
+    found = perplexity.training_range([tokens, np.array([1] * 3)], 4, rule)
+    assert found == {"position": 3, "segment": 2, "offset": 3, "segments": (1 + 3 + 1) / 3}
+    short = perplexity.training_range([np.array([1, 0, 1])], 4, rule)
+    assert short == {"position": 3, "segment": 1, "offset": 1, "segments": 2.0}
+
+
+@pytest.mark.parametrize("name", ["position", "segment", "offset"])
+def test_bins_take_each_value_once(name):
+    for largest in (0, 1, 2, 3, 7, 8, 9, 100, 1023, 1024, 30_000):
+        starts = perplexity.edges(name, largest)
+        assert starts[0] == 0 and (np.diff(starts) > 0).all()
+        assert starts[-2] <= largest < starts[-1]
+    assert perplexity.edges("position", 20).tolist() == [0, 1, 2, 4, 8, 16, 32]
+    assert perplexity.edges("offset", 20).tolist() == [*range(9), 12, 16, 24]
+
+
+def closed_form(totals, counts):
+    """The standard error of a ratio estimator (Cochran 1977, equation 2.46)."""
+    n, ratio = len(totals), totals.sum() / counts.sum()
+    return math.sqrt(n / (n - 1) * ((totals - ratio * counts) ** 2).sum()) / counts.sum()
+
+
+def test_bootstrapped_errors():
+    """Near the closed form where that holds, and distributed as a plain loop's."""
     generator = np.random.default_rng(0)
-    means = generator.normal(3, 1, 50)
-    ratio, error = perplexity.ratio_and_error(means * 32, np.full(50, 32.0))
-    assert ratio == pytest.approx(means.mean())
-    assert error == pytest.approx(means.std(ddof=1) / math.sqrt(50))
+    counts = generator.integers(20, 40, 300).astype(float)
+    totals = counts * generator.normal(3, 1, 300)
+    found = perplexity.bootstrap(totals, counts)
+    assert found.shape == (1000,)
+    assert found.mean() == pytest.approx(totals.sum() / counts.sum(), abs=0.01)
+    assert found.std(ddof=1) == pytest.approx(closed_form(totals, counts), rel=0.08)
+    assert (found == perplexity.bootstrap(totals, counts)).all()
 
-    counts = generator.integers(20, 40, 400).astype(float)
-    totals = counts * generator.normal(3, 1, 400)
-    left_out = (totals.sum() - totals) / (counts.sum() - counts)
-    jackknife = math.sqrt(399 / 400 * ((left_out - left_out.mean()) ** 2).sum())
-    assert perplexity.ratio_and_error(totals, counts)[1] == pytest.approx(jackknife, rel=0.01)
-    assert math.isnan(perplexity.ratio_and_error(totals[:1], counts[:1])[1])
+    plain = []
+    for _ in range(3000):
+        drawn = [generator.integers(300) for _ in range(300)]
+        plain.append(sum(totals[i] for i in drawn) / sum(counts[i] for i in drawn))
+    for share in (0.05, 0.5, 0.95):
+        spread = closed_form(totals, counts)
+        assert abs(np.quantile(found, share) - np.quantile(plain, share)) < 0.2 * spread
+
+
+def test_errors_are_over_documents(run):
+    """Sixteen copies of two documents: a quarter of the error of the two."""
+    placed = inference.load(run)
+    placed.config.evaluation.windows = 1000
+    generator = np.random.default_rng(1)
+    two = [
+        {"set": "s", "tokens": generator.integers(low, 512, 200, dtype=np.int32)}
+        for low in (0, 450)
+    ]
+    protocol = protocols.protocol("non-overlapping", (64,))
+
+    def error(documents):
+        sizes = placed.tokenizer.byte_lengths()
+        found = perplexity.Evaluation(placed, documents, sizes, (64,), protocol)(placed.params)
+        return found["results"][0]["loss_error"]
+
+    few, many = error(two), error(two * 16)
+    assert few / many == pytest.approx(4, rel=0.15)
+    assert error(two[:1]) is None
 
 
 def test_memory_grows_linearly_with_length(run):
     """Bytes that XLA allots to the compiled scorer: 8 times the length takes at most 9 times as much."""
-    meta, params = checkpoint.load(run)
-    rule = segments.rule_of(meta.config)
+    placed = inference.load(run)
 
     def size(length):
         tokens = np.zeros((1, length), np.int32)
-        batch = {"tokens": tokens, **segments.coordinates(tokens, rule)}
-        scorer = perplexity.Scorer(inference.place(meta.config, params))
-        lowered = scorer._run.lower(params, batch, tokens[:, -32:], 32)
+        batch = {"tokens": tokens, **segments.coordinates(tokens, placed.rule)}
+        places = np.arange(length - 32, length)[None]
+        scorer = scoring.Scorer(placed)
+        lowered = scorer._run.lower(placed.params, batch, places, tokens[:, -32:], chunk=32)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert size(16384) <= 9 * size(2048)
 
 
-def test_commands_write_table_json_and_pictures(run, command, tmp_path):
+def test_commands_write_tables_json_and_pictures(run, command, tmp_path):
     done = command(
         "evaluate", f"--checkpoint={run}", "--lengths=64,32", f"--output={tmp_path / 'a'}"
     )
@@ -117,6 +250,9 @@ def test_commands_write_table_json_and_pictures(run, command, tmp_path):
     for row in result["results"]:
         assert f"{row['perplexity']:.2f}" in done.stdout
         assert row["perplexity_error"] > 0
+    for words in ("same-tokens", "BOS where a document begins", "rule sentence", "at 32 tokens"):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
     assert (tmp_path / "a" / "extrapolation.png").read_bytes()[:4] == b"\x89PNG"
     picture = tmp_path / "both.png"
     done = command("plot", str(tmp_path / "a"), str(tmp_path / "a"), f"--output={picture}")
@@ -127,21 +263,59 @@ def test_commands_write_table_json_and_pictures(run, command, tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}/evaluation.json cannot be read")
 
 
+def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
+    settings = Settings(lengths=(32,), sets=("b", "c"))
+    result = evaluate(run, settings, str(tmp_path))
+    assert {row["set"] for row in result["results"]} == {"b"}
+    assert "no document of the set 'c'" in capsys.readouterr().err
+
+
+def test_prepared_data_gives_what_its_text_gives(run, tokenizer_file, held_out, tmp_path):
+    """Blocks longer than any document, one document each: the same documents."""
+    config = checkpoint.load(run)[0].config
+    prepare(held_out, str(tmp_path / "p"), tokenizer_file, length=6000, packing="document")
+    settings = Settings(lengths=(32, 128))
+    text = evaluate(run, settings, str(tmp_path / "a"))
+    blocks = evaluate(
+        run, Settings(lengths=(32, 128), data=f"prepared:{tmp_path / 'p'}"), str(tmp_path / "b")
+    )
+    assert config.data.evaluation == held_out
+
+    def numbers(result):
+        return {(r["set"], r["length"], r["documents"]) for r in result["results"]}
+
+    assert numbers(text) == numbers(blocks)
+    other = tmp_path / "other.model"
+    from bipe_jax import tokenizer
+
+    other.write_bytes(tokenizer.train(["Some other text. " * 50] * 50, 280, 50_000).model)
+    prepare(held_out, str(tmp_path / "q"), str(other), length=64, packing="concat")
+    with pytest.raises(UserError, match="another tokenizer than the model"):
+        evaluate(run, Settings(data=f"prepared:{tmp_path / 'q'}"), str(tmp_path / "c"))
+
+
 def test_wrong_input_is_refused_by_name(run, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         evaluate(str(tmp_path / "none"))
     with pytest.raises(UserError, match="no complete checkpoint"):
         evaluate(str(tmp_path))
-    with pytest.raises(UserError, match=r"no file matches 'none\.jsonl'"):
-        evaluate(run, data="none.jsonl")
-    with pytest.raises(UserError, match="no document has 100001 tokens"):
-        evaluate(run, lengths=(32, 100_000))
-    with pytest.raises(UserError, match="at least 2"):
-        evaluate(run, lengths=(1,))
+    for settings, line in (
+        (Settings(data="none.jsonl"), r"no file matches 'none\.jsonl'"),
+        (Settings(data="a.jsonl@1; b.jsonl@2"), "one source; mixtures"),
+        (Settings(lengths=(32, 100_000)), "no document has 100,001 tokens"),
+        (Settings(lengths=(1,)), "at least 2"),
+        (Settings(protocol="whole"), "--protocol=whole is unknown: use same-tokens"),
+        (Settings(protocol="sliding"), "--protocol=sliding: the stride must be"),
+        (Settings(protocol="sliding:33"), r"from 1 to the shortest length \(32\)"),
+        (Settings(protocol="sliding:0"), "the stride must be"),
+        (Settings(protocol="sliding:x"), "the stride must be"),
+    ):
+        with pytest.raises(UserError, match=line):
+            evaluate(run, settings, str(tmp_path / "out"))
 
 
 def test_a_learned_table_of_position_cannot_be_exceeded(config, tmp_path):
     config.position.absolute, config.position.relative = (("learned", "position"),), ()
     train(config, str(tmp_path), stop_at=1)
     with pytest.raises(UserError, match="table of position ends at 32 tokens"):
-        evaluate(str(tmp_path), lengths=(32, 64))
+        evaluate(str(tmp_path), Settings(lengths=(32, 64)))

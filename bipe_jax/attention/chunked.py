@@ -27,7 +27,7 @@ class Side(NamedTuple):
     features: list[Any]  # for each bias, what its encoding prepared: trees of (B, L, ...)
 
 
-def _scores(q, k, query, key, encodings, heads):
+def scores(q, k, query, key, encodings, heads):
     """Logits of some queries to some keys, with biases, and the lowest number where masked.
 
     Args:
@@ -98,7 +98,7 @@ _weigh_flash.defvjp(_weigh_flash_forward, _weigh_flash_backward)
 def _attend(weigh, q, k, v, query, key, encodings, heads):
     B, L, N, H = q.shape
     K = k.shape[2]
-    mixed = weigh(_scores(q, k, query, key, encodings, heads), v)
+    mixed = weigh(scores(q, k, query, key, encodings, heads), v)
     return jnp.moveaxis(mixed.reshape(B, K, N // K, L, H), 3, 1).reshape(B, L, N, H)
 
 
@@ -123,7 +123,7 @@ def in_parts(q, parts, query: Side, encodings, heads):
       q: (B, L, N, H). parts: (k, v, key) each, as `reference` has them; the rest as there.
     """
     B, L, N, H = q.shape
-    logits = [_scores(q, k, query, key, encodings, heads) for k, _, key in parts]
+    logits = [scores(q, k, query, key, encodings, heads) for k, _, key in parts]
     highest = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
     total = sum(w.sum(axis=-1, keepdims=True) for w in weights)

@@ -1,48 +1,16 @@
-"""The page of a survey: one HTML file with its style and pictures in it, and no script."""
+"""The page of a survey."""
 
-import html
 import math
 
+from bipe_jax import axes, svg, webpage
 from bipe_jax.data.sample import Block
 from bipe_jax.data.survey import Survey
-from bipe_jax.text import visible
+from bipe_jax.text import escaped
 
 _MOST_SETS = 24  # that have pictures
 _SEPARATORS = 40  # pieces of a rule that are listed
-_WIDTH, _HEIGHT = 320, 150  # of a picture, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 10, 12, 22  # its margins
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1c1c1a; --soft: #5f5e5a; --line: #dddcd7;
-  --bar: #2a6fb5; --even: #d9e8f8; --odd: #fbe6c8; --end: #b3261e; --card: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --paper: #161615; --ink: #ecebe6; --soft: #a5a39c;
-  --line: #3a3936; --bar: #6aa9e9; --even: #1d3a59; --odd: #52391a; --end: #ff8f85; --card: #1f1f1d; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .8rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.6rem 0 .3rem; }
-h3 { margin: 1.4rem 0 .4rem; font-size: 1rem; overflow-wrap: anywhere; }
-p { margin: .3rem 0; max-width: 46rem; }
-.soft, figcaption { color: var(--soft); font-size: .875rem; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1rem; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-code { font: .875em ui-monospace, monospace; border: 1px solid var(--line); border-radius: 3px;
-  padding: 0 .25em; white-space: pre; }
-.wide { overflow-x: auto; margin: .6rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; } :is(th, td):first-child { text-align: left; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr));
-  gap: .8rem; }
-figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: 6px; min-width: 0; }
-figure b { overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
-svg text { fill: var(--soft); } svg line { stroke: var(--line); }
-svg rect { fill: var(--bar); } svg .hit { fill: transparent; }
-svg g:hover .bar { fill: var(--ink); }
 .block { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.75 ui-monospace, monospace;
   tab-size: 4; margin: .4rem 0 0; }
@@ -52,22 +20,7 @@ svg g:hover .bar { fill: var(--ink); }
 sup { color: var(--soft); font: 10px/1 system-ui, sans-serif; padding: 0 1px 0 3px; }
 .border { display: block; border-top: 2px dashed var(--soft); color: var(--soft); margin: .5rem 0 .1rem;
   font: 12px/1.6 system-ui, sans-serif; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
-@media (max-width: 40rem) { dl { display: block; } dt { margin-top: .5rem; }
-  table { font-size: .8rem; } th, td { padding: .25rem .35rem; } }
 """
-
-
-def _text(text) -> str:
-    return html.escape(visible(str(text)))
-
-
-def _table(head: list, rows: list) -> str:
-    def cells(row, tag):
-        return "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in row)
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in rows)
-    return f'<div class="wide"><table><tr>{cells(head, "th")}</tr>\n{body}</table></div>'
 
 
 def _all(rows: dict) -> list:
@@ -93,13 +46,6 @@ def _even(rows: dict) -> list[tuple[int, int]]:
     return [(start, start + width - 1) for start in range(low // width * width, high + 1, width)]
 
 
-def _short(number: int) -> str:
-    for size, letter in ((1 << 20, "M"), (1 << 10, "k")):
-        if number >= size and number % size == 0:
-            return f"{number // size}{letter}"
-    return f"{number:,}"
-
-
 def _picture(histogram, bins, top: float, unit: str, of: str) -> str:
     """Bars of the share of each bin.
 
@@ -107,33 +53,14 @@ def _picture(histogram, bins, top: float, unit: str, of: str) -> str:
       top: share that the highest bar of all pictures beside it has.
       unit: what the numbers count. of: what is counted.
     """
-    total = histogram.total
-    step = (_WIDTH - _LEFT - _RIGHT) / len(bins)
-    inner = _HEIGHT - _TOP - _BOTTOM
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_text(of)} by {_text(unit)}">'
-    ]
-    for share in (0.0, top / 2, top):
-        y = _TOP + inner * (1 - share / top)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-    every = -(-len(bins) // 7)
-    for i, (low, high) in enumerate(bins):
-        x, count = _LEFT + i * step, histogram.between(low, high)
-        height = inner * count / total / top
-        if count:
-            height = max(height, 1)  # what is there shows
+    bars = []
+    for low, high in bins:
+        count = histogram.between(low, high)
+        share = count / histogram.total
         label = f"{low:,}" if low == high else f"{low:,}–{high:,}"
-        parts.append(
-            f"<g><title>{label} {_text(unit)}: {count:,} {_text(of)} ({count / total:.2%})</title>"
-            f'<rect class="hit" x="{x:.1f}" y="{_TOP}" width="{step:.1f}" height="{inner}"/>'
-            f'<rect class="bar" x="{x + 1:.1f}" y="{_TOP + inner - height:.1f}" width="{step - 2:.1f}" '
-            f'height="{height:.1f}"/></g>'
-        )
-        if i % every == 0:
-            middle = f'x="{x + step / 2:.1f}" y="{_HEIGHT - 6}" text-anchor="middle"'
-            parts.append(f"<text {middle}>{_short(low)}</text>")
-    return "".join([*parts, "</svg>"])
+        title = f"{label} {unit}: {count:,} {of} ({share:.2%})"
+        bars.append(svg.Bar(axes.short(low), share, title))
+    return svg.bars(bars, top, f"{of} by {unit}")
 
 
 def _numbers(histogram) -> str:
@@ -152,12 +79,11 @@ def _pictures(rows: dict, bins, unit: str, of: str) -> str:
     found = []
     for title, row in rows.items():
         figures = (
-            f"<figure><b>{_text(name)}</b>{_picture(histogram, bins, top, unit, of)}"
-            f"<figcaption>{_numbers(histogram)}</figcaption></figure>"
+            webpage.figure(name, _picture(histogram, bins, top, unit, of), _numbers(histogram))
             for name, histogram in row.items()
         )
-        heading = f"<h3>{_text(title)}</h3>" if title else ""
-        found.append(f'{heading}<div class="grid">{"".join(figures)}</div>')
+        heading = f"<h3>{escaped(title)}</h3>" if title else ""
+        found.append(heading + webpage.grid(figures))
     return "".join(found)
 
 
@@ -171,7 +97,7 @@ def _block(block: Block) -> str:
             parts.append(f"<sup>{segment}</sup>")
         title = f"position {block.position[i]} · segment {segment} · offset {offset}"
         kind = "eo"[segment % 2] + (" s" if block.ends[i] else "")
-        parts.append(f'<span class="{kind}" title="{title}">{_text(text)}</span>')
+        parts.append(f'<span class="{kind}" title="{title}">{escaped(text)}</span>')
     return "".join([*parts, "</div>"])
 
 
@@ -202,19 +128,20 @@ def remarks(survey: Survey) -> list[str]:
 
 
 def _rules(survey: Survey, pieces: list[str]) -> list[tuple[str, str]]:
-    """(name, HTML) of each rule, with the pieces that it splits at."""
+    """(name, text) of each rule, with the pieces that it splits at."""
     found = []
     for name, rule in survey.rules.items():
         if rule.length:
             found.append((f"Rule {name}", f"a segment every {rule.length} tokens"))
             continue
         shown = " ".join(
-            f"<code>{_text(pieces[i]).replace(chr(10), '')}</code>"
+            f"<code>{escaped(pieces[i]).replace(chr(10), '')}</code>"
             for i in rule.separators[:_SEPARATORS]
         )
         more = len(rule.separators) - _SEPARATORS
         rest = f" and {more:,} more" if more > 0 else ""
-        found.append((f"Rule {name}", f"{len(rule.separators):,} separators: {shown}{rest}"))
+        listed = f"{len(rule.separators):,} separators: {shown}{rest}"
+        found.append((f"Rule {name}", webpage.Markup(listed)))
     return found
 
 
@@ -228,17 +155,15 @@ def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
     """
     sets = dict(list(survey.sets.items())[:_MOST_SETS])
     rules = {names[0]: ", also ".join(names) for names in _alike(survey)}
-    title = f"Segments of {_text(facts['Data'])}"
+    title = f"Segments of {facts['Data']}"
     total = sum(s.tokens for s in survey.sets.values())
-    listed = [(name, _text(value)) for name, value in facts.items()] + _rules(survey, pieces)
+    listed = [*facts.items(), *_rules(survey, pieces)]
     body = [
-        f"<h1>{title}</h1>",
-        "<dl>",
-        *(f"<dt>{_text(name)}</dt><dd>{value}</dd>" for name, value in listed),
-        "</dl>",
-        *(f"<p>{_text(line)}</p>" for line in remarks(survey)),
+        f"<h1>{escaped(title)}</h1>",
+        webpage.facts(listed),
+        *(f"<p>{escaped(line)}</p>" for line in remarks(survey)),
         "<h2>Sets</h2>",
-        _table(
+        webpage.table(
             ["set", "documents", "bytes", "tokens", "tokens/byte", "share of tokens"],
             [
                 (name, f"{s.documents:,}", f"{s.text_bytes:,}", f"{s.tokens:,}",
@@ -284,18 +209,10 @@ def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
         "documents are kept separate.</p>",
     ]
     for name in sets:
-        body.append(f"<h3>{_text(name)}</h3>")
+        body.append(f"<h3>{escaped(name)}</h3>")
         for i, (rule, shown) in enumerate(rules.items()):
             some = blocks[name, rule]
             counts = " and ".join(str(int(block.segment[-1]) + 1) for block in some)
-            body.append(
-                f"<details{'' if i else ' open'}><summary>{_text(shown)}: {counts} segments</summary>"
-                f"{''.join(map(_block, some))}</details>"
-            )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+            summary = f"{shown}: {counts} segments"
+            body.append(webpage.folded(summary, "".join(map(_block, some)), is_open=i == 0))
+    return webpage.page(title, body, _STYLE)

@@ -25,6 +25,7 @@ FORMAT = 1
 # For reading single records: nothing is read ahead.
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
+_READ_AT_ONCE = 256  # blocks
 _FILES_BESIDE = 256  # files that are open for other reasons
 
 
@@ -168,6 +169,31 @@ def open_prepared(spec: str, sets=()) -> Dataset:
     return Dataset(spec, epath.Path(path), description, chosen)
 
 
+def documents(spec: str, sets, tokenizer):
+    """Yields {"set": str, "tokens": (T,) int32}: what blocks hold of documents, block by block.
+
+    A document that was cut is given in parts, each no longer than a block.
+
+    Raises:
+      UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer.
+    """
+    path, _, fragment = spec.removeprefix(PREPARED).partition("#")
+    check_tokenizer(open_prepared(spec, sets), tokenizer)
+    named = fragment.split("|") if fragment else list(_description(epath.Path(path))["sets"])
+    for name in named:
+        if sets and name not in sets:
+            continue
+        part = open_prepared(f"{PREPARED}{path}#{name}")
+        for start in range(0, part.blocks, _READ_AT_ONCE):
+            rows = part.read(np.arange(start, min(start + _READ_AT_ONCE, part.blocks)))
+            for tokens, ids in zip(rows["tokens"], rows["document_ids"], strict=True):
+                cuts = np.flatnonzero(np.diff(ids)) + 1
+                for piece, which in zip(np.split(tokens, cuts), ids[[0, *cuts]], strict=True):
+                    if which:  # 0 is padding
+                        yield {"set": name, "tokens": piece}
+        part.close()
+
+
 class Prepared:
     """Batches of blocks from one or several prepared sources; the state is the next batch's number.
 
@@ -246,10 +272,15 @@ def _check(source: Dataset, config, tokenizer) -> None:
             "config.data.cut_documents='continue' needs whole documents, and "
             f"{source.path} has blocks only: use 'restart', or the shards themselves"
         )
-    if hashlib.sha256(tokenizer.model).hexdigest() != made["tokenizer_sha256"]:
+    check_tokenizer(source, tokenizer)
+
+
+def check_tokenizer(source: Dataset, tokenizer) -> None:
+    """Raises UserError if a source was prepared with another tokenizer."""
+    if hashlib.sha256(tokenizer.model).hexdigest() != source.settings["tokenizer_sha256"]:
         path = str(source.path / "tokenizer.model")
         if tokenizers.load(path).pieces() != tokenizer.pieces():
             raise UserError(
-                f"{source.path} was prepared with another tokenizer than this run has: set "
-                f"config.tokenizer.path={path!r}, or prepare it again"
+                f"{source.path} was prepared with another tokenizer than the model has "
+                f"(config.tokenizer.path={path!r} would fit): prepare it again with the model's"
             )

@@ -1,0 +1,96 @@
+"""Evaluates each checkpoint of a run while another process trains it (`evaluate --follow`).
+
+It only reads the run's checkpoints. Each is evaluated once: OUTPUT/evaluations/STEP.json says that it
+was, also to a follower that is started again. Checkpoints may be deleted at any time.
+"""
+
+import fcntl
+import os
+import time
+
+from bipe_jax import checkpoint, cli, inference
+from bipe_jax.errors import UserError
+from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
+
+_PAUSE = 2.0  # seconds between looks at the directory
+_VANISHING = 10.0  # seconds that deleting a checkpoint may take
+
+
+def follow(path: str, settings: Settings, output: str = "") -> None:
+    """Evaluates every complete checkpoint, those of the past too, until the run's last step.
+
+    Checkpoints that are deleted before they are read are named and passed over. evaluation.json,
+    extrapolation.png and report.html are of the latest step.
+
+    Args:
+      path: the run's workdir, which may not be there yet.
+      output: directory for the files; "" takes `path`.
+
+    Raises:
+      UserError: a wrong input, or another follower writes to the same directory.
+    """
+    output = output or path
+    directory = os.path.join(output, "evaluations")
+    make_output(directory)
+    lock = _lock(directory)
+    done = {int(name[:-5]) for name in os.listdir(directory) if name[:-5].isdecimal()}
+    name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
+    waiting = False
+    try:
+        while True:
+            new = [step for step in checkpoint.steps(path) if step not in done]
+            if new:
+                waiting = False
+                step = new[0]
+                loaded = _load(path, step)
+                done.add(step)
+                if loaded is None:
+                    cli.say(f"step {step}: was deleted before it could be read; passed over")
+                    continue
+                meta, params = loaded
+                last = meta.config.steps
+                if evaluator is None:
+                    placed = inference.place(meta.config, params, meta.tokenizer, step)
+                    evaluator = Evaluator(placed, settings)
+                cli.say(f"step {step}")
+                result = evaluator(params, name, step)
+                write(result, output)
+                write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
+            elif last is None and done and (loaded := _load(path, max(done))):
+                last = loaded[0].config.steps
+            elif last in done:
+                break
+            else:
+                if not waiting:
+                    cli.say(f"Waiting for a checkpoint in {path}")
+                waiting = True
+                time.sleep(_PAUSE)
+    finally:
+        lock.close()
+    cli.say(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
+
+
+def _lock(directory: str):
+    """Held until it is closed, or this process ends however it does."""
+    file = open(os.path.join(directory, ".lock"), "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"another follower writes to {directory}: stop it, or choose another --output"
+        ) from None
+    return file
+
+
+def _load(path: str, step: int):
+    """(meta, params), or None if it is deleted meanwhile."""
+    try:
+        return checkpoint.load(path, step)
+    except Exception:  # whatever a file that vanishes makes of a reader
+        until = time.monotonic() + _VANISHING
+        while step in checkpoint.steps(path):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+        return None

@@ -1,0 +1,24 @@
+"""Makes one HTML page of what evaluations found:
+
+python -m bipe_jax.report runs/quickstart [runs/rope runs/alibi] --output=report.html
+"""
+
+import argparse
+import os
+
+from bipe_jax import cli, report
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.report", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="directories of runs that were evaluated")
+    parser.add_argument("--output", default="report.html", help="the page to write (report.html)")
+    args = parser.parse_args()
+    report.write(args.runs, args.output)
+    size = os.path.getsize(args.output)
+    cli.say(f"Wrote {args.output} ({size / 1024:,.0f} KiB)")
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()

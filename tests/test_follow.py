@@ -1,0 +1,134 @@
+"""Following a run: each checkpoint once, from another process, whatever is deleted meanwhile."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bipe_jax import checkpoint, follow
+from bipe_jax.errors import UserError
+from bipe_jax.evaluate import Settings
+from bipe_jax.train import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    """A run with checkpoints of steps 4, 8 and 12."""
+    train(config, str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def start(workdir, output, **kwargs):
+    line = [sys.executable, "-m", "bipe_jax.evaluate", f"--checkpoint={workdir}", "--follow",
+            "--lengths=32,64", f"--output={output}"]  # fmt: skip
+    return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def evaluated(text):
+    return [int(step) for step in re.findall(r"^step (\d+)$", text, re.M)]
+
+
+def snapshot(directory):
+    return {p: p.stat().st_mtime_ns for p in Path(directory).rglob("*")}
+
+
+def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
+    config, tmp_path, tokenizer_file
+):
+    """It starts before the run, is killed on the way and started again; the run deletes checkpoints."""
+    workdir, output = tmp_path / "run", tmp_path / "out"
+    follower = start(workdir, output)
+    config.steps, config.checkpoint.every, config.checkpoint.keep = 40, 2, 1
+    file = tmp_path / "run.py"
+    # A slow run: what is tested is who reads while who writes.
+    file.write_text(
+        "import time\nimport sys\nfrom bipe_jax import config, train\nfrom bipe_jax.data.batches "
+        "import Batches\n"
+        f"c = config.from_dict({config.to_dict()!r})\n"
+        "old = Batches.__next__\n"
+        "def slowly(self):\n    time.sleep(0.15)\n    return old(self)\n"
+        "Batches.__next__ = slowly\n"
+        f"train.train(c, {str(workdir)!r})\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, file], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    until = time.monotonic() + 120
+    while not list(output.glob("evaluations/*.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    follower.send_signal(signal.SIGKILL)
+    first = evaluated(follower.communicate()[1])
+    before = {p.name: p.stat().st_mtime_ns for p in output.glob("evaluations/*.json")}
+    assert before
+    again = start(workdir, output)
+    text = again.communicate(timeout=180)[1]
+    assert trainer.wait() == 0 and again.returncode == 0, text
+    second = evaluated(text)
+    results = {int(p.stem): p for p in output.glob("evaluations/*.json")}
+    # What was done is not done again; what was begun is.
+    assert not {int(name[:-5]) for name in before} & set(second)
+    assert set(results) == {int(name[:-5]) for name in before} | set(second)
+    assert {p.name: p.stat().st_mtime_ns for p in results.values()}.items() >= before.items()
+    assert len(second) == len(set(second)) and second[-1] == 40
+    passed = [int(s) for s in re.findall(r"^step (\d+): was deleted", text, re.M)]
+    assert not set(passed) & set(results)
+    assert set(first) <= set(results) | set(passed)
+    for step, path in results.items():
+        result = json.loads(path.read_text())
+        assert result["step"] == step and len(result["results"]) == 4
+    assert json.loads((output / "evaluation.json").read_text())["step"] == 40
+    assert checkpoint.steps(workdir) == [40]
+
+
+def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
+    before = snapshot(run)
+    follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
+    assert evaluated(capsys.readouterr().err) == [4, 8, 12]
+    assert snapshot(run) == before
+    follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
+    assert evaluated(capsys.readouterr().err) == []
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
+    run, tmp_path, capsys, monkeypatch
+):
+    whole = checkpoint._read_meta
+
+    def vanishing(manager, directory, step):
+        if step == 8:
+            shutil.rmtree(directory / "8")
+        return whole(manager, directory, step)
+
+    monkeypatch.setattr(checkpoint, "_read_meta", vanishing)
+    follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
+    text = capsys.readouterr().err
+    assert evaluated(text) == [4, 12]
+    assert "step 8: was deleted before it could be read" in text
+
+
+def test_unfinished_and_damaged_checkpoints(run, tmp_path, monkeypatch):
+    (run / "checkpoints" / "16.orbax-checkpoint-tmp").mkdir()
+    assert checkpoint.steps(run) == [4, 8, 12]
+    assert checkpoint.steps(tmp_path / "none") == []
+    monkeypatch.setattr(follow, "_VANISHING", 0.3)
+    shutil.rmtree(run / "checkpoints" / "8" / "params")
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "evaluations" / "4.json").exists()
+
+
+def test_two_followers_do_not_share_a_directory(run, tmp_path):
+    (tmp_path / "out" / "evaluations").mkdir(parents=True)
+    lock = follow._lock(str(tmp_path / "out" / "evaluations"))
+    with pytest.raises(UserError, match="another follower writes to"):
+        follow.follow(str(run), Settings(), str(tmp_path / "out"))
+    lock.close()
