@@ -139,6 +139,7 @@ def test_logits_are_those_of_the_reference(options, coordinate):
 def test_decoding_follows_the_whole_forward_pass(name):
     """Dynamic NTK changes the angles of all tokens when a new segment begins."""
     config = config_with("segment", **SCALINGS[name] | {"original": 3.0})
+    config.segments.rule = "fixed:3"
     model = inference.place(config, draw(config))
     prompts = [draw_tokens(1, 1, 9)[0].astype(np.int32), draw_tokens(2, 1, 30)[0].astype(np.int32)]
     for prompt, answer in zip(prompts, Generator(model, 64)(prompts, 8), strict=True):
@@ -180,7 +181,7 @@ def test_options_that_make_no_sense_are_refused(options, words):
 def test_a_head_of_one_pair_cannot_be_stretched_unequally(name):
     config = config_with(**SCALINGS[name])
     config.model.heads = config.model.kv_heads = 16
-    with pytest.raises(UserError, match="model.heads = 2 has only one"):
+    with pytest.raises(UserError, match=r"model\.heads = 2 has only one"):
         validate(config)
     config.position.relative = config_with(**SCALINGS["yarn"]).position.relative
     validate(config)
@@ -218,7 +219,7 @@ def test_a_model_that_is_extended_can_be_extended_further():
     assert entry(again)[2:] == (("scaling", "yarn"), ("factor", 8.0), ("original", 16.0))
     assert entry(positions.extend(yarn, "ntk:8"))[2:] == (("scaling", "ntk"), ("factor", 8.0))
     linear = config_with("position", scaling="linear", factor=4.0)
-    with pytest.raises(UserError, match="how far 'position' ran before.*as in yarn:8:80"):
+    with pytest.raises(UserError, match=r"how far 'position' ran before.*as in yarn:8:80"):
         positions.extend(linear, "yarn:8")
     assert entry(positions.extend(linear, "yarn:8:16"))[2:] == entry(again)[2:]
 
