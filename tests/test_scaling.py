@@ -135,21 +135,21 @@ def test_logits_are_those_of_the_reference(options, coordinate):
     assert np.abs(expected - plain).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["dynamic-ntk of factor 1", "yarn"])
-def test_decoding_follows_the_whole_forward_pass(name):
-    """Dynamic NTK changes the angles of all tokens when a new segment begins."""
-    config = config_with("segment", **SCALINGS[name] | {"original": 3.0})
-    config.segments.rule = "fixed:3"
+@pytest.mark.parametrize("scaling", ["dynamic-ntk", "yarn"])
+def test_decoding_follows_the_whole_forward_pass(scaling):
+    """Dynamic NTK turns all keys anew when a new segment begins, as each token does here."""
+    config = config_with("segment", theta=4.0, scaling=scaling, factor=8.0, original=3.0)
+    config.segments.rule = "fixed:1"
     model = inference.place(config, draw(config))
-    prompts = [draw_tokens(1, 1, 9)[0].astype(np.int32), draw_tokens(2, 1, 30)[0].astype(np.int32)]
-    for prompt, answer in zip(prompts, Generator(model, 64)(prompts, 8), strict=True):
-        text = list(prompt)
-        for token in answer:
-            row = np.asarray(text)[None]
-            inputs = {"tokens": row, **segments.coordinates(row, model.rule)}
+    prompts = [
+        draw_tokens(seed, 1, length)[0].astype(np.int32) for seed, length in ((1, 2), (2, 9))
+    ]
+    for prompt, answer in zip(prompts, Generator(model, 64)(prompts, 24), strict=True):
+        row = np.concatenate([prompt, answer])[None]
+        for end in range(len(prompt), row.size):
+            inputs = {"tokens": row[:, :end], **segments.coordinates(row[:, :end], model.rule)}
             logits = reference.logits(model.config, model.params, inputs)[0, -1]
-            assert logits[token] > logits.max() - 1e-4
-            text.append(int(token))
+            assert logits[row[0, end]] > logits.max() - 1e-4
 
 
 @pytest.mark.parametrize(
