@@ -120,6 +120,14 @@ def _exported(config, entry: positions.Entry) -> dict:
     return {"kind": entry.kind, "coordinate": entry.coordinate, **options}
 
 
+def encodings_of(config) -> dict:
+    """The encodings as modeling_bipe.py takes them. Raises UserError for what it does not compute."""
+    return {
+        "absolute_encodings": [_exported(config, e) for e in positions.absolute(config)],
+        "relative_encodings": [_exported(config, e) for e in positions.relative(config)],
+    }
+
+
 def config_of(config, tokenizer) -> dict:
     """config.json: Llama's names, the encodings, and our config as it is.
 
@@ -162,8 +170,7 @@ def config_of(config, tokenizer) -> dict:
             "AutoConfig": "modeling_bipe.BipeConfig",
             "AutoModelForCausalLM": "modeling_bipe.BipeForCausalLM",
         },
-        "absolute_encodings": [_exported(config, e) for e in positions.absolute(config)],
-        "relative_encodings": [_exported(config, e) for e in positions.relative(config)],
+        **encodings_of(config),
         "segment_separators": list(rule.separators),
         "segment_length": rule.length,
         **common,
