@@ -138,11 +138,13 @@ def prompts_of(seed, *lengths):
 
 
 def padded(torch, prompts, side="left"):
+    """A batch, padded with a separator, which ends no segment there."""
     longest = max(map(len, prompts))
-    rows = [(longest - len(p)) * [0] for p in prompts]
-    join = (lambda pad, x: [*pad, *x]) if side == "left" else (lambda pad, x: [*x, *pad])
-    ids = [join(pad, p.tolist()) for pad, p in zip(rows, prompts, strict=True)]
-    mask = [join(pad, [1] * len(p)) for pad, p in zip(rows, prompts, strict=True)]
+    ids = np.full((len(prompts), longest), SEPARATORS[0])
+    mask = np.zeros_like(ids)
+    for row, seen, prompt in zip(ids, mask, prompts, strict=True):
+        place = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
+        row[place], seen[place] = prompt, 1
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
