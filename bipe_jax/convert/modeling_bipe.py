@@ -224,14 +224,9 @@ class BipeAttention(nn.Module):
             k, v = cache.update(k, v, self.layer)
         group = self.heads // self.kv_heads
         k, v = (y.repeat_interleave(group, dim=1) if group > 1 else y for y in (k, v))
-        if mask is not None and mask.is_floating_point():
-            # Logits of half precision would lose what a bias adds to them.
-            with torch.autocast(x.device.type, enabled=False):
-                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-        else:
-            causal = mask is None and L > 1
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.o_proj(y.to(v.dtype).transpose(1, 2).reshape(B, L, D))
+        causal = mask is None and L > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.o_proj(y.transpose(1, 2).reshape(B, L, D))
 
 
 class BipeMLP(nn.Module):
@@ -325,6 +320,8 @@ class BipeModel(BipePreTrainedModel):
                 term = alibi(heads, coordinate, new, entry)
                 bias = term if bias is None else bias + term
         mask = mask_of(real, new, bias)
+        if bias is not None:
+            mask = mask.to(dtype)
         for layer in self.layers:
             x = layer(x, rotation, mask, past_key_values=past_key_values)
         return BaseModelOutputWithPast(
