@@ -16,6 +16,8 @@ from bipe_jax.tasks.generators import Draft, Task
 from bipe_jax.tasks.haystack import Haystack
 from bipe_jax.tokenizer import Tokenizer
 
+_ROOMS = 8  # room for answers is a multiple of so many tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -54,14 +56,17 @@ def _drawn(task: Task, depth: float, seed: int, index: int) -> tuple[Draft, floa
 
 
 def _room(task: Task, draft: Draft, tokenizer: Tokenizer) -> int:
-    """Twice the tokens of a right answer, for those that are put otherwise. Raises UserError."""
+    """Twice the tokens of a right answer, for those that are put otherwise, rounded up.
+
+    Few different numbers, so that prompts are decoded together. Raises UserError.
+    """
     tokens = tokenizer.encode(draft.expected)
     if task.score(draft.answers, tokenizer.decode(tokens)) < 1:
         raise UserError(
             f"{task.name}: the tokenizer cannot spell {draft.expected.strip()!r}: it has neither these "
             "characters nor bytes"
         )
-    return 2 * len(tokens)
+    return -(-2 * len(tokens) // _ROOMS) * _ROOMS
 
 
 def least(task: Task, tokenizer: Tokenizer, depth: float, seed: int, index: int) -> int:
