@@ -143,9 +143,9 @@ def measure(placed: inference.Placed, settings: Settings) -> dict:
         for one, said in answer(placed, asked, length, rows):
             sample = one.sample
             score = one.task.score(sample.answers, said)
-            ends = segments.coordinates(sample.tokens, placed.rule)["segment"][-1] + 1
+            seen = segments.coordinates(sample.tokens, placed.rule)["segment"][-1] + 1
             cell = cells.setdefault((one.task.name, one.depth), [])
-            cell.append((score, len(sample.tokens), ends))
+            cell.append((score, len(sample.tokens), seen))
             if (length, one.depth, one.index) == (lengths[0], min(settings.depths), 0):
                 examples.append(_example(one, length, said, score))
         results += [_cell(*key, length, found) for key, found in cells.items()]
@@ -167,7 +167,7 @@ def measure(placed: inference.Placed, settings: Settings) -> dict:
 
 def _cell(name: str, depth: float, length: int, found: Sequence[tuple]) -> dict:
     """A result of the scores, tokens and segments of a cell's samples."""
-    scores, tokens, ends = np.array(found, float).T
+    scores, tokens, seen = np.array(found, float).T
     return {
         "task": name,
         "length": length,
@@ -177,7 +177,7 @@ def _cell(name: str, depth: float, length: int, found: Sequence[tuple]) -> dict:
         "error": float(scores.std() / math.sqrt(len(scores))),
         "samples": len(scores),
         "prompt_tokens": float(tokens.mean()),
-        "segments": float(ends.mean()),
+        "segments": float(seen.mean()),
     }
 
 

@@ -1,5 +1,7 @@
 """Accuracy by length and depth as a picture."""
 
+import textwrap
+
 import matplotlib
 import numpy as np
 
@@ -48,7 +50,10 @@ def draw(result: dict, path: str) -> None:
             axis.set_xlabel("length (tokens)")
     bar = figure.colorbar(image, ax=axes, label="accuracy (%)", aspect=30 if down > 1 else 15)
     bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100"])
-    figure.suptitle(f"{result['name']}, {result['data']}", fontsize=10)
+    title = textwrap.fill(f"{result['name']}, haystack: {result['data']}", int(13 * size[0]))
+    if lengths[0] <= result["training_length"] < lengths[-1]:
+        title += "\nright of the dashed line: longer than in training"
+    figure.suptitle(title, fontsize=10, parse_math=False)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
@@ -61,11 +66,10 @@ def _panel(axis, cells: np.ndarray, lengths, depths, training_length: int):
     image = axis.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(cells):
         if not np.isnan(value):
-            colour = "black" if value > 0.55 else "white"
+            colour = "black" if value > 0.45 else "white"
             axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour,
                       fontsize=8)  # fmt: skip
-    turned = 45 if len(lengths) > 6 else 0
-    axis.set_xticks(range(len(lengths)), [_short(n) for n in lengths], rotation=turned, fontsize=8)
+    axis.set_xticks(range(len(lengths)), [_short(n) for n in lengths], fontsize=8)
     axis.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
     axis.tick_params(length=0)
     within = sum(length <= training_length for length in lengths)
