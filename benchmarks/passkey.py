@@ -45,9 +45,11 @@ def get_config(workdir: str, encoding: str, steps: int):
     os.makedirs(workdir, exist_ok=True)
     paths = {name: os.path.join(workdir, f"{name}.jsonl") for name in ("train", "held_out")}
     model = os.path.join(workdir, "words.model")
-    plays = (d["text"][:4000] for d in sources.documents("quickstart:train"))
-    noise = "\n".join(haystack.NOISE)
-    used = tokenizer.train([noise, *itertools.islice(plays, 40)], _VOCAB_SIZE, 400_000)
+    task, hay = generators.task("passkey"), haystack.noise()
+    drafts = [task.draw(random.Random(i), 0.5) for i in range(300)]
+    prompts = [samples.compose(draft, hay.take(0, 300)) for draft in drafts]
+    plays = (d["text"][:3000] for d in sources.documents("quickstart:train"))
+    used = tokenizer.train([*prompts, *itertools.islice(plays, 40)], _VOCAB_SIZE, 400_000)
     with open(model, "wb") as file:
         file.write(used.model)
     write(paths["train"], used, range(_PROMPTS))

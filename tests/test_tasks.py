@@ -228,7 +228,7 @@ def test_the_first_fact_lies_at_the_depth(tokenizer, lines, name, source):
         sample = make(tokenizer, name, depth=depth, index=index, hay=hay)
         facts = re.findall(r"^.*special numbers? of .* is \d+\.$", sample.prompt, re.MULTILINE)
         if name == "passkey":
-            facts = [line for line in sample.prompt.split("\n")[:-1] if sample.answers[0] in line]
+            facts = re.findall(r"^The pass key is .*", sample.prompt, re.MULTILINE)
             assert len(facts) == 1
         places = [haystack_before(sample.prompt, fact, facts) for fact in facts]
         asked = [
