@@ -189,6 +189,13 @@ def _reading(path, step: int | None):
         if step is None or not (directory / str(step) / "params").is_dir():
             raise UserError(f"checkpoint {path}: no complete checkpoint in {directory}")
         yield manager, directory, step
+    except UserError:
+        raise
+    except Exception as error:  # whatever missing or damaged files make of Orbax
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {path}: step {step} is damaged or was deleted ({reason})"
+        ) from error
     finally:
         manager.close()
 
@@ -196,8 +203,10 @@ def _reading(path, step: int | None):
 def describe(path, step: int | None = None) -> tuple[Meta, dict]:
     """A checkpoint's meta data, and its parameters' shapes and dtypes. See `load`."""
     with _reading(path, step) as (manager, directory, step):
-        saved = manager.item_metadata(step).params.tree
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+        saved = manager.item_metadata(step).params
+        if saved is None:
+            raise FileNotFoundError("params has no _METADATA")
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
         return _read_meta(manager, directory, step), shapes
 
 

@@ -215,6 +215,16 @@ def test_a_checkpoint_that_is_not_whole_is_refused(new, source, refuse, tmp_path
     assert refuse(config) == f"checkpoint {tmp_path}/none: no such directory"
     (tmp_path / "none" / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
     assert "none: no complete checkpoint" in refuse(config)
+    for part in ("config", "tokenizer", "params/ocdbt.process_0", "params/_METADATA"):
+        damaged = shutil.copytree(f"{source(ROPE)}/checkpoints", tmp_path / part / "checkpoints")
+        for path in damaged.glob(f"*/{part}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        config.initial_checkpoint = str(tmp_path / part)
+        with pytest.raises(
+            UserError, match=f"checkpoint {tmp_path / part}: step 6 is damaged"
+        ) as e:
+            checkpoint.load(config.initial_checkpoint)
+        assert "\n" not in str(e.value)
     # Parameters that are not those of the config beside them.
     meta, params = checkpoint.load(source(ROPE))
     meta.config.model.layers = config.model.layers = 3
