@@ -29,6 +29,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
         "sentencepiece>=0.2.3",
+        "safetensors>=0.8",  # 1 MB without dependencies, and every checkpoint of others needs it
         "orjson>=3.10",
         "ml-collections>=1.1,<2",
         "zstandard>=0.23",
@@ -47,8 +48,10 @@ setup(
         "preflight": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],  # gs:// paths
         "s3": ["etils[epath-s3]"],  # s3:// paths
+        "eval": ["lm_eval>=0.4.13,<0.5"],  # bipe_jax.harness
         "beam": ["apache-beam>=2.77,<3"],  # bipe_jax.data.prepare on a cluster
         "benchmark": ["torch>=2.8", "datasets>=4", "tokenizers>=0.22"],  # what it compares with
+        "convert": ["torch>=2.8"],  # bipe_jax.convert reads pytorch_model.bin
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },

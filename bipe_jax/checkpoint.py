@@ -5,6 +5,8 @@ WORKDIR/checkpoints/STEP/
   data/                 state of the training stream (JSON)
   config/               the resolved config, separators included (JSON)
   tokenizer/            the SentencePiece model (JSON, base64)
+
+A model that came from elsewhere is step 0, without optimizer/ and data/ (`save_model`).
 """
 
 import base64
@@ -42,10 +44,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
-        # (Orbax's own option does it in a thread, which an early error would leave behind.)
         if jax.process_index() == 0:
-            for unfinished in ocp.utils.tmp_checkpoints(self.directory):
-                unfinished.get().rmtree()
+            _remove_unfinished(self.directory)
 
     @property
     def latest(self) -> int | None:
@@ -54,27 +54,31 @@ class Checkpoints:
 
     def meta(self) -> Meta | None:
         """Of the latest checkpoint, or None if there is none."""
-        return self.latest and _read_meta(self._manager, self.directory, self.latest)
+        step = self.latest
+        return None if step is None else _read_meta(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
         """Starts saving. Raises UserError if this, or an earlier save, failed."""
-        step = int(state["step"])
-        model = base64.b64encode(tokenizer.model).decode()
+        items = _model_items(config, state["params"], tokenizer) | {
+            "optimizer": ocp.args.StandardSave(state["optimizer"]),
+            "data": ocp.args.JsonSave(data_state),
+        }
         with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state["params"]),
-                    optimizer=ocp.args.StandardSave(state["optimizer"]),
-                    data=ocp.args.JsonSave(data_state),
-                    config=ocp.args.JsonSave(config.to_dict()),
-                    tokenizer=ocp.args.JsonSave({"model": model}),
-                ),
-            )
+            self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
 
     def restore(self, abstract: dict) -> tuple[dict, dict]:
-        """The latest (state, data state); `abstract` gives shapes, dtypes and shardings."""
+        """The latest (state, data state); `abstract` gives shapes, dtypes and shardings.
+
+        Raises:
+          UserError: the checkpoint is a model alone, see `save_model`.
+        """
         step = self.latest
+        if not (self.directory / str(step) / "optimizer").is_dir():
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} is a model alone, without the state of a "
+                "training to go on with: start a new run from it, in another --workdir, with "
+                f"config.initial_checkpoint={self.directory.parent}"
+            )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -115,6 +119,22 @@ class Checkpoints:
                 f"saving a checkpoint to {self.directory} failed ({reason}); the last complete one "
                 f"is step {self.latest}: make room, then run the same command"
             ) from error
+
+
+def _remove_unfinished(directory) -> None:
+    """Orbax's own option does it in a thread, which an early error would leave behind."""
+    for unfinished in ocp.utils.tmp_checkpoints(directory):
+        unfinished.get().rmtree()
+
+
+def _model_items(config, params: dict, tokenizer: Tokenizer) -> dict:
+    """What every checkpoint has."""
+    model = base64.b64encode(tokenizer.model).decode()
+    return {
+        "params": ocp.args.StandardSave(params),
+        "config": ocp.args.JsonSave(config.to_dict()),
+        "tokenizer": ocp.args.JsonSave({"model": model}),
+    }
 
 
 def _read_meta(manager, directory, step) -> Meta:
@@ -213,6 +233,43 @@ def load(path, step: int | None = None) -> tuple[Meta, dict]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
     )
     return meta, read_params(path, meta.step, abstract)
+
+
+def check_free(workdir) -> None:
+    """Raises UserError unless a model can be saved to `workdir`: it holds no checkpoint yet."""
+    path = epath.Path(workdir).resolve()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{workdir} is a file: name a directory to write the checkpoint to")
+    directory, step = _locate(path)
+    if step is not None or (directory.is_dir() and ocp.utils.checkpoint_steps(directory)):
+        raise UserError(f"{workdir} holds a checkpoint already: name another directory")
+
+
+def save_model(workdir, config, params: dict, tokenizer: Tokenizer) -> None:
+    """Writes WORKDIR/checkpoints/0: a model without the state of a training, see `check_free`.
+
+    Args:
+      params: a nested dict of float32 arrays, NumPy's or JAX's.
+
+    Raises:
+      UserError: it cannot be written. What was begun is removed.
+    """
+    directory = epath.Path(workdir).resolve() / _DIRECTORY
+    # JAX's arrays cannot change under Orbax, which would copy NumPy's first.
+    items = _model_items(config, jax.device_put(params), tokenizer)
+    made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)
+    try:
+        with ocp.CheckpointManager(directory) as manager:
+            manager.save(0, args=ocp.args.Composite(**items))
+    except BaseException as error:
+        if made is None:
+            _remove_unfinished(directory)
+        elif made.exists():
+            made.rmtree()
+        if not isinstance(error, Exception):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"saving a checkpoint to {directory} failed ({reason})") from error
 
 
 def quiet() -> None:

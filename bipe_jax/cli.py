@@ -45,7 +45,9 @@ def _parse(argv):
         while isinstance(error, Exception):  # one is wrapped in the other
             error = error.args[0]
         reason = " ".join(error.split())
-        raise UserError(f"config has no field {reason} (configs/base.py has all fields)") from None
+        raise UserError(
+            f"config has no field {reason} (bipe_jax/defaults.py has all fields)"
+        ) from None
     except Exception as error:
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:

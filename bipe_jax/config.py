@@ -173,7 +173,7 @@ def validate(config) -> None:
     """
     flat = flatten(config)
     for name in flat.keys() - FIELDS.keys():
-        raise UserError(f"config.{name} is unknown: see configs/base.py for all fields")
+        raise UserError(f"config.{name} is unknown: see bipe_jax/defaults.py for all fields")
     for name, field in FIELDS.items():
         if name not in flat:
             raise UserError(f"config.{name} is missing: start from configs/base.py")

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import checkpoint, inference, model, perplexity, protocols, scoring, segments
+from bipe_jax import evaluate as evaluation
+from bipe_jax import inference, model, perplexity, protocols, scoring, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Settings, evaluate
@@ -263,6 +264,37 @@ def test_commands_write_tables_json_and_pictures(run, command, tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}/evaluation.json cannot be read")
 
 
+@pytest.mark.parametrize("spec", ["linear:4", "ntk:4", "yarn:4", "yarn:4:9", "dynamic-ntk:2"])
+def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
+    """As a model with that scaling in its config; segments ran as far as in the training's blocks."""
+    result = evaluate(run, Settings((32, 256), extend=spec), str(tmp_path / "a"))
+    (kind, coordinate, *options) = result["position"]["relative"][0]
+    assert (kind, coordinate) == ("rope", "segment")
+    options = dict(options)
+    assert options["scaling"] == spec.split(":")[0] and options["factor"] == float(
+        spec.split(":")[1]
+    )
+    plain = evaluate(run, Settings((32, 256)), str(tmp_path / "b"))
+    if spec == "yarn:4:9":
+        assert options["original"] == 9
+    elif "original" in options:
+        blocks = [row["segments_per_block"] for row in plain["results"] if row["length"] == 32]
+        assert min(blocks) / 2 < options["original"] < max(blocks) * 2
+    placed = inference.load(run)
+    placed.config.position.relative = (("rope", "segment", *options.items()),)
+    placed = inference.place(placed.config, placed.params, placed.tokenizer)
+    documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
+    protocol = protocols.protocol("same-tokens", (32, 256))
+    sizes = placed.tokenizer.byte_lengths()
+    by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)
+    for row, wanted, before in zip(
+        result["results"], by_config(placed.params)["results"], plain["results"], strict=True
+    ):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+        if row["length"] == 256:
+            assert row["loss"] != before["loss"]
+
+
 def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
     settings = Settings(lengths=(32,), sets=("b", "c"))
     result = evaluate(run, settings, str(tmp_path))
@@ -272,23 +304,21 @@ def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
 
 def test_prepared_data_gives_what_its_text_gives(run, tokenizer_file, held_out, tmp_path):
     """Blocks longer than any document, one document each: the same documents."""
-    config = checkpoint.load(run)[0].config
     prepare(held_out, str(tmp_path / "p"), tokenizer_file, length=6000, packing="document")
-    settings = Settings(lengths=(32, 128))
-    text = evaluate(run, settings, str(tmp_path / "a"))
-    blocks = evaluate(
-        run, Settings(lengths=(32, 128), data=f"prepared:{tmp_path / 'p'}"), str(tmp_path / "b")
-    )
-    assert config.data.evaluation == held_out
-
-    def numbers(result):
-        return {(r["set"], r["length"], r["documents"]) for r in result["results"]}
-
-    assert numbers(text) == numbers(blocks)
+    found = [
+        evaluate(run, Settings((32, 128), data, windows=10_000), str(tmp_path / "out"))
+        for data in (held_out, f"prepared:{tmp_path / 'p'}")
+    ]
+    for text, blocks in zip(*(result["results"] for result in found), strict=True):
+        assert text["tokens"] > 10_000
+        assert text.keys() == blocks.keys()
+        for name, value in text.items():
+            assert blocks[name] == (value if isinstance(value, str) else pytest.approx(value, 0.02))
+        assert blocks["loss"] == pytest.approx(text["loss"], rel=1e-6)
     other = tmp_path / "other.model"
     from bipe_jax import tokenizer
 
-    other.write_bytes(tokenizer.train(["Some other text. " * 50] * 50, 280, 50_000).model)
+    other.write_bytes(tokenizer.train(["Some other text. " * 50] * 50, 270, 50_000).model)
     prepare(held_out, str(tmp_path / "q"), str(other), length=64, packing="concat")
     with pytest.raises(UserError, match="another tokenizer than the model"):
         evaluate(run, Settings(data=f"prepared:{tmp_path / 'q'}"), str(tmp_path / "c"))
@@ -304,6 +334,9 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
         (Settings(data="a.jsonl@1; b.jsonl@2"), "one source; mixtures"),
         (Settings(lengths=(32, 100_000)), "no document has 100,001 tokens"),
         (Settings(lengths=(1,)), "at least 2"),
+        (Settings(extend="yarn"), "extension 'yarn' must be SCALING:FACTOR"),
+        (Settings(extend="best:4"), "SCALING one of linear, ntk"),
+        (Settings(extend="yarn:0.5"), "factor=0.5 must be at least 1"),
         (Settings(protocol="whole"), "--protocol=whole is unknown: use same-tokens"),
         (Settings(protocol="sliding"), "--protocol=sliding: the stride must be"),
         (Settings(protocol="sliding:33"), r"from 1 to the shortest length \(32\)"),

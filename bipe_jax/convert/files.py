@@ -1,0 +1,172 @@
+"""Reading a checkpoint directory of Hugging Face's: config.json, and tensors one at a time.
+
+The tensors are in the first of these that is there: model.safetensors, the shards that
+model.safetensors.index.json names, pytorch_model.bin, the shards of pytorch_model.bin.index.json.
+"""
+
+import json
+import os
+import pickle
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from bipe_jax.errors import UserError
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def read_json(path: str) -> dict:
+    """Raises UserError if the file is not there, or holds no JSON object."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON, or only half of it: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(found).__name__}")
+    return found
+
+
+class Tensors:
+    """The tensors of a checkpoint directory. Opening it reads names and shapes alone.
+
+    Attributes:
+      shapes: name -> shape.
+    """
+
+    def __init__(self, directory: str, most_rows: dict[str, int]):
+        """Opens every file of a checkpoint.
+
+        Args:
+          directory: the checkpoint.
+          most_rows: name -> number of rows from which on a tensor is left out.
+
+        Raises:
+          UserError: there is none, one is half-written, or PyTorch is needed and not installed.
+        """
+        self._most_rows = most_rows
+        self._sources = {}
+        self.shapes = {}
+        for path in _paths(directory):
+            for name, (shape, read) in _open(path).items():
+                if name in most_rows:
+                    shape = (min(shape[0], most_rows[name]), *shape[1:])
+                self.shapes[name], self._sources[name] = shape, (path, read)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor: float32, float16 or bfloat16. Raises UserError if it is of another type."""
+        path, read = self._sources[name]
+        try:
+            tensor = read()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: {name} cannot be read: {_line(error)}") from None
+        return tensor[: self._most_rows.get(name)]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _paths(directory: str) -> list[str]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = os.path.join(directory, name)
+        if os.path.exists(path):
+            return [path]
+        index = path + ".index.json"
+        if os.path.exists(index):
+            names = read_json(index).get("weight_map")
+            if not names or not isinstance(names, dict) or {*map(type, names.values())} != {str}:
+                raise UserError(f"{index} has no weight_map, which says where each tensor is")
+            shards = [os.path.join(directory, shard) for shard in sorted(set(names.values()))]
+            if missing := [shard for shard in shards if not os.path.exists(shard)]:
+                raise UserError(
+                    f"{index} names {len(shards)} files, but {missing[0]} is missing: copy it again"
+                )
+            return shards
+    raise UserError(
+        f"{directory} has neither model.safetensors nor pytorch_model.bin, nor an index"
+    )
+
+
+def _open(path: str) -> dict:
+    """name -> (shape, a function that reads the tensor)."""
+    if path.endswith(".safetensors"):
+        try:
+            return _open_safetensors(path)
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} is half-written or no safetensors file: {_line(error)}"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return _open_pytorch(path)
+
+
+def _open_safetensors(path: str) -> dict:
+    # Read, not mapped: pages of a mapped file would count as this process's memory.
+    file = safe_open(path, framework="np", backend="pread")
+
+    def entry(name):
+        part = file.get_slice(name)
+        dtype = part.get_dtype()
+
+        def read():
+            if dtype not in ("F32", "F16", "BF16"):
+                raise UserError(_wrong_type(path, name, dtype))
+            return file.get_tensor(name)
+
+        return tuple(part.get_shape()), read
+
+    return {name: entry(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+
+
+def _wrong_type(path, name, dtype) -> str:
+    return f"{path}: {name} is of type {dtype}; only {', '.join(_DTYPES)} can be read"
+
+
+def _open_pytorch(path: str) -> dict:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is a pickle, which only PyTorch reads safely, and that is not installed: "
+            "pip install -e '.[convert]', or save the model as model.safetensors"
+        ) from None
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # PyTorch before 1.6 wrote another format, which cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors (code that a pickle would run), or is half-written: "
+            "it is not read; save the model as model.safetensors"
+        ) from None
+    except Exception as error:
+        raise UserError(f"{path} is half-written or no PyTorch file: {_line(error)}") from None
+    if not isinstance(loaded, dict) or not all(
+        isinstance(t, torch.Tensor) for t in loaded.values()
+    ):
+        raise UserError(f"{path} must hold a dict of tensors, a state_dict")
+
+    def entry(name, tensor):
+        def read():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in _DTYPES:
+                raise UserError(_wrong_type(path, name, dtype))
+            if dtype == "bfloat16":  # NumPy's bridge does not know it
+                return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return tensor.numpy()
+
+        return tuple(tensor.shape), read
+
+    return {name: entry(name, tensor) for name, tensor in loaded.items()}

@@ -1,0 +1,77 @@
+"""A checkpoint of another project -> a workdir of ours with one checkpoint, of step 0."""
+
+import os
+
+from etils import epath
+
+from bipe_jax import checkpoint, cli, segments, tokenizer
+from bipe_jax.convert import files, llama, mapping
+from bipe_jax.errors import UserError
+
+
+def convert(source: str, destination: str, format, tokenizer_path: str = "") -> None:
+    """Writes DESTINATION/checkpoints/0, which has no optimizer's state.
+
+    Config, tokenizer and the tensors' names and shapes are checked before any tensor is read.
+
+    Args:
+      source: a local directory with config.json, the tensors and perhaps tokenizer.model.
+      destination: a workdir that has no checkpoint yet.
+      format: the module that knows it, `authors` or `llama`.
+      tokenizer_path: a SentencePiece file; "" takes the source's.
+
+    Raises:
+      UserError: one line that names what is wrong with them. Nothing was written.
+    """
+    if not os.path.isdir(source):
+        raise UserError(f"{source}: no such directory")
+    checkpoint.check_free(destination)
+    where = os.path.join(source, "config.json")
+    config = format.config_of(files.read_json(where), where)
+    spm = _tokenizer(config, source, tokenizer_path)
+    _fill_in_separators(config, spm)
+    llama.complete(config, where)
+    tensors = files.Tensors(source, format.MOST_ROWS)
+    mapping.check(config, tensors.shapes, source, format.IGNORED)
+    params = mapping.from_llama(config, tensors.shapes, tensors.read, source)
+    checkpoint.save_model(destination, config, params, spm)
+    cli.say(f"Wrote {epath.Path(destination)}/checkpoints/0")
+
+
+def _tokenizer(config, source: str, path: str) -> tokenizer.Tokenizer:
+    if not path:
+        path = os.path.join(source, "tokenizer.model")
+        if not os.path.exists(path):
+            reason = "is not there"
+            if os.path.exists(os.path.join(source, "tokenizer.json")):
+                reason += (
+                    ", and a tokenizer.json may be of another kind than SentencePiece (byte-level BPE "
+                    "as Llama 3's), which this project does not read"
+                )
+            raise UserError(f"{path} {reason}: give a SentencePiece file, --tokenizer=FILE")
+    spm = tokenizer.load(path)
+    if spm.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer {path} has {spm.vocab_size} pieces, but the model's vocab_size is "
+            f"{config.model.vocab_size}: give the one that it was trained with, --tokenizer=FILE"
+        )
+    return spm
+
+
+def _fill_in_separators(config, spm) -> None:
+    """The rule's separators of this tokenizer; those that a format fixes stay, and are compared."""
+    pieces, rule = spm.pieces(), config.segments.rule
+    fixed = config.segments.separators
+    if not fixed:
+        config.segments.separators = segments.resolve(rule, pieces).separators
+        return
+    try:
+        found = segments.resolve(rule, pieces).separators
+    except UserError:
+        found = ()
+    if found != fixed:
+        shown = ", ".join(f"{i} ({pieces[i]!r})" for i in fixed if i < len(pieces))
+        cli.say(
+            f"Note: segments end at the ids {fixed} as in the source's code; with this tokenizer those "
+            f"are {shown or 'none'}, while the rule {rule!r} would be {found}"
+        )

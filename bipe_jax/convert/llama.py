@@ -1,0 +1,136 @@
+"""The config.json of a plain Llama model -> our config."""
+
+import math
+
+from bipe_jax import config as fields
+from bipe_jax import defaults
+from bipe_jax.errors import UserError
+
+# What is no parameter: a buffer that older versions of transformers saved.
+IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+MOST_ROWS = {}
+
+# Keys with the only values that our decoder computes; the first is what a missing key means.
+_ONLY = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "quantization_config": (None,),
+}
+
+# Kinds of `rope_scaling` -> a function of its dict that gives the options of our rope entry.
+SCALINGS = {"default": lambda scaling: ()}
+
+
+def config_of(theirs: dict, where: str):
+    """Our config of a Llama model: rope of position, and the rule "sentence" for what is made of it.
+
+    Args:
+      theirs: what config.json holds.
+      where: its path, for errors.
+
+    Raises:
+      UserError: it is of another architecture, or asks for something that our decoder lacks.
+    """
+    if "rpe_type" in theirs:
+        raise UserError(
+            f"{where} has an rpe_type={theirs['rpe_type']!r}, so it is BiPE's authors': "
+            "use the command from-authors"
+        )
+    if theirs.get("model_type") != "llama":
+        raise UserError(
+            f"{where}: model_type={theirs.get('model_type')!r} is not supported: only 'llama' is"
+        )
+    c = decoder(theirs, where)
+    c.sequence_length = value(theirs, "max_position_embeddings", where)
+    c.position.absolute = ()
+    c.position.relative = (("rope", "position", *_rope_options(theirs, where)),)
+    c.segments.rule = "sentence"
+    return c
+
+
+def value(theirs: dict, key: str, where: str, kind=int, missing=None):
+    """The value of a key, or of a missing one (or null) `missing`.
+
+    Raises:
+      UserError: it is of another kind, or it is missing and has no default.
+    """
+    found = theirs.get(key)
+    found = missing if found is None else found
+    if found is None:
+        raise UserError(f"{where} has no {key!r}")
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(found, kinds) or isinstance(found, bool) != (kind is bool):
+        raise UserError(f"{where}: {key}={found!r} must be of the type {kind.__name__}")
+    return found
+
+
+def decoder(theirs: dict, where: str):
+    """Our config of a Llama-like decoder, but for its encodings, length and segment rule."""
+    for key, allowed in _ONLY.items():
+        if theirs.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"{where}: {key}={theirs[key]!r} is not supported: only {allowed[0]!r} is"
+            )
+    c = defaults.get_config()
+    m = c.model
+    m.width = value(theirs, "hidden_size", where)
+    m.layers = value(theirs, "num_hidden_layers", where)
+    m.heads = value(theirs, "num_attention_heads", where)
+    m.feed_forward = value(theirs, "intermediate_size", where)
+    m.vocab_size = value(theirs, "vocab_size", where)
+    # The defaults are those of transformers' LlamaConfig.
+    m.kv_heads = value(theirs, "num_key_value_heads", where, missing=m.heads)
+    m.tied_output = value(theirs, "tie_word_embeddings", where, bool, missing=False)
+    m.norm_epsilon = value(theirs, "rms_norm_eps", where, float, missing=1e-6)
+    m.init_std = value(theirs, "initializer_range", where, float, missing=0.02)
+    m.dtype = "float32"  # so that the logits are theirs; a training's config may say otherwise
+    head_width = value(theirs, "head_dim", where, missing=m.width // max(m.heads, 1))
+    if head_width * m.heads != m.width:
+        raise UserError(
+            f"{where}: head_dim={head_width} is not supported: only hidden_size / "
+            f"num_attention_heads = {m.width} / {m.heads} is"
+        )
+    return c
+
+
+def complete(c, where: str) -> None:
+    """Sets what follows from the rest, and checks all. Raises UserError, see `config.validate`."""
+    if c.sequence_length > c.loss_chunk:
+        c.loss_chunk = math.gcd(c.loss_chunk, c.sequence_length)
+    try:
+        fields.validate(c)
+    except UserError as error:
+        raise UserError(f"{where} makes no config of ours: {error}") from None
+
+
+def scaling_options(theirs: dict, where: str) -> tuple:
+    """The options of our rope entry for what scales their angles; () where nothing does.
+
+    Raises:
+      UserError: a kind that our decoder lacks.
+    """
+    scaling = _rope_parameters(theirs, where)
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    if kind not in SCALINGS:
+        raise UserError(
+            f"{where}: rope scaling of the kind {kind!r} is not supported: only "
+            f"{', '.join(map(repr, SCALINGS))} is"
+        )
+    return SCALINGS[kind](scaling)
+
+
+def _rope_parameters(theirs: dict, where: str) -> dict:
+    """`rope_parameters` (transformers 5), or `rope_scaling` before it."""
+    return value(theirs, "rope_parameters", where, dict, {}) or value(
+        theirs, "rope_scaling", where, dict, {}
+    )
+
+
+def _rope_options(theirs: dict, where: str) -> tuple:
+    given = theirs | _rope_parameters(theirs, where)
+    turned = value(given, "partial_rotary_factor", where, float, 1.0)
+    if turned != 1:
+        raise UserError(f"{where}: partial_rotary_factor={turned!r} is not supported: only 1.0 is")
+    theta = value(given, "rope_theta", where, float, 10000.0)
+    return ("theta", theta), *scaling_options(theirs, where)

@@ -1,0 +1,182 @@
+"""Our parameters and Llama's, as Hugging Face names and shapes them: bit for bit, both ways.
+
+| ours                             | theirs                                                   |
+|----------------------------------|----------------------------------------------------------|
+| embed/table                      | model.embed_tokens.weight                                |
+| absolute/learned_COORDINATE/table| model.embeds.I.weight, I counts the learned tables       |
+| layers/..., stacked in front     | model.layers.LAYER....                                   |
+| norm/scale                       | model.norm.weight                                        |
+| output/kernel, if not tied       | lm_head.weight                                           |
+
+A matrix of theirs is (outputs, inputs), and heads are flattened; ours is (inputs, outputs).
+`model.embeds` is what BiPE's authors call their tables.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bipe_jax import model, positions, sharding
+from bipe_jax.errors import UserError
+
+# Ours -> theirs, and how many of our dimensions are a matrix's inputs; 0: not turned round.
+_EMBED = {"embed/table": ("model.embed_tokens.weight", 0)}
+_LAYER = {
+    "layers/attention_norm/scale": ("input_layernorm.weight", 0),
+    "layers/attention/query": ("self_attn.q_proj.weight", 1),
+    "layers/attention/key": ("self_attn.k_proj.weight", 1),
+    "layers/attention/value": ("self_attn.v_proj.weight", 1),
+    "layers/attention/output": ("self_attn.o_proj.weight", 2),
+    "layers/feed_forward_norm/scale": ("post_attention_layernorm.weight", 0),
+    "layers/feed_forward/gate": ("mlp.gate_proj.weight", 1),
+    "layers/feed_forward/up": ("mlp.up_proj.weight", 1),
+    "layers/feed_forward/down": ("mlp.down_proj.weight", 1),
+}
+_END = {"norm/scale": ("model.norm.weight", 0), "output/kernel": ("lm_head.weight", 1)}
+_TIED = "lm_head.weight"
+
+
+class Pair(NamedTuple):
+    """One tensor of theirs and where ours is.
+
+    Attributes:
+      ours: the parameter's name, parts joined by "/".
+      layer: which part of the stacked parameter, or None.
+      theirs: the tensor's name.
+      shape: of theirs.
+      turned: whether ours, with heads flattened, is the transpose of theirs.
+    """
+
+    ours: str
+    layer: int | None
+    theirs: str
+    shape: tuple[int, ...]
+    turned: bool
+
+
+def abstract(config) -> dict:
+    """The shapes of a config's parameters: what `model.init` returns, without any memory."""
+    return jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+
+
+def _by_name(params: dict) -> dict:
+    return dict(zip(jax.tree.leaves(sharding.names(params)), jax.tree.leaves(params), strict=True))
+
+
+def pairs(config) -> list[Pair]:
+    """Every parameter of a config, in the order of the forward pass.
+
+    Raises:
+      UserError: a parameter has no name among theirs.
+    """
+    learned = [entry.name for entry in positions.absolute(config) if entry.kind == "learned"]
+    tables = {
+        f"absolute/{name}/table": (f"model.embeds.{i}.weight", 0) for i, name in enumerate(learned)
+    }
+    shapes = {name: leaf.shape for name, leaf in _by_name(abstract(config)).items()}
+    if unknown := shapes.keys() - (_EMBED | tables | _LAYER | _END).keys():
+        raise UserError(f"the parameter {min(unknown)!r} has no counterpart in Llama's checkpoints")
+
+    def pair(name, theirs, inputs, layer=None):
+        shape = shapes[name] if layer is None else shapes[name][1:]
+        if inputs:
+            shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+        return Pair(name, layer, theirs, shape, bool(inputs))
+
+    return [
+        *(pair(name, *row) for name, row in (_EMBED | tables).items()),
+        *(
+            pair(name, f"model.layers.{layer}.{theirs}", inputs, layer)
+            for layer in range(config.model.layers)
+            for name, (theirs, inputs) in _LAYER.items()
+        ),
+        *(pair(name, *row) for name, row in _END.items() if name in shapes),
+    ]
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first three names, and how many there are in all."""
+    names = sorted(names)
+    more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def check(config, shapes: dict, where: str, ignored: str = "") -> None:
+    """Raises UserError unless a checkpoint has exactly the tensors that a config asks for.
+
+    Args:
+      config: a config of ours.
+      shapes: the shape of each tensor of theirs by its name.
+      where: the checkpoint, for the error.
+      ignored: a regular expression of names that are no parameters.
+    """
+    wanted = {pair.theirs: pair.shape for pair in pairs(config)}
+    if missing := wanted.keys() - shapes.keys():
+        raise UserError(f"{where} lacks tensors that its config asks for: {_few(missing)}")
+    surplus = {name for name in shapes.keys() - wanted.keys() if not re.fullmatch(ignored, name)}
+    if config.model.tied_output:
+        surplus.discard(_TIED)  # that it is the embedding is checked where it is read
+    if surplus:
+        raise UserError(
+            f"{where} has tensors that its config does not account for: {_few(surplus)}"
+        )
+    for name, shape in wanted.items():
+        if tuple(shapes[name]) != shape:
+            raise UserError(
+                f"{where}: {name} has the shape {tuple(shapes[name])}, but its config asks for {shape}"
+            )
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32, aligned to 64 bytes: JAX on a CPU takes such an array over without a copy."""
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
+
+
+def from_llama(config, shapes: dict, read: Callable[[str], np.ndarray], where: str) -> dict:
+    """Our parameters from their tensors, one after the other.
+
+    Args:
+      config: a config of ours that fits them, see `check`.
+      shapes: the shape of each tensor of theirs by its name.
+      read: gives a tensor by its name.
+      where: the checkpoint, for the error.
+
+    Returns:
+      A nested dict of float32 NumPy arrays, as `model.init` has them.
+
+    Raises:
+      UserError: the output is tied by the config, but is another matrix than the embedding.
+    """
+    params = jax.tree.map(lambda leaf: _empty(leaf.shape), abstract(config))
+    flat = _by_name(params)
+    for pair in pairs(config):
+        ours = flat[pair.ours] if pair.layer is None else flat[pair.ours][pair.layer]
+        theirs = read(pair.theirs)
+        ours[...] = theirs.T.reshape(ours.shape) if pair.turned else theirs
+    if (
+        config.model.tied_output
+        and _TIED in shapes
+        and not np.array_equal(read(_TIED), flat["embed/table"])
+    ):
+        raise UserError(
+            f"{where}: the config ties the output to the embedding, but {_TIED} differs from it"
+        )
+    return params
+
+
+def to_llama(config, params: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """Their names and tensors (contiguous float32) from our parameters, one after the other."""
+    flat = {name: np.asarray(leaf, np.float32) for name, leaf in _by_name(params).items()}
+    for pair in pairs(config):
+        ours = flat[pair.ours] if pair.layer is None else flat[pair.ours][pair.layer]
+        if pair.turned:
+            ours = ours.reshape(pair.shape[::-1]).T
+        yield pair.theirs, np.ascontiguousarray(ours)
