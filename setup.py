@@ -52,6 +52,10 @@ setup(
         "beam": ["apache-beam>=2.77,<3"],  # bipe_jax.data.prepare on a cluster
         "benchmark": ["torch>=2.8", "datasets>=4", "tokenizers>=0.22"],  # what it compares with
         "convert": ["torch>=2.8"],  # bipe_jax.convert reads pytorch_model.bin
+        "hf": [
+            "torch>=2.8",
+            "transformers>=5.23",
+        ],  # only the tests of bipe_jax.convert to-hf need it
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },

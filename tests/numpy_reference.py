@@ -30,12 +30,39 @@ def attend(q, k, v, bias=None, document_ids=None):
     return out
 
 
-def rope(x, coordinate, theta=10000.0):
+def rope_angles(coordinate, width, theta=10000.0, scaling="", factor=None, original=None):
+    """How far the pairs of a head are turned: (B, L) -> (B, L, H/2); and the factor sqrt(1/t).
+
+    "linear" moves the coordinate, as Chen et al. (2023) do; "ntk" and "dynamic-ntk" change the base,
+    as bloc97's post and Hugging Face's code do; "yarn" follows Peng et al. (2023), equations 17-22.
+    """
+    coordinate = np.asarray(coordinate, np.float64)
+    angles = np.empty((*coordinate.shape, width // 2))
+    for row, values in enumerate(coordinate):
+        base, seen = theta, max(values) + 1
+        if scaling == "ntk":
+            base = theta * factor ** (width / (width - 2))
+        if scaling == "dynamic-ntk" and seen > original:
+            stretch = (factor * seen / original) - (factor - 1)
+            base = theta * stretch ** (width / (width - 2))
+        for d in range(width // 2):
+            frequency = base ** (-2 * d / width)
+            m = values / factor if scaling == "linear" else values
+            if scaling == "yarn":
+                wavelength = 2 * np.pi * theta ** (2 * d / width)
+                r, alpha, beta = original / wavelength, 1, 32
+                gamma = 0 if r < alpha else 1 if r > beta else (r - alpha) / (beta - alpha)
+                frequency = (1 - gamma) * frequency / factor + gamma * frequency
+            angles[row, :, d] = m * frequency
+    return angles, 0.1 * np.log(factor) + 1 if scaling == "yarn" else 1.0
+
+
+def rope(x, coordinate, theta=10000.0, **scaling):
     """Turns the complex number x_i + i x_{i+H/2} by coordinate * theta^(-2i/H). x: (B, L, N, H)."""
     x = np.asarray(x, np.float64)
     half = x.shape[-1] // 2
-    angles = np.asarray(coordinate)[..., None, None] * theta ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    angles, magnitude = rope_angles(coordinate, 2 * half, theta, **scaling)
+    turned = (x[..., :half] + 1j * x[..., half:]) * magnitude * np.exp(1j * angles[:, :, None])
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 

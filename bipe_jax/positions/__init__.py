@@ -16,16 +16,20 @@ UserError for what does not make sense. Beyond that:
   `rotate(x, prepared)` for queries and keys (B, L, N, H); otherwise it has
   `bias(query_prepared, key_prepared, heads)`, which returns (B, N, L, S) in float32 for those of
   the model's query heads, and `linear`: if true, it has `columns` too (see `bias.linear_columns`)
-  and runs on flash kernels.
+  and runs on flash kernels. `steady`: what `prepare` gives for a token does not depend on the other
+  tokens of its row, so that decoding may keep it.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
 from bipe_jax.positions.bias import Alibi
 from bipe_jax.positions.rotary import Rope
+from bipe_jax.positions.scaling import NEED_ORIGINAL, SCALINGS
 from bipe_jax.segments import COORDINATES
 
 ABSOLUTE = {"learned": Learned, "sinusoidal": Sinusoidal}
@@ -70,11 +74,20 @@ def _parse(key: str, entry, registry: dict, elsewhere: dict) -> Entry:
         if wanted is None:
             known = ", ".join(registry[kind].options)
             raise UserError(f"{key}: {kind!r} has no option {name!r}: use one of {known}")
-        number = (int, float) if wanted is float else wanted
-        if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
-            raise UserError(f"{key}: {kind} {name}={value!r} must be a finite {wanted.__name__}")
+        if complaint := _complaint(value, wanted):
+            raise UserError(f"{key}: {kind} {name}={value!r} must be {complaint}")
         parsed[name] = wanted(value)
     return Entry(kind, coordinate, parsed)
+
+
+def _complaint(value, wanted: type) -> str | None:
+    """What an option's value must be, if it is not."""
+    if wanted is str:
+        return None if isinstance(value, str) else "a string"
+    number = (int, float) if wanted is float else wanted
+    if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
+        return f"a finite {wanted.__name__}"
+    return None
 
 
 def _entries(key: str, entries, registry: dict, elsewhere: dict) -> list[Entry]:
@@ -128,3 +141,67 @@ def check_length(config, length: int) -> None:
                 f"the learned table of position ends at {size:,} tokens: the model has nothing for "
                 f"length {length:,}"
             )
+
+
+def extend(config, spec: str, ran: Mapping[str, float] = MappingProxyType({})):
+    """A copy of a trained model's config, whose rotary encoding is scaled, whatever its coordinate.
+
+    A scaling that the encoding has already is replaced: the new factor too counts from the training
+    without one.
+
+    Args:
+      spec: SCALING:FACTOR or SCALING:FACTOR:ORIGINAL, such as "ntk:4", "yarn:8" or "yarn:8:80"; see
+        `scaling`.
+      ran: how far coordinates ran in training, where `spec` does not say it. `position` is known: it
+        ran to `sequence_length`.
+
+    Raises:
+      UserError: the spec is malformed, there is no rotary encoding, or it is not known how far the
+        coordinate ran in training.
+    """
+    scaling, factor, original = _parse_extension(spec)
+    encodings = relative(config)
+    rotary = next((entry for entry in encodings if RELATIVE[entry.kind].rotates), None)
+    if rotary is None:
+        shown = ", ".join(entry.name for entry in encodings) or "nothing"
+        raise UserError(
+            f"extension {spec!r} scales a rotary encoding, and this model has none: its "
+            f"position.relative has {shown}"
+        )
+    if original is None and scaling in NEED_ORIGINAL:
+        if rotary.options.get("scaling"):  # the config's lengths are no longer those before it
+            original = rotary.options.get("original")
+        else:
+            original = {"position": config.sequence_length, **ran}.get(rotary.coordinate)
+        if original is None:
+            raise UserError(
+                f"extension {spec!r}: how far {rotary.coordinate!r} ran before the model was extended "
+                f"is not known: add it, as in {scaling}:{factor:g}:80"
+            )
+    new = {"scaling": scaling, "factor": factor, "original": original}
+    options = {name: v for name, v in (rotary.options | new).items() if v is not None}
+    extended = config.copy_and_resolve_references()
+    extended.position.relative = tuple(
+        (entry.kind, entry.coordinate, *(options if entry is rotary else entry.options).items())
+        for entry in encodings
+    )
+    check(extended)
+    return extended
+
+
+def _parse_extension(spec: str) -> tuple[str, float, float | None]:
+    scaling, *numbers = spec.split(":")
+    try:
+        factor, *original = map(float, numbers)
+        if (
+            scaling not in SCALINGS
+            or len(original) > 1
+            or not all(map(math.isfinite, [factor, *original]))
+        ):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"extension {spec!r} must be SCALING:FACTOR or SCALING:FACTOR:ORIGINAL, such as yarn:8 or "
+            f"yarn:8:80, with SCALING one of {', '.join(SCALINGS)}"
+        ) from None
+    return scaling, factor, original[0] if original else None

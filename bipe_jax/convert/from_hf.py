@@ -1,0 +1,29 @@
+"""What `to_hf` wrote -> our config: it is in config.json, as it was."""
+
+from bipe_jax import config as fields
+from bipe_jax.convert import llama
+from bipe_jax.errors import UserError
+
+IGNORED = llama.IGNORED
+MOST_ROWS = {}
+
+
+def config_of(theirs: dict, where: str):
+    """The config that config.json holds.
+
+    Args:
+      theirs: what config.json holds.
+      where: its path, for errors.
+
+    Raises:
+      UserError: the directory was not written by `to_hf`.
+    """
+    ours = theirs.get("bipe_jax")
+    if isinstance(ours, dict):
+        return fields.from_dict(ours)
+    command = {"llama": "from-llama"}.get(theirs.get("model_type"), "from-llama or from-authors")
+    if "rpe_type" in theirs:
+        command = "from-authors"
+    raise UserError(
+        f"{where} has no config of ours (key 'bipe_jax'), so to-hf did not write it: use {command}"
+    )

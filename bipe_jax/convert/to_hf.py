@@ -1,0 +1,246 @@
+"""A checkpoint of ours -> a directory that Hugging Face's transformers loads.
+
+A model whose only encoding is rope of position becomes a plain Llama; any other comes with
+`modeling_bipe.py`, for `trust_remote_code=True`. The tokenizer is SentencePiece itself, behind
+`tokenization_bipe.py`. `config.json` holds our whole config under the key "bipe_jax", by which
+`from_hf` gives back what went in.
+"""
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+
+import sentencepiece
+from safetensors.numpy import save_file
+
+from bipe_jax import checkpoint, cli, positions, segments
+from bipe_jax.convert import mapping
+from bipe_jax.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+_HERE = os.path.dirname(__file__)
+
+# Options of each kind that modeling_bipe.py computes, with what they are where an entry leaves them
+# out; of a config, since some follow from it.
+_OPTIONS: dict[str, Callable] = {
+    "learned": lambda config: {"size": config.sequence_length},
+    "sinusoidal": lambda config: {"theta": 10000.0, "scale": config.model.init_std},
+    "rope": lambda config: {"theta": 10000.0, "scaling": "", "factor": None, "original": None},
+    "alibi": lambda config: {"slope_scale": 1.0},
+}
+_SCALINGS = ("", "linear", "ntk", "dynamic-ntk", "yarn")
+
+
+def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes config, parameters in float32, tokenizer and code to a new directory.
+
+    Args:
+      path: a checkpoint, see `checkpoint.load`.
+      destination: a local directory that does not exist, or is empty.
+      shard_bytes: more parameters than this are cut into several files.
+
+    Raises:
+      UserError: one line that names what is wrong with them. `destination` is as it was.
+    """
+    _check_free(destination)
+    meta, params = checkpoint.load(path)
+    config, tokenizer = meta.config, meta.tokenizer
+    llama = is_llama(config)
+    files = {
+        "config.json": config_of(config, tokenizer),
+        "generation_config.json": _generation_config(config, tokenizer),
+        "tokenizer_config.json": _tokenizer_config(tokenizer),
+    }
+    unfinished = f"{os.path.abspath(destination)}.unfinished"
+    try:
+        os.makedirs(unfinished)
+        for name, content in files.items():
+            with open(os.path.join(unfinished, name), "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2, ensure_ascii=False)
+        with open(os.path.join(unfinished, "tokenizer.model"), "wb") as file:
+            file.write(tokenizer.model)
+        for code in ("tokenization_bipe.py", *([] if llama else ["modeling_bipe.py"])):
+            shutil.copyfile(os.path.join(_HERE, code), os.path.join(unfinished, code))
+        _write_tensors(unfinished, config, params, shard_bytes)
+        os.rename(unfinished, destination)
+    except FileExistsError:
+        raise UserError(
+            f"{unfinished} is there already, from a conversion that is under way or was killed: "
+            "remove it"
+        ) from None
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"writing {destination} failed ({reason})") from error
+    what = "LlamaForCausalLM" if llama else "trust_remote_code=True"
+    cli.say(f"Wrote {destination} ({what})")
+
+
+def _check_free(destination: str) -> None:
+    if "://" in destination:
+        raise UserError(f"{destination}: transformers reads local directories: name one")
+    if os.path.isfile(destination) or (os.path.isdir(destination) and os.listdir(destination)):
+        raise UserError(f"{destination} is there already, and not empty: name another directory")
+
+
+def is_llama(config) -> bool:
+    """Whether a model is a plain Llama: rope of position, not scaled, and nothing else."""
+    relative = positions.relative(config)
+    return (
+        not positions.absolute(config)
+        and [entry.name for entry in relative] == ["rope_position"]
+        and not _exported(config, relative[0])["scaling"]
+    )
+
+
+def _exported(config, entry: positions.Entry) -> dict:
+    """An entry as modeling_bipe.py takes it, with all options."""
+    if entry.kind not in _OPTIONS:
+        raise UserError(
+            f"the encoding {entry.kind!r} of {entry.coordinate!r} cannot be converted: "
+            f"modeling_bipe.py computes {', '.join(_OPTIONS)}"
+        )
+    options = _OPTIONS[entry.kind](config)
+    if unknown := entry.options.keys() - options.keys():
+        raise UserError(
+            f"the option {min(unknown)!r} of {entry.kind!r} cannot be converted: modeling_bipe.py "
+            f"knows {', '.join(options)}"
+        )
+    options |= entry.options
+    if (scaling := options.get("scaling", "")) not in _SCALINGS:
+        raise UserError(
+            f"the rope scaling {scaling!r} cannot be converted: modeling_bipe.py computes "
+            f"{', '.join(_SCALINGS[1:])}"
+        )
+    return {"kind": entry.kind, "coordinate": entry.coordinate, **options}
+
+
+def encodings_of(config) -> dict:
+    """The encodings as modeling_bipe.py takes them. Raises UserError for what it does not compute."""
+    return {
+        "absolute_encodings": [_exported(config, e) for e in positions.absolute(config)],
+        "relative_encodings": [_exported(config, e) for e in positions.relative(config)],
+    }
+
+
+def config_of(config, tokenizer) -> dict:
+    """config.json: Llama's names, the encodings, and our config as it is.
+
+    Raises:
+      UserError: an encoding that modeling_bipe.py does not compute.
+    """
+    m, ids = config.model, _ids(tokenizer)
+    common = {
+        "vocab_size": m.vocab_size,
+        "hidden_size": m.width,
+        "intermediate_size": m.feed_forward,
+        "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads,
+        "num_key_value_heads": m.kv_heads,
+        "rms_norm_eps": m.norm_epsilon,
+        "initializer_range": m.init_std,
+        "max_position_embeddings": config.sequence_length,
+        "tie_word_embeddings": m.tied_output,
+        "dtype": "float32",
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["pad"],
+        "bipe_jax": config.to_dict(),
+    }
+    if is_llama(config):
+        (rope,) = (_exported(config, entry) for entry in positions.relative(config))
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": rope["theta"]},
+            "rope_theta": rope["theta"],  # where transformers before 5 look
+            **common,
+        }
+    rule = segments.rule_of(config)
+    return {
+        "architectures": ["BipeForCausalLM"],
+        "model_type": "bipe_jax",
+        "auto_map": {
+            "AutoConfig": "modeling_bipe.BipeConfig",
+            "AutoModelForCausalLM": "modeling_bipe.BipeForCausalLM",
+        },
+        **encodings_of(config),
+        "segment_separators": list(rule.separators),
+        "segment_length": rule.length,
+        **common,
+    }
+
+
+def _ids(tokenizer) -> dict:
+    """The ids of BOS and EOS, None where there is none, of UNK, and of what pads."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    ids = {name: getattr(processor, f"{name}_id")() for name in ("bos", "eos", "pad", "unk")}
+    ids = {name: i if i >= 0 else None for name, i in ids.items()}
+    # What pads is masked, so that any will do.
+    ids["pad"] = next(i for i in (ids["pad"], ids["eos"], ids["unk"]) if i is not None)
+    return ids
+
+
+def _generation_config(config, tokenizer) -> dict:
+    ids = _ids(tokenizer)
+    dynamic = any(
+        entry.options.get("scaling") == "dynamic-ntk" for entry in positions.relative(config)
+    )
+    return {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": sorted(tokenizer.ends) or None,
+        "pad_token_id": ids["pad"],
+        "use_cache": not dynamic,  # its keys change with the length
+    }
+
+
+def _tokenizer_config(tokenizer) -> dict:
+    """tokenizer_config.json.
+
+    Without trust_remote_code transformers take their own class for SentencePiece (since 5.0), which
+    gives the same ids; only its decoding is not exact.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    ids = _ids(tokenizer)
+    tokens = {f"{name}_token": processor.id_to_piece(i) for name, i in ids.items() if i is not None}
+    return {
+        "tokenizer_class": "SentencePieceBackend",
+        "auto_map": {"AutoTokenizer": ["tokenization_bipe.BipeTokenizer", None]},
+        **tokens,
+        "special_tokens_pattern": "none" if ids["bos"] is None else "bos",
+        "split_special_tokens": True,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_tensors(directory: str, config, params: dict, shard_bytes: int) -> None:
+    """model.safetensors, or model-I-of-N.safetensors and their index."""
+    shards, size = [[]], 0  # names
+    for pair in mapping.pairs(config):
+        nbytes = 4 * math.prod(pair.shape)
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(pair.theirs)
+        size += nbytes
+    count = len(shards)
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        files = ["model.safetensors"]
+    tensors, total = mapping.to_llama(config, params), 0
+    for names, file in zip(shards, files, strict=True):
+        part = dict(itertools.islice(tensors, len(names)))
+        save_file(part, os.path.join(directory, file), metadata={"format": "pt"})
+        total += sum(tensor.nbytes for tensor in part.values())
+    if count > 1:
+        places = {name: file for names, file in zip(shards, files, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        with open(os.path.join(directory, "model.safetensors.index.json"), "w") as file:
+            json.dump(index, file, indent=2)
