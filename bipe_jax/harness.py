@@ -21,14 +21,14 @@ _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the 
 
 
 def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_fewshot=None,
-        limit=None, output="") -> dict:  # fmt: skip
+        limit=None, extend="", output="") -> dict:  # fmt: skip
     """Runs tasks and writes OUTPUT/harness.json.
 
     Args:
       path: a checkpoint, see `checkpoint.load`.
       tasks: names, or patterns of them. include_path: a directory of tasks of one's own.
       max_length: tokens; 0 takes MULTIPLE times the training length, or what a learned table allows.
-      num_fewshot, limit: as the harness has them. output: "" takes `path`.
+      num_fewshot, limit: as the harness has them. extend: see `positions.extend`. output: "" takes `path`.
 
     Returns:
       What `lm_eval.simple_evaluate` does.
@@ -50,7 +50,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     if (num_fewshot or 0) < 0:
         raise UserError(f"--num_fewshot={num_fewshot} must be at least 0")
     manager, names = find_tasks(tasks, include_path)
-    placed = inference.load(path)
+    placed = inference.load(path, extend)
     model = Harness(placed, max_length or default_length(placed.config))
     output = output or path
     make_output(output)
@@ -173,6 +173,7 @@ def main():
     parser.add_argument(
         "--max_length", type=int, default=0, help="tokens of a text (4 times the training's)"
     )
+    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:4")
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     args = parser.parse_args()
     checkpoint.quiet()
@@ -181,6 +182,7 @@ def main():
         args.checkpoint,
         [name for name in args.tasks.split(",") if name],
         max_length=args.max_length,
+        extend=args.extend,
         include_path=args.include_path,
         num_fewshot=args.num_fewshot,
         limit=args.limit,

@@ -38,6 +38,7 @@ def main():
     parser.add_argument(
         "--haystack", default="", help="a source of text, such as 'texts/*.jsonl.zst' (noise)"
     )
+    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:8")
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     args = parser.parse_args()
     settings = Settings(
@@ -47,6 +48,7 @@ def main():
         args.samples,
         args.seed,
         args.haystack,
+        args.extend,
     )
     checkpoint.quiet()
     enable_cache()

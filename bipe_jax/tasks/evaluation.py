@@ -28,6 +28,7 @@ class Settings:
       samples: prompts of each task, length and depth.
       seed: of everything that is drawn.
       haystack: a source, see `data.sources.open_source`; "": the passkey paper's sentences.
+      extend: a scaling of the rotary encoding, see `positions.extend`; "": none.
     """
 
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -36,6 +37,7 @@ class Settings:
     samples: int = 20
     seed: int = 0
     haystack: str = ""
+    extend: str = ""
 
 
 class Asked(NamedTuple):
@@ -207,7 +209,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
       UserError: a wrong input; see docs/tasks.md.
     """
     check(settings)
-    placed = inference.load(path)
+    placed = inference.load(path, settings.extend)
     output = output or path
     make_output(output)
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(placed, settings)}
