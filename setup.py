@@ -48,6 +48,7 @@ setup(
         "preflight": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],  # gs:// paths
         "s3": ["etils[epath-s3]"],  # s3:// paths
+        "eval": ["lm_eval>=0.4.13,<0.5"],  # bipe_jax.harness
         "beam": ["apache-beam>=2.77,<3"],  # bipe_jax.data.prepare on a cluster
         "benchmark": ["torch>=2.8", "datasets>=4", "tokenizers>=0.22"],  # what it compares with
         "convert": ["torch>=2.8"],  # bipe_jax.convert reads pytorch_model.bin

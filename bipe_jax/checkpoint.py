@@ -169,6 +169,54 @@ def steps(path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+@contextlib.contextmanager
+def _reading(path, step: int | None):
+    """The manager, the directory and the step of a complete checkpoint; nothing is touched."""
+    directory, of_path = _locate(path)
+    step = of_path if step is None else step
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {path}: no such directory")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    # Without handlers Orbax would not say what shapes there are.
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "tokenizer": ocp.JsonCheckpointHandler(),
+    }
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    try:
+        step = manager.latest_step() if step is None else step
+        if step is None or not (directory / str(step) / "params").is_dir():
+            raise UserError(f"checkpoint {path}: no complete checkpoint in {directory}")
+        yield manager, directory, step
+    except UserError:
+        raise
+    except Exception as error:  # whatever missing or damaged files make of Orbax
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {path}: step {step} is damaged or was deleted ({reason})"
+        ) from error
+    finally:
+        manager.close()
+
+
+def describe(path, step: int | None = None) -> tuple[Meta, dict]:
+    """A checkpoint's meta data, and its parameters' shapes and dtypes. See `load`."""
+    with _reading(path, step) as (manager, directory, step):
+        saved = manager.item_metadata(step).params
+        if saved is None:
+            raise FileNotFoundError("params has no _METADATA")
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
+        return _read_meta(manager, directory, step), shapes
+
+
+def read_params(path, step: int | None, abstract: dict) -> dict:
+    """A checkpoint's parameters; `abstract` gives shapes, dtypes and shardings. See `load`."""
+    with _reading(path, step) as (manager, _, step):
+        restore = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return manager.restore(step, args=restore).params
+
+
 def load(path, step: int | None = None) -> tuple[Meta, dict]:
     """Reads a checkpoint's meta data and parameters, without touching anything.
 
@@ -179,26 +227,12 @@ def load(path, step: int | None = None) -> tuple[Meta, dict]:
     Raises:
       UserError: there is no complete checkpoint.
     """
-    directory, of_path = _locate(path)
-    step = of_path if step is None else step
-    if not directory.is_dir():
-        raise UserError(f"checkpoint {path}: no such directory")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    manager = ocp.CheckpointManager(directory, options=options)
-    try:
-        step = manager.latest_step() if step is None else step
-        if step is None or not (directory / str(step) / "params").is_dir():
-            raise UserError(f"checkpoint {path}: no complete checkpoint in {directory}")
-        meta = _read_meta(manager, directory, step)
-        shapes = manager.item_metadata(step).params
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-        )
-        restore = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return meta, manager.restore(step, args=restore).params
-    finally:
-        manager.close()
+    meta, shapes = describe(path, step)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    return meta, read_params(path, meta.step, abstract)
 
 
 def check_free(workdir) -> None:

@@ -77,6 +77,7 @@ FIELDS = {
     "batch_size": _COUNT,
     "sequence_length": _Number(int, low=2),
     "seed": _Number(int, low=0, high=2**31 - 1),  # Grain adds the window's number, in 32 bits
+    "initial_checkpoint": _TEXT,
     "accumulation": _COUNT,
     "loss_chunk": _COUNT,
     "model.layers": _COUNT,
@@ -138,6 +139,9 @@ _FIXED_AT_START = re.compile(
     r"(model\.(?!remat|attention).*|position\..*|segments\..*|optimizer\.name|sequence_length|batch_size|seed"
     r"|data\.(train|sets|shuffle_blocks|packing|separate_documents|cut_documents))"
 )
+
+# What must be as it was for parameters to mean the same in a new run that starts from them.
+_FIXED_BY_PARAMETERS = re.compile(r"model\.(?!remat|attention|dtype).*")
 
 
 def flatten(config) -> dict:
@@ -214,16 +218,30 @@ def validate(config) -> None:
 
 def check_resumable(saved, config) -> None:
     """Raises UserError if a run that `saved` belongs to cannot go on with `config`."""
-    before, now = flatten(saved), flatten(config)
-    for name in FIELDS:
+    for name, before, now in _differences(saved, config, _FIXED_AT_START):
         # The separators follow from the rule and the tokenizer, which comes with the checkpoint.
-        if name == "segments.separators" or not _FIXED_AT_START.fullmatch(name):
-            continue
-        if _plain(before[name]) != _plain(now[name]):
+        if name != "segments.separators":
             raise UserError(
-                f"config.{name}={now[name]!r}, but the checkpoint in this workdir was trained with "
-                f"{before[name]!r}: use that value, or another --workdir"
+                f"config.{name}={now!r}, but the checkpoint in this workdir was trained with "
+                f"{before!r}: use that value, or another --workdir"
             )
+
+
+def check_startable(saved, config) -> None:
+    """Raises UserError if a new run cannot start from the parameters of a run with `saved`."""
+    for name, before, now in _differences(saved, config, _FIXED_BY_PARAMETERS):
+        raise UserError(
+            f"config.{name}={now!r}, but config.initial_checkpoint={config.initial_checkpoint} was "
+            f"trained with {before!r}: use that value"
+        )
+
+
+def _differences(saved, config, fields: re.Pattern):
+    """Yields (name, value in `saved`, value in `config`) of the fields that are not equal."""
+    before, now = flatten(saved), flatten(config)
+    for name in filter(fields.fullmatch, FIELDS):
+        if _plain(before[name]) != _plain(now[name]):
+            yield name, before[name], now[name]
 
 
 def _plain(value):

@@ -15,6 +15,9 @@ def get_config() -> ConfigDict:
     c.sequence_length = 1024  # tokens of a block that the model is trained on
     c.seed = 0  # of the parameters and of the order of the data
 
+    # A new run starts from the parameters of this checkpoint (a run's workdir, or one step's
+    # directory), at step 0; positions and the segment rule may differ. "": from scratch.
+    c.initial_checkpoint = ""
     c.accumulation = 1  # parts that a batch is computed in, one after the other, to save memory
     c.loss_chunk = 128  # tokens of each sequence whose logits are held at once
 

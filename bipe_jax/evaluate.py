@@ -58,6 +58,8 @@ def resolve(settings: Settings, config) -> Settings:
     )
     perplexity.check_lengths(config, settings.lengths)
     protocol(settings.protocol, settings.lengths)
+    if settings.extend:  # how far segments ran is measured later; what is wrong is said now
+        positions.extend(config, settings.extend, {"segment": 1.0})
     if ";" in settings.data:
         raise UserError(
             f"--data={settings.data}: evaluation takes one source; mixtures by weight are for training"

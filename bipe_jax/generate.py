@@ -12,17 +12,19 @@ from bipe_jax import checkpoint, cli, decode, inference
 from bipe_jax.compiling import enable_cache
 
 
-def generate(path: str, prompt: str, max_new_tokens: int, sampling: decode.Sampling, seed=0):
+def generate(
+    path: str, prompt: str, max_new_tokens: int, sampling: decode.Sampling, seed=0, extend=""
+):
     """Yields pieces of the text that follows a prompt.
 
     Args:
-      path: a checkpoint, see `checkpoint.load`.
+      path: a checkpoint, see `checkpoint.load`. extend: see `positions.extend`.
 
     Raises:
       UserError: as `checkpoint.load` and `decode.Generator.stream`.
     """
     decode.check_sampling(sampling)
-    placed = inference.load(path)
+    placed = inference.load(path, extend)
     tokenizer = placed.tokenizer
     tokens = tokenizer.encode(prompt)
     # Rounded up, so that the programs for this length serve later prompts.
@@ -55,11 +57,14 @@ def main():
         "--top_p", type=float, default=1.0, help="of the likeliest with this sum (1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:8")
     args = parser.parse_args()
     checkpoint.quiet()
     enable_cache()
     sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
-    pieces = generate(args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed)
+    pieces = generate(
+        args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed, args.extend
+    )
     first = next(pieces, "")  # errors come before any text
     print(args.prompt + first, end="", flush=True)
     for piece in pieces:

@@ -70,7 +70,15 @@ def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
     return found | {"tokens": tokens.astype(np.int32)}
 
 
-def load(path) -> Placed:
-    """Reads a checkpoint, see `checkpoint.load`, and places it. Raises UserError as that does."""
+def load(path, extend: str = "") -> Placed:
+    """Reads a checkpoint and places it.
+
+    Args:
+      path: see `checkpoint.load`. extend: a scaling of its rotary encoding, see `positions.extend`.
+
+    Raises:
+      UserError: as those do.
+    """
     meta, params = checkpoint.load(path)
-    return place(meta.config, params, meta.tokenizer, meta.step)
+    config = positions.extend(meta.config, extend) if extend else meta.config
+    return place(config, params, meta.tokenizer, meta.step)

@@ -36,37 +36,40 @@ def _targets_of(devices, logits, targets):
 
 
 def _normalised(devices, logits, targets):
-    """(log-probabilities of the targets (B, L), softmax (B, L, V), the part that is here)."""
+    """Logits of the targets, the highest, log of the sum of what is exp(logit - highest): (B, L) each;
+    and softmax (B, L, V), the part that is here."""
     highest = devices.max(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), "tensor")
     exponentials = jnp.exp(logits - highest)
     sums = devices.sum(exponentials.sum(axis=-1, keepdims=True), "tensor")
     is_target = _targets_of(devices, logits, targets)
     picked = devices.sum(jnp.where(is_target, logits, 0).sum(axis=-1), "tensor")
-    return picked - (highest + jnp.log(sums))[..., 0], exponentials / sums
+    return picked, highest[..., 0], jnp.log(sums)[..., 0], exponentials / sums
 
 
-def log_probs(hidden, kernel, targets, chunk: int):
-    """Log-probability of each target.
+def score(hidden, kernel, targets, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """How probable each target is.
 
     Args:
       hidden: (B, L, D). kernel: (D, V). targets: (B, L) integers.
       chunk: tokens of each sequence whose logits are held at once.
 
     Returns:
-      (B, L) float32.
+      Log-probabilities (B, L) float32, and whether no token is more probable (B, L).
     """
 
     def local(devices, hidden, kernel, targets):
         kernel = devices.gather(kernel, "fsdp", 0)
 
         def one(xs):
-            return _normalised(devices, _logits(xs[0], kernel), xs[1])[0]
+            picked, highest, log_sum, _ = _normalised(devices, _logits(xs[0], kernel), xs[1])
+            return picked - (highest + log_sum), picked == highest
 
         size = chunk // devices.count("context")
         per_chunk = jax.lax.map(one, (_chunks(hidden, size), _chunks(targets, size)))
-        return jnp.moveaxis(per_chunk, 0, 1).reshape(targets.shape)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), per_chunk)
 
-    return on_each(local, _SPECS[:3], ACTIVATIONS["tokens"])(hidden, kernel, targets)
+    tokens = ACTIVATIONS["tokens"]
+    return on_each(local, _SPECS[:3], (tokens, tokens))(hidden, kernel, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -80,7 +83,7 @@ def cross_entropy_sum(hidden, kernel, targets, weights, chunk: int):
     Returns:
       A float32 scalar; differentiable with respect to `hidden` and `kernel`.
     """
-    return -jnp.sum(weights * log_probs(hidden, kernel, targets, chunk))
+    return -jnp.sum(weights * score(hidden, kernel, targets, chunk)[0])
 
 
 def _forward(hidden, kernel, targets, weights, chunk):
@@ -91,8 +94,8 @@ def _forward(hidden, kernel, targets, weights, chunk):
             total, kernel_grad = carry
             x, target, weight = xs
             logits = _logits(x, kernel)
-            scores, softmax = _normalised(devices, logits, target)
-            total -= jnp.sum(weight * scores)
+            picked, highest, log_sum, softmax = _normalised(devices, logits, target)
+            total -= jnp.sum(weight * (picked - (highest + log_sum)))
             error = softmax - _targets_of(devices, logits, target)
             error = (error * weight[..., None]).astype(hidden.dtype)
             flat = (a.reshape(-1, a.shape[-1]) for a in (x, error))  # see model._multiply

@@ -190,7 +190,7 @@ class Evaluation:
         for part in self._parts:
             held = self._sets[part.name]
             scores = self._scorer(params, held, part.windows, part.length)
-            losses = -np.concatenate(scores).astype(np.float64)
+            losses = -np.concatenate([log_probs for log_probs, _ in scores]).astype(np.float64)
             row = part.row(losses)
             result["results"].append(row)
             result["breakdowns"] += part.breakdowns(losses)

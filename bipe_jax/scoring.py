@@ -1,4 +1,4 @@
-"""Log-probabilities of the targets of windows (see `protocols`), on all devices."""
+"""How probable the targets of windows are (see `protocols`), on all devices."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bipe_jax import inference, model, sharding
-from bipe_jax.loss import log_probs
+from bipe_jax.loss import score
 from bipe_jax.protocols import Window
 
 
@@ -17,9 +17,7 @@ class Scorer:
 
     def __init__(self, placed: inference.Placed):
         self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
-        self._run = jax.jit(
-            functools.partial(_log_probs, placed.config), static_argnames=("chunk",)
-        )
+        self._run = jax.jit(functools.partial(_score, placed.config), static_argnames=("chunk",))
 
     def batch_rows(self, length: int, windows: int) -> int:
         """How many windows are run at a time: as many as `evaluation.batch_tokens` allows."""
@@ -37,11 +35,13 @@ class Scorer:
           documents: (T,) int32 each.
 
         Returns:
-          Log-probabilities (scored,) float32 of each window.
+          For each window, log-probabilities (scored,) float32, and whether no token is more probable
+          than the target (scored,).
         """
         rows = self.batch_rows(length, len(windows))
         most = max(w.scored for w in windows)
-        chunk = min(self.config.loss_chunk, most)
+        # Powers of two where they are few: programs for one number of targets serve others.
+        chunk = min(self.config.loss_chunk, 1 << (most - 1).bit_length())
         count = -(-most // chunk) * chunk
         scores = []
         for first in range(0, len(windows), rows):
@@ -57,12 +57,16 @@ class Scorer:
                 targets[row] = documents[w.document][scored + 1]
             batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
             with jax.set_mesh(self.mesh):
-                found = np.asarray(self._run(params, batch, places, targets, chunk=chunk))
-            scores += [found[row, : w.scored] for row, w in enumerate(some)]
+                found = self._run(params, batch, places, targets, chunk=chunk)
+            log_probs, likeliest = jax.device_get(found)
+            scores += [
+                (log_probs[row, : w.scored], likeliest[row, : w.scored])
+                for row, w in enumerate(some)
+            ]
         return scores
 
 
-def _log_probs(config, params, batch, places, targets, *, chunk: int):
+def _score(config, params, batch, places, targets, *, chunk: int):
     hidden, kernel = model.hidden(config, params, batch)
     chosen = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    return log_probs(chosen.astype(kernel.dtype), kernel, jnp.asarray(targets), chunk)
+    return score(chosen.astype(kernel.dtype), kernel, jnp.asarray(targets), chunk)

@@ -23,14 +23,15 @@ class Tokenizer:
 
     Attributes:
       model: the bytes of the `.model` file.
+      name: where it came from, for error messages.
       vocab_size: number of ids.
       bos_id: id put before each document, or -1 if the model has none.
       ends: ids that end a document when they are generated: of the next one's beginning, and of an end.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
-        """`name` stands in the error message. Raises UserError if `model` is not SentencePiece's."""
-        self.model = model
+        """Raises UserError if `model` is not SentencePiece's."""
+        self.model, self.name = model, name
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -165,7 +166,7 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     One that is trained is kept as WORKDIR/tokenizer.model.
 
     Args:
-      saved: the tokenizer of the checkpoint that the run goes on from, if it does.
+      saved: the tokenizer of the checkpoint that the run goes on or starts from, if it does.
 
     Raises:
       UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
@@ -176,8 +177,9 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
         chosen = load(path)
         if saved and chosen.pieces() != saved.pieces():
             raise UserError(
-                f"the tokenizer {path!r} has another vocabulary than the checkpoint in "
-                f"{workdir}: leave config.tokenizer.path out, or use another --workdir"
+                f"the tokenizer {path!r} has another vocabulary than the checkpoint's, "
+                f"{saved.name}: leave config.tokenizer.path out and train on text or on data prepared "
+                "with that one, or start a run without that checkpoint"
             )
     elif saved:
         chosen = saved

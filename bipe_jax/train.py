@@ -11,7 +11,7 @@ import os
 import jax
 from absl import flags
 
-from bipe_jax import cli, evaluate, metrics, segments, sharding, tokenizer
+from bipe_jax import cli, evaluate, finetune, metrics, segments, sharding, tokenizer
 from bipe_jax.checkpoint import Checkpoints, quiet
 from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
@@ -43,12 +43,13 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
     sharding.check_batch(config, mesh)
 
     with contextlib.ExitStack() as stack:
-        # What an earlier run left, and what can go on from it.
+        # What an earlier run left, and what can go on or start from it.
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         saved = checkpoints.meta()
         if saved:
             check_resumable(saved.config, config)
-        tokens = tokenizer.choose(config, workdir, saved and saved.tokenizer)
+        source = saved or finetune.source(config)
+        tokens = tokenizer.choose(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
         config.segments.separators = rule.separators
 
@@ -64,6 +65,8 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
             cli.say(f"Going on from step {saved.step} of {workdir}")
         else:
             state = init(jax.random.key(config.seed))
+            if source:
+                state["params"] = finetune.start(config, source.step, mesh, state["params"])
         first, last = int(state["step"]), min(config.steps, stop_at or config.steps)
         log = stack.enter_context(metrics.Log(config, workdir, first, tokens, batches.report))
 

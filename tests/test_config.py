@@ -308,6 +308,7 @@ FIXED = {
 }
 FREE = {
     "steps": 5,
+    "initial_checkpoint": "runs/other",
     "accumulation": 2,
     "loss_chunk": 4,
     "model.attention": "chunked",

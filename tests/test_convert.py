@@ -18,7 +18,9 @@ from tiny import tiny
 import bipe_jax
 from bipe_jax import checkpoint, decode, defaults, inference, model, tokenizer
 from bipe_jax.convert import authors, files, incoming, llama, mapping
+from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
+from bipe_jax.train import train
 from configs.quickstart import ENCODINGS
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them
@@ -227,6 +229,32 @@ def test_no_training_goes_on_from_a_model_alone(converted):
     ):
         assert checkpoints.meta().step == 0
         checkpoints.restore({})
+
+
+@pytest.mark.parametrize("relative", [("rope", "segment"), ("rope", "position")])
+def test_a_new_run_starts_from_it(converted, tmp_path, shards, held_out, relative, capsys):
+    """The same encoding or another one; its first loss is that of the converted parameters."""
+    config = inference.load(converted["ours"]).config
+    config.initial_checkpoint = converted["ours"]
+    config.segments.rule, config.position.relative = "sentence", (relative,)
+    config.mesh.update(data=0, fsdp=1)
+    config.update(steps=2, batch_size=2, accumulation=1, sequence_length=16, loss_chunk=16)
+    config.schedule.update(warmup_steps=1, decay_steps=0)
+    config.data.update(train=shards, evaluation=held_out, shuffle_blocks=8)
+    train(config, str(tmp_path / "run"))
+    assert "Starting from step 0" in capsys.readouterr().err
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    batches = Batches(
+        checkpoint.load(str(tmp_path / "run"))[0].config,
+        inference.load(converted["ours"]).tokenizer,
+    )
+    batch = next(batches)
+    batches.close()
+    inputs = {name: batch[name] for name in ("tokens", "position", "segment", "offset")}
+    logits = np.asarray(model.apply(config, converted["params"], inputs), np.float64)
+    picked = np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+    losses = np.log(np.exp(logits).sum(axis=-1)) - picked
+    assert first["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_separators_are_compared_with_the_tokenizers(converted, capsys, tmp_path, monkeypatch):

@@ -168,6 +168,20 @@ def test_draws_follow_the_probabilities_and_the_seed():
     assert one[0].tolist() != generator([prompt], 8, sampling=sampling, seed=4)[0].tolist()
 
 
+@pytest.mark.parametrize("spec", ["ntk:4", "yarn:4:6", "dynamic-ntk:2:6"])
+def test_an_extended_model_decodes_as_its_config_says(run, spec):
+    model = inference.load(run, spec)
+    kind, coordinate, *options = model.config.position.relative[0]
+    assert (kind, coordinate, dict(options)["scaling"]) == ("rope", "segment", spec.split(":")[0])
+    prompt = model.tokenizer.encode("To be\nor not\nto be. " * 4)
+    (answer,) = Generator(model, 100)([prompt], 3)
+    forward = jax.jit(functools.partial(bipe_jax.apply, model.config))
+    text = list(prompt)
+    for token in answer:
+        assert token == int(forward(model.params, np.asarray(text)[None])[0, -1].argmax())
+        text.append(int(token))
+
+
 def test_rows_end_before_their_stop_tokens():
     generator = Generator(placed("bipe_alibi"), 60)
     whole = [answer.tolist() for answer in generator(PROMPTS, NEW)]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from bipe_jax import evaluate as evaluation
 from bipe_jax import inference, model, perplexity, protocols, scoring, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
@@ -263,6 +264,37 @@ def test_commands_write_tables_json_and_pictures(run, command, tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}/evaluation.json cannot be read")
 
 
+@pytest.mark.parametrize("spec", ["linear:4", "ntk:4", "yarn:4", "yarn:4:9", "dynamic-ntk:2"])
+def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
+    """As a model with that scaling in its config; segments ran as far as in the training's blocks."""
+    result = evaluate(run, Settings((32, 256), extend=spec), str(tmp_path / "a"))
+    (kind, coordinate, *options) = result["position"]["relative"][0]
+    assert (kind, coordinate) == ("rope", "segment")
+    options = dict(options)
+    assert options["scaling"] == spec.split(":")[0] and options["factor"] == float(
+        spec.split(":")[1]
+    )
+    plain = evaluate(run, Settings((32, 256)), str(tmp_path / "b"))
+    if spec == "yarn:4:9":
+        assert options["original"] == 9
+    elif "original" in options:
+        blocks = [row["segments_per_block"] for row in plain["results"] if row["length"] == 32]
+        assert min(blocks) / 2 < options["original"] < max(blocks) * 2
+    placed = inference.load(run)
+    placed.config.position.relative = (("rope", "segment", *options.items()),)
+    placed = inference.place(placed.config, placed.params, placed.tokenizer)
+    documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
+    protocol = protocols.protocol("same-tokens", (32, 256))
+    sizes = placed.tokenizer.byte_lengths()
+    by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)
+    for row, wanted, before in zip(
+        result["results"], by_config(placed.params)["results"], plain["results"], strict=True
+    ):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+        if row["length"] == 256:
+            assert row["loss"] != before["loss"]
+
+
 def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
     settings = Settings(lengths=(32,), sets=("b", "c"))
     result = evaluate(run, settings, str(tmp_path))
@@ -302,6 +334,9 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
         (Settings(data="a.jsonl@1; b.jsonl@2"), "one source; mixtures"),
         (Settings(lengths=(32, 100_000)), "no document has 100,001 tokens"),
         (Settings(lengths=(1,)), "at least 2"),
+        (Settings(extend="yarn"), "extension 'yarn' must be SCALING:FACTOR"),
+        (Settings(extend="best:4"), "SCALING one of linear, ntk"),
+        (Settings(extend="yarn:0.5"), "factor=0.5 must be at least 1"),
         (Settings(protocol="whole"), "--protocol=whole is unknown: use same-tokens"),
         (Settings(protocol="sliding"), "--protocol=sliding: the stride must be"),
         (Settings(protocol="sliding:33"), r"from 1 to the shortest length \(32\)"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import largest_array
 
-from bipe_jax.loss import cross_entropy_sum, log_probs
+from bipe_jax.loss import cross_entropy_sum, score
 
 B, L, D, V = 2, 12, 8, 40
 CHUNKS = [1, 4, 12, 100]  # the last is longer than the sequence
@@ -53,7 +53,7 @@ def test_loss_and_log_probs_equal_float64(chunk):
     @jax.jit
     def both(hidden, kernel, targets, weights):
         return (
-            log_probs(hidden, kernel, targets, chunk),
+            score(hidden, kernel, targets, chunk)[0],
             cross_entropy_sum(hidden, kernel, targets, weights, chunk),
         )
 
@@ -89,7 +89,7 @@ def test_bfloat16_hidden_states_give_a_float32_loss(chunk):
     hidden, kernel, targets, _ = arguments
     hidden64, kernel64 = hidden.astype(np.float64), kernel.astype(np.float64)
     # Products of bfloat16 are exact in float32, so that nothing is lost.
-    check(log_probs(hidden, kernel, targets, chunk), picked, 1e-6)
+    check(score(hidden, kernel, targets, chunk)[0], picked, 1e-6)
     value, (hidden_gradient, kernel_gradient) = gradients(chunk)(*arguments)
     assert value.dtype == jnp.float32
     check(value, loss, 1e-6)
@@ -120,7 +120,7 @@ def test_huge_logits_do_not_overflow():
     arguments = draw(scale=1e4)
     picked, loss, to_hidden, to_kernel, _ = by_hand(*arguments)
     assert picked.min() < -1e4
-    check(log_probs(*arguments[:3], 4), picked, 1e-6)
+    check(score(*arguments[:3], 4)[0], picked, 1e-6)
     value, (hidden_gradient, kernel_gradient) = gradients(4)(*arguments)
     check(value, loss, 1e-6)
     check(hidden_gradient, to_hidden, 1e-6)
@@ -130,7 +130,7 @@ def test_huge_logits_do_not_overflow():
 def test_all_logits_are_never_held_at_once():
     arguments = draw()
     functions = {
-        "log_probs": lambda chunk: lambda h, k, t, w: log_probs(h, k, t, chunk),
+        "score": lambda chunk: lambda h, k, t, w: score(h, k, t, chunk)[0],
         "loss": lambda chunk: lambda h, k, t, w: cross_entropy_sum(h, k, t, w, chunk),
         "gradient": lambda chunk: gradients(chunk).__wrapped__,
     }
@@ -141,4 +141,12 @@ def test_all_logits_are_never_held_at_once():
 
 def test_a_length_that_is_no_multiple_of_the_chunk_is_refused():
     with pytest.raises(ValueError, match="length 12 is no multiple of the loss chunk 5"):
-        log_probs(*draw()[:3], 5)
+        score(*draw()[:3], 5)
+
+
+def test_score_says_whether_no_token_is_more_probable():
+    hidden, kernel, _, _ = draw()
+    best = np.einsum("bld,dv->blv", hidden, kernel).argmax(axis=-1)
+    targets = best.copy()
+    targets[:, ::2] = (best[:, ::2] + 1) % V
+    assert (np.asarray(score(hidden, kernel, targets, 4)[1]) == (targets == best)).all()

@@ -44,7 +44,15 @@ class BipeTokenizer(PreTrainedTokenizer):
         return self.processor.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens):
-        return self.processor.decode_pieces(tokens)
+        """Special tokens are spelt out, which SentencePiece leaves out."""
+        special, parts, pieces = set(self.all_special_tokens), [], []
+        for token in tokens:
+            if token in special:
+                parts += [self.processor.decode_pieces(pieces), token]
+                pieces = []
+            else:
+                pieces.append(token)
+        return "".join([*parts, self.processor.decode_pieces(pieces)])
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
         bos = [] if self.bos_token_id is None else [self.bos_token_id]

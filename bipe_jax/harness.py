@@ -1,0 +1,202 @@
+"""Runs tasks of EleutherAI's lm-evaluation-harness on a checkpoint:
+
+python -m bipe_jax.harness --checkpoint=runs/x --tasks=piqa,hellaswag [--num_fewshot=5]
+
+Prints the harness's table and writes harness.json. Needs the extra `eval`; most tasks download their data.
+"""
+
+import argparse
+import math
+import os
+import sys
+
+from bipe_jax import checkpoint, cli, inference
+from bipe_jax.compiling import enable_cache
+from bipe_jax.errors import UserError
+from bipe_jax.evaluate import make_output, write_json
+from bipe_jax.perplexity import check_lengths
+
+MULTIPLE = 4  # of the training length, that --max_length is by default
+_KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness found
+
+
+def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_fewshot=None,
+        limit=None, extend="", output="") -> dict:  # fmt: skip
+    """Runs tasks and writes OUTPUT/harness.json.
+
+    Args:
+      path: a checkpoint, see `checkpoint.load`.
+      tasks: names, or patterns of them. include_path: a directory of tasks of one's own.
+      max_length: tokens; 0 takes MULTIPLE times the training length, or what a learned table allows.
+      num_fewshot, limit: as the harness has them. extend: see `positions.extend`. output: "" takes `path`.
+
+    Returns:
+      What `lm_eval.simple_evaluate` does.
+
+    Raises:
+      UserError: the harness is not installed, an unknown task, data that cannot be had, or a wrong
+        checkpoint.
+    """
+    try:
+        import lm_eval
+
+        from bipe_jax.harness_model import Harness
+    except ImportError as error:
+        raise UserError(
+            f"tasks of the lm-evaluation-harness need it: pip install -e '.[eval]' ({error})"
+        ) from None
+    if limit is not None and limit <= 0:
+        raise UserError(f"--limit={limit:g} must be above 0")
+    if (num_fewshot or 0) < 0:
+        raise UserError(f"--num_fewshot={num_fewshot} must be at least 0")
+    manager, names = find_tasks(tasks, include_path)
+    placed = inference.load(path, extend)
+    model = Harness(placed, max_length or default_length(placed.config))
+    output = output or path
+    make_output(output)
+    loaded = load_tasks(manager, names)
+    cli.say(
+        f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
+        f"{placed.config.sequence_length:,}"
+    )
+    results = lm_eval.simple_evaluate(
+        model,
+        tasks=loaded,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        task_manager=manager,
+        log_samples=False,
+    )
+    config = placed.config
+    write_json(
+        {
+            "kind": "harness",
+            "name": os.path.basename(os.path.abspath(output)),
+            "step": placed.step,
+            "training_length": config.sequence_length,
+            "position": config.position.to_dict(),
+            "segment_rule": config.segments.rule,
+            "model": config.model.to_dict(),
+            "max_length": model.max_length,
+            "limit": limit,
+            "lm_eval": lm_eval.__version__,
+            **{name: plain(results[name]) for name in _KEPT if name in results},
+        },
+        os.path.join(output, "harness.json"),
+    )
+    return results
+
+
+def find_tasks(patterns: list[str], include_path: str | None):
+    """The harness's task manager, and the names of tasks, groups and tags that match.
+
+    Raises:
+      UserError: a pattern matches none, or there is no such directory.
+    """
+    from lm_eval import __version__
+    from lm_eval.tasks import TaskManager
+
+    if include_path and not os.path.isdir(include_path):
+        raise UserError(f"--include_path={include_path}: there is no such directory")
+    if not patterns:
+        raise UserError("--tasks is empty: name at least one task")
+    manager = TaskManager(include_path=include_path)
+    if unknown := [name for name in patterns if not manager.match_tasks([name])]:
+        raise UserError(
+            f"--tasks: {', '.join(unknown)} is unknown to lm_eval {__version__}: `lm_eval ls tasks` "
+            "lists all; --include_path=DIR adds your own"
+        )
+    return manager, manager.match_tasks(patterns)
+
+
+def load_tasks(manager, names: list[str]) -> list:
+    """Tasks and groups with their data.
+
+    Raises:
+      UserError: a task's data or a package that it needs cannot be had; or it cannot be run here.
+    """
+    loaded = []
+    for name in names:
+        try:
+            found = manager.load([name])
+            in_order = (
+                [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
+            )
+            loaded += in_order
+            manager.load(loaded)  # refuses a task that comes twice
+        except Exception as error:  # tasks are others' programs, and raise what they like
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"--tasks: {name} cannot be loaded: {type(error).__name__}: {reason}"
+            ) from None
+        for task in found["tasks"].values():
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"--tasks: {name} is not of text alone")
+            if getattr(task, "UNSAFE_CODE", False):
+                raise UserError(
+                    f"--tasks: {name} runs what the model writes; that is not done here"
+                )
+    return loaded
+
+
+def plain(value):
+    """As JSON has it: None for what is not finite, text for what JSON does not know."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if hasattr(value, "item"):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+
+
+def default_length(config) -> int:
+    """MULTIPLE times the training length; that length itself where a learned table of position ends."""
+    try:
+        check_lengths(config, (MULTIPLE * config.sequence_length,))
+    except UserError:
+        return config.sequence_length
+    return MULTIPLE * config.sequence_length
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.harness", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
+    )
+    parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")
+    parser.add_argument("--include_path", help="a directory of tasks of your own (YAML)")
+    parser.add_argument("--num_fewshot", type=int, help="examples in front (the task's)")
+    parser.add_argument("--limit", type=float, help="examples a task, or a share of them (all)")
+    parser.add_argument(
+        "--max_length", type=int, default=0, help="tokens of a text (4 times the training's)"
+    )
+    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:4")
+    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
+    args = parser.parse_args()
+    checkpoint.quiet()
+    enable_cache()
+    results = run(
+        args.checkpoint,
+        [name for name in args.tasks.split(",") if name],
+        max_length=args.max_length,
+        extend=args.extend,
+        include_path=args.include_path,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        output=args.output,
+    )
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    print(f"Wrote {args.output or args.checkpoint}/harness.json")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()

@@ -1,0 +1,179 @@
+"""A model as EleutherAI's lm-evaluation-harness (extra `eval`) wants it."""
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from bipe_jax import decode, inference, scoring
+from bipe_jax.errors import UserError
+from bipe_jax.perplexity import check_lengths
+from bipe_jax.protocols import Window
+
+_NEW_TOKENS = 256  # where a task does not say; the harness's own number
+
+
+class Harness(TemplateLM):
+    """Answers the harness's requests.
+
+    Texts begin with BOS; what is longer than `max_length` loses its beginning, as in the harness's own
+    models. Requests are answered in an order of their lengths, but each by itself: the others in its
+    batch do not change it.
+
+    Args:
+      placed: the model.
+      max_length: tokens that it is given at most.
+
+    Raises:
+      UserError: the model cannot be run at that length, or its tokenizer has neither BOS nor EOS.
+    """
+
+    def __init__(self, placed: inference.Placed, max_length: int):
+        super().__init__()
+        check_lengths(placed.config, (max_length,))
+        self.placed, self.max_length = placed, max_length
+        self._scorer = scoring.Scorer(placed)
+        self._generators: dict[int, decode.Generator] = {}
+        if not placed.tokenizer.ends:
+            raise UserError("the tokenizer has neither BOS nor EOS, which texts would begin with")
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.prefix_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        tokenizer = self.placed.tokenizer
+        return tokenizer.bos_id if tokenizer.bos_id >= 0 else max(tokenizer.ends)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"bipe_jax-{self.placed.tokenizer.vocab_size}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+        tokens = self.placed.tokenizer.encode(string).tolist()
+        bos = self.placed.tokenizer.bos_id >= 0
+        return tokens[1:] if bos and add_special_tokens is False else tokens
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness does. If the continuation has merged into the context's last token, and
+        nothing were left to score, that token is scored: else this answer would be certain."""
+        context_tokens, tokens = super()._encode_pair(context, continuation)
+        if not tokens and (whole := self.tok_encode(context + continuation)) != context_tokens:
+            return whole[:-1], whole[-1:]
+        return context_tokens, tokens
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
+        """Of (texts, context, continuation) each: (log-probability of the continuation, is greedy)."""
+        documents, windows = [], []
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"--max_length={self.max_length:,} is less than a continuation of "
+                    f"{len(continuation):,} tokens that a task scores at once"
+                )
+            text = [*(context or [self.prefix_token_id]), *continuation]
+            text = np.array(text, np.int32)[-(self.max_length + 1) :]
+            windows.append(Window(len(documents), 0, len(text) - 1, len(continuation)))
+            documents.append(text)
+        buckets: dict[int, list[Window]] = {}
+        for window in sorted(windows, key=lambda w: -w.end):
+            size = min(decode.bucket(window.end), self.max_length)
+            buckets.setdefault(size, []).append(window)
+        answers = [(0.0, True)] * len(requests)
+        with tqdm(total=len(windows), disable=disable_tqdm, desc="Log-likelihoods") as bar:
+            for size, some in buckets.items():
+                scored = [w for w in some if w.scored]  # an empty continuation is certain
+                found = self._scorer(self.placed.params, documents, scored, size) if scored else []
+                for window, (log_probs, likeliest) in zip(scored, found, strict=True):
+                    total = float(log_probs.sum(dtype=np.float64))
+                    answers[window.document] = (total, bool(likeliest.all()))
+                bar.update(len(some))
+        for (texts, *_), answer in zip(requests, answers, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Each token of the texts once, in windows of `max_length` that overlap by one token."""
+        parts, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            found = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            for context, continuation in map(make_disjoint_window, found):
+                parts.append((None, context, continuation))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        scored = self._loglikelihood_tokens(parts, disable_tqdm)
+        for owner, (total, _) in zip(owners, scored, strict=True):
+            totals[owner] += total
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each context, cut before the first of its stop strings."""
+        groups: dict[tuple, list[int]] = {}
+        settings = [normalize_gen_kwargs(r.args[1], _NEW_TOKENS) for r in requests]
+        contexts = []
+        for number, (request, given) in enumerate(zip(requests, settings, strict=True)):
+            count = given["max_gen_toks"]
+            if not 0 < count < self.max_length:
+                raise UserError(
+                    f"--max_length={self.max_length:,} has no room for max_gen_toks={count:,} and a text"
+                )
+            tokens = self.tok_encode(request.args[0]) or [self.prefix_token_id]
+            contexts.append(np.array(tokens, np.int32)[count - self.max_length :])
+            sampling = decode.Sampling(
+                # Sampling that does not say how is from the model's own probabilities.
+                float(given.get("temperature", 1)) if given["do_sample"] else 0.0,
+                int(given.get("top_k", 0)),
+                float(given.get("top_p", 1)),
+            )
+            decode.check_sampling(sampling)
+            size = min(decode.bucket(len(contexts[-1]) + count), self.max_length)
+            groups.setdefault((-size, count, sampling, tuple(given["until"])), []).append(number)
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Generating") as bar:
+            for size, count, sampling, until in sorted(groups, key=lambda group: group[:2]):
+                numbers = groups[size, count, sampling, until]
+                rows = self._scorer.batch_rows(-size, len(numbers))
+                for start in range(0, len(numbers), rows):
+                    some = numbers[start : start + rows]
+                    texts = [contexts[i] for i in some]
+                    # The seed differs from batch to batch: a task that asks the same several times
+                    # wants several answers.
+                    found = self._continue(texts, -size, count, sampling, until, seed=some[0])
+                    for i, answer in zip(some, found, strict=True):
+                        answers[i] = answer
+                        self.cache_hook.add_partial("generate_until", requests[i].args, answer)
+                    bar.update(len(some))
+        return answers
+
+    def _continue(self, contexts, size: int, count: int, sampling, until, seed: int) -> list[str]:
+        if size not in self._generators:
+            self._generators[size] = decode.Generator(self.placed, size)
+        decoded, ends = self.placed.tokenizer.decode, self.placed.tokenizer.ends
+        before = [decoded(context) for context in contexts]
+        held = [context.tolist() for context in contexts]
+        answers = [""] * len(contexts)
+        open_rows = set(range(len(contexts)))
+        stream = self._generators[size].stream(
+            contexts, count, sampling=sampling, stop=ends, seed=seed
+        )
+        for tokens in stream:
+            for row in list(open_rows):
+                if tokens[row] is None:
+                    open_rows.remove(row)
+                    continue
+                held[row].append(tokens[row])
+                text = decoded(held[row])[len(before[row]) :]
+                places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
+                answers[row] = text[: min(places)] if places else text
+                if places:
+                    open_rows.remove(row)
+            if not open_rows:
+                break
+        stream.close()
+        return answers

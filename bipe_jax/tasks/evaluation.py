@@ -1,0 +1,244 @@
+"""Runs tasks with a checkpoint, and says how many answers are right at each length and depth."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bipe_jax import cli, decode, inference, perplexity, segments
+from bipe_jax.data import sources
+from bipe_jax.errors import UserError
+from bipe_jax.evaluate import MULTIPLES, make_output, write_json
+from bipe_jax.tasks import haystack, heatmap, samples
+from bipe_jax.tasks.generators import TASKS, Task, task
+from bipe_jax.text import table, visible
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+      tasks: names, see `generators.task`.
+      lengths: tokens of prompt and answer; (): 1 … 16 times the training length, where all tasks fit.
+      depths: shares of the haystack that lie before the fact, 0 … 1.
+      samples: prompts of each task, length and depth.
+      seed: of everything that is drawn.
+      haystack: a source, see `data.sources.open_source`; "": the passkey paper's sentences.
+      extend: a scaling of the rotary encoding, see `positions.extend`; "": none.
+    """
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    lengths: tuple[int, ...] = ()
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    samples: int = 20
+    seed: int = 0
+    haystack: str = ""
+    extend: str = ""
+
+
+class Asked(NamedTuple):
+    """A sample, and the number that it has at its depth."""
+
+    task: Task
+    depth: float
+    index: int
+    sample: samples.Sample
+
+
+def check(settings: Settings) -> list[Task]:
+    """The tasks. Raises UserError for settings that make no sense with any model."""
+    found = {one.name: one for one in map(task, settings.tasks)}
+    if not found:
+        raise UserError(f"--tasks is empty: use some of {', '.join(TASKS)}")
+    if not settings.depths or not all(0 <= depth <= 1 for depth in settings.depths):
+        shown = ",".join(f"{depth:g}" for depth in settings.depths)
+        raise UserError(f"--depths={shown} must be numbers from 0 to 1, such as 0,0.5,1")
+    if settings.samples < 1:
+        raise UserError(f"--samples={settings.samples} must be at least 1")
+    return list(found.values())
+
+
+def fitting_lengths(settings: Settings, tasks: Sequence[Task], config, tokenizer) -> list[int]:
+    """The lengths to run at, ascending.
+
+    Raises:
+      UserError: one is too short for a task, or beyond what the model has positions for.
+    """
+    needed = {
+        one.name: max(
+            samples.least(one, tokenizer, depth, settings.seed, index)
+            for depth in settings.depths
+            for index in range(settings.samples)
+        )
+        for one in tasks
+    }
+    name, most = max(needed.items(), key=lambda item: item[1])
+    lengths = sorted(set(settings.lengths))
+    if not lengths:
+        multiples = [config.sequence_length * multiple for multiple in MULTIPLES]
+        lengths = [length for length in multiples if length >= most] or multiples
+    perplexity.check_lengths(config, lengths)
+    if lengths[0] < most:
+        raise UserError(
+            f"--lengths: {lengths[0]:,} tokens are too few for {name}, whose question, facts and answer "
+            f"alone need {most:,} with this tokenizer: use longer ones, or other --tasks"
+        )
+    return lengths
+
+
+def drawn(tasks, tokenizer, hay, length: int, settings: Settings) -> Iterator[Asked]:
+    """All samples of one length, in a fixed order."""
+    for one in tasks:
+        for depth in sorted(set(settings.depths)):
+            for index in range(settings.samples):
+                sample = samples.make(one, tokenizer, hay, length, depth, settings.seed, index)
+                yield Asked(one, depth, index, sample)
+
+
+def _batches(asked: Iterable[Asked], rows: int) -> Iterator[list[Asked]]:
+    """At most `rows` samples at a time that have the same room."""
+    waiting: dict[int, list[Asked]] = {}
+    for one in asked:
+        batch = waiting.setdefault(one.sample.room, [])
+        batch.append(one)
+        if len(batch) == rows:
+            yield waiting.pop(one.sample.room)
+    yield from waiting.values()
+
+
+def answer(
+    placed: inference.Placed, asked: Iterable[Asked], length: int, rows: int
+) -> Iterator[tuple[Asked, str]]:
+    """What the model says to each sample, greedily, until its document or its room ends."""
+    tokenizer = placed.tokenizer
+    generator = decode.Generator(placed, length)
+    for batch in _batches(asked, rows):
+        prompts = [one.sample.tokens for one in batch]
+        prompts += [prompts[-1]] * (rows - len(prompts))  # one shape, compiled once
+        said = generator(prompts, batch[0].sample.room, stop=tokenizer.ends)
+        for one, tokens in zip(batch, said, strict=False):
+            yield one, tokenizer.decode(tokens)
+
+
+def measure(placed: inference.Placed, settings: Settings) -> dict:
+    """What tasks.json holds, but for the run's name. Raises UserError as `evaluate`."""
+    tasks = check(settings)
+    config, tokenizer = placed.config, placed.tokenizer
+    if tokenizer is None:
+        raise UserError("the checkpoint has no tokenizer, which tasks need to write prompts")
+    lengths = fitting_lengths(settings, tasks, config, tokenizer)
+    hay = haystack.noise()
+    if settings.haystack:
+        hay = haystack.of_source(settings.haystack, lengths[-1], sources.policy_of(config))
+    results, examples = [], []
+    for length in lengths:
+        count = len(tasks) * len(set(settings.depths)) * settings.samples
+        most = max(min(config.evaluation.batch_tokens // length, count), 1)
+        rows = 1 << (most.bit_length() - 1)  # the generator rounds up to a power of two
+        cli.say(f"{length:,} tokens: {count:,} prompts")
+        cells: dict[tuple, list[tuple]] = {}
+        asked = drawn(tasks, tokenizer, hay, length, settings)
+        for one, said in answer(placed, asked, length, rows):
+            sample = one.sample
+            score = one.task.score(sample.answers, said)
+            seen = segments.coordinates(sample.tokens, placed.rule)["segment"][-1] + 1
+            cell = cells.setdefault((one.task.name, one.depth), [])
+            cell.append((score, len(sample.tokens), seen))
+            if (length, one.depth, one.index) == (lengths[0], min(settings.depths), 0):
+                examples.append(_example(one, length, said, score))
+        results += [_cell(*key, length, found) for key, found in cells.items()]
+    order = [one.name for one in tasks]
+    results.sort(key=lambda row: (order.index(row["task"]), row["length"], row["depth"]))
+    examples.sort(key=lambda example: order.index(example["task"]))
+    return {
+        "kind": "tasks",
+        "step": placed.step,
+        "training_length": config.sequence_length,
+        "position": config.position.to_dict(),
+        "segment_rule": config.segments.rule,
+        "data": hay.name,
+        "seed": settings.seed,
+        "results": results,
+        "examples": examples,
+    }
+
+
+def _cell(name: str, depth: float, length: int, found: Sequence[tuple]) -> dict:
+    """A result of the scores, tokens and segments of a cell's samples."""
+    scores, tokens, seen = np.array(found, float).T
+    return {
+        "task": name,
+        "length": length,
+        "depth": depth,
+        "accuracy": float(scores.mean()),
+        # Of answers that are right or wrong, that is the binomial sqrt(p (1 - p) / n).
+        "error": float(scores.std() / math.sqrt(len(scores))),
+        "samples": len(scores),
+        "prompt_tokens": float(tokens.mean()),
+        "segments": float(seen.mean()),
+    }
+
+
+def _example(one: Asked, length: int, said: str, score: float) -> dict:
+    return {
+        "task": one.task.name,
+        "length": length,
+        "depth": one.depth,
+        "prompt": one.sample.prompt,
+        "answers": list(one.sample.answers),
+        "said": said,
+        "score": score,
+    }
+
+
+def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
+    """Runs the tasks, prints a table and writes tasks.json and tasks.png.
+
+    Args:
+      path: a workdir, its checkpoints directory or one step's directory.
+      output: directory for the files; "" takes `path`.
+
+    Returns:
+      What tasks.json holds.
+
+    Raises:
+      UserError: a wrong input; see docs/tasks.md.
+    """
+    check(settings)
+    placed = inference.load(path, settings.extend)
+    output = output or path
+    make_output(output)
+    result = {"name": os.path.basename(os.path.abspath(output)), **measure(placed, settings)}
+    write_json(result, os.path.join(output, "tasks.json"))
+    heatmap.draw(result, os.path.join(output, "tasks.png"))
+    print(tables(result))
+    print(f"Wrote {output}/tasks.json and tasks.png")
+    return result
+
+
+def tables(result: dict) -> str:
+    """Percent of the answers that are right, as text: a line a task and length, a column a depth."""
+    rows = result["results"]
+    depths = sorted({row["depth"] for row in rows})
+    title = (
+        f"percent right; haystack {visible(result['data'])}; {rows[0]['samples']:,} samples a cell; "
+        f"rule {result['segment_rule']}; trained at {result['training_length']:,} tokens"
+    )
+    head = ("task", "length", *(f"{depth:.0%}" for depth in depths), "all", "±", "segments")
+    lines = []
+    for key in dict.fromkeys((row["task"], row["length"]) for row in rows):
+        cells = {row["depth"]: row for row in rows if (row["task"], row["length"]) == key}
+        error = math.sqrt(sum(cell["error"] ** 2 for cell in cells.values())) / len(cells)
+        lines.append((
+            key[0],
+            f"{key[1]:,}",
+            *(f"{100 * cells[depth]['accuracy']:.0f}" for depth in depths),
+            f"{100 * np.mean([cell['accuracy'] for cell in cells.values()]):.1f}",
+            f"{100 * error:.1f}",
+            f"{np.mean([cell['segments'] for cell in cells.values()]):.0f}",
+        ))  # fmt: skip
+    return f"{title}\n\n{table(head, lines)}"
