@@ -431,6 +431,7 @@ def test_command(exported, tmp_path, command):
         assert run.stderr.startswith("Wrote ") and run.stderr.count("\n") == 1
     assert (back / "checkpoints/0/params").is_dir()
     assert os.listdir(out.parent) == ["out"]
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1
     again = command("convert", "to-hf", str(workdir), str(out))
     assert again.returncode == 1
     assert again.stderr.startswith(f"error: {out} is there already, and not empty")

@@ -237,7 +237,9 @@ def _write_tensors(directory: str, config, params: dict, shard_bytes: int) -> No
     tensors, total = mapping.to_llama(config, params), 0
     for names, file in zip(shards, files, strict=True):
         part = dict(itertools.islice(tensors, len(names)))
-        save_file(part, os.path.join(directory, file), metadata={"format": "pt"})
+        path = os.path.join(directory, file)
+        save_file(part, path, metadata={"format": "pt"})
+        shutil.copymode(os.path.join(directory, "config.json"), path)  # it was the user's alone
         total += sum(tensor.nbytes for tensor in part.values())
     if count > 1:
         places = {name: file for names, file in zip(shards, files, strict=True) for name in names}

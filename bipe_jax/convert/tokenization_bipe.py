@@ -5,7 +5,7 @@ bipe_jax writes this file beside the weights:
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 The library `tokenizers`, which transformers would use by itself, chooses other pieces where two ways to
-split a text are equally probable.
+split a text are almost equally probable.
 """
 
 import os
