@@ -83,6 +83,20 @@ def config(tokenizer_file, shards, held_out):
 
 
 @pytest.fixture(scope="session")
+def run(tmp_path_factory, tokenizer_file, shards, held_out) -> str:
+    """The workdir of a trained configs/smoke.py, to be read only."""
+    from bipe_jax.train import train
+    from configs import smoke
+
+    c = smoke.get_config()
+    c.tokenizer.path = tokenizer_file
+    c.data.train, c.data.evaluation = shards, held_out
+    workdir = str(tmp_path_factory.mktemp("run"))
+    train(c, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def command():
     """Runs `python -m bipe_jax.NAME ARGUMENTS` from the repository's root."""
     root = Path(__file__).parent.parent

@@ -11,7 +11,6 @@ import tiny
 
 from bipe_jax import analyse, inference, model, segments
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 
 ENCODINGS = {
     "none": ((), ()),
@@ -149,18 +148,6 @@ def test_the_sets_take_turns_and_short_documents_do_not():
     assert chosen(6, 9) == ["longer", "brothe", "longes", "sister", "larges"]
     assert chosen(4, 2) == ["long", "tiny"]
     assert analyse.choose(documents, encode, 8, 2).shape == (0, 8)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer_file, shards, held_out):
-    from configs import smoke
-
-    config = smoke.get_config()
-    config.tokenizer.path = tokenizer_file
-    config.data.train, config.data.evaluation = shards, held_out
-    workdir = str(tmp_path_factory.mktemp("run"))
-    train(config, workdir, stop_at=2)
-    return workdir
 
 
 def test_the_command(run, command, tmp_path):

@@ -19,7 +19,6 @@ import bipe_jax
 from bipe_jax import decode, inference, segments
 from bipe_jax.decode import Generator, Sampling
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 from configs.quickstart import ENCODINGS
 
 CASES = {
@@ -233,19 +232,6 @@ def test_eight_devices_give_what_one_gives():
     devices, answers = json.loads(done.stdout)
     assert devices == 8
     assert answers == [a.tolist() for a in Generator(placed("three levels"), 60)(PROMPTS, NEW)]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer_file, shards, held_out):
-    from configs import smoke
-
-    config = smoke.get_config()
-    config.tokenizer.path = tokenizer_file
-    config.data.train, config.data.evaluation = shards, held_out
-    config.steps = 8
-    workdir = str(tmp_path_factory.mktemp("run"))
-    train(config, workdir)
-    return workdir
 
 
 def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path):

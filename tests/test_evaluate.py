@@ -18,18 +18,6 @@ LENGTHS = (32, 64, 128)
 NAMES = ("same-tokens", "non-overlapping", "sliding:16", "sliding:9", "sliding:32")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer_file, shards, held_out):
-    from configs import smoke
-
-    config = smoke.get_config()
-    config.tokenizer.path = tokenizer_file
-    config.data.train, config.data.evaluation = shards, held_out
-    workdir = str(tmp_path_factory.mktemp("run"))
-    train(config, workdir)
-    return workdir
-
-
 def targets_of(windows):
     return [(w.document, t) for w in windows for t in range(w.end - w.scored + 1, w.end + 1)]
 

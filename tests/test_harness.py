@@ -21,7 +21,6 @@ from tiny import tiny
 import bipe_jax
 from bipe_jax import decode, harness, harness_model, inference, model
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 
 EXAMPLES = [
     {"question": "To be, or not", "choices": [" to be", " at all", "hing"], "answer": 0},
@@ -35,18 +34,6 @@ CHOICE = (
     "  - metric: acc_norm\n"
 )
 PASSAGES = ["A short one.\n", "Long. " * 60, "Ünïcode ☂ and\nlines\n"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer_file, shards, held_out):
-    from configs import smoke
-
-    config = smoke.get_config()
-    config.tokenizer.path = tokenizer_file
-    config.data.train, config.data.evaluation = shards, held_out
-    workdir = str(tmp_path_factory.mktemp("run"))
-    train(config, workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")
