@@ -13,6 +13,7 @@ import base64
 import contextlib
 import dataclasses
 import logging
+import time
 
 import jax
 import ml_collections
@@ -25,6 +26,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.tokenizer import Tokenizer
 
 _DIRECTORY = "checkpoints"
+_ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,22 @@ class Checkpoints:
 def _remove_unfinished(directory) -> None:
     """Orbax's own option does it in a thread, which an early error would leave behind."""
     for unfinished in ocp.utils.tmp_checkpoints(directory):
-        unfinished.get().rmtree()
+        _remove(unfinished.get())
+
+
+def _remove(path) -> None:
+    """Removes a directory that threads of a failed save may still be writing into."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.rmtree()
+        except FileNotFoundError:
+            pass  # what a thread has removed, or all of it
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        time.sleep(_PAUSE)
+        if not path.exists():
+            return
 
 
 def _model_items(config, params: dict, tokenizer: Tokenizer) -> dict:
@@ -264,8 +281,8 @@ def save_model(workdir, config, params: dict, tokenizer: Tokenizer) -> None:
     except BaseException as error:
         if made is None:
             _remove_unfinished(directory)
-        elif made.exists():
-            made.rmtree()
+        else:
+            _remove(made)
         if not isinstance(error, Exception):
             raise
         reason = " ".join(str(error).split())[:300]
