@@ -166,7 +166,12 @@ class Evaluation:
             windows=windows,
             owners=owners,
             bytes=np.bincount(owners, byte_lengths[targets]),
-            coordinates={n: joined(n, lambda w: -w.scored, None) for n in segments.COORDINATES},
+            # Of the place that it is predicted from, 0 … length - 1; and of the target itself.
+            coordinates={
+                "position": joined("position", lambda w: -w.scored - 1, -1),
+                "offset": joined("offset", lambda w: -w.scored, None),
+                "segment": joined("segment", lambda w: -w.scored, None),
+            },
             unseen=unseen,
             facts={
                 "tokens": len(targets),
@@ -210,7 +215,7 @@ class _Part:
     windows: list
     owners: np.ndarray  # of each target, which of the documents that take part
     bytes: np.ndarray  # of the targets of each of those documents
-    coordinates: dict  # of each target in its block
+    coordinates: dict  # of each target in its block, see `_part`
     unseen: list
     facts: dict
 

@@ -99,7 +99,8 @@ def test_numbers_equal_a_plain_loop(run, name):
                 total, count = total + loss, count + 1
                 text_bytes += sizes[tokens[t]]
                 for n in losses:
-                    losses[n].setdefault(state[t - w.start][n], []).append(loss)
+                    where = t - w.start - (n == "position")  # the place it is predicted from
+                    losses[n].setdefault(state[where][n], []).append(loss)
                     trained = next(
                         u["trained_max"]
                         for u in found["unseen"]
