@@ -3,14 +3,13 @@
 python -m bipe_jax.analyse --checkpoint=runs/quickstart [--lengths=128,512] [--data=SOURCE]
 
 Runs the model over the starts of long documents, sums the attention weights into bins of the distance
-in segments and in tokens, prints a table and writes attention.json, by default into the run's
-directory. `python -m bipe_jax.report` draws it.
+in segments and in tokens, prints a table and writes attention.json and report.html, by default into
+the run's directory.
 """
 
 import argparse
 import functools
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +24,7 @@ from bipe_jax import (
     model,
     perplexity,
     positions,
+    report,
     segments,
     sharding,
     text,
@@ -33,6 +33,7 @@ from bipe_jax.attention.chunked import CHUNK, Side, scores
 from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
+from bipe_jax.evaluate import make_output, write_json
 
 BY = ("segment", "position")
 MULTIPLES = (1, 4)  # of the training length
@@ -194,7 +195,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
       path: a workdir, its checkpoints directory or one step's directory.
       lengths: tokens; () takes 1 and 4 times the training length.
       data: a source, see `data.sources.documents`; "" takes the config's `data.evaluation`.
-      output: directory for attention.json; "" takes `path`.
+      output: directory for attention.json and report.html; "" takes `path`.
       blocks: how many documents at most.
 
     Returns:
@@ -214,10 +215,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     lengths = sorted(set(lengths))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path
-    try:
-        os.makedirs(output, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made: {error.strerror}") from None
+    make_output(output)
     documents = sources.documents(data, tuple(config.data.sets), sources.policy_of(config))
     chosen = choose(documents, placed.tokenizer.encode, lengths[-1], blocks)
     if not len(chosen):
@@ -241,14 +239,10 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         bins, means, uniform = measure(placed, chosen[:, :length])
         _add(result, length, bins, means, uniform)
         cli.say(f"{length} tokens: {len(chosen)} blocks")
-    path = os.path.join(output, "attention.json")
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(result, file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    write_json(result, os.path.join(output, "attention.json"))
+    report.write([output], os.path.join(output, "report.html"))
     print(table(result))
-    print(f"Wrote {path}")
+    print(f"Wrote {output}/attention.json and report.html")
     return result
 
 

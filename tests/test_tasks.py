@@ -422,6 +422,7 @@ def test_the_command_writes_a_table_json_and_a_picture(run, command, tmp_path, l
     assert all(row["accuracy"] == 0 for row in found["results"])  # it has learned nothing
     assert len(found["examples"]) == 2 and found["examples"][0]["said"]
     assert (tmp_path / "out" / "tasks.png").read_bytes()[:4] == b"\x89PNG"
+    assert "niah-multikey:2" in (tmp_path / "out" / "report.html").read_text()
     for words in ("niah-multikey:2", "320", "0%  100%", "3 samples a cell", "rule sentence"):
         assert words in done.stdout
     (read_back,) = results.read([str(tmp_path / "out")])

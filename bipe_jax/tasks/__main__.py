@@ -2,9 +2,9 @@
 
 python -m bipe_jax.tasks --checkpoint=runs/quickstart [--tasks=passkey,niah-single] [--lengths=256,512]
 
-Prints the share of right answers by task, length and depth, and writes tasks.json and tasks.png, by
-default into the run's directory. The tasks are passkey, niah-single, niah-multikey, niah-multivalue,
-niah-multiquery and variable-tracking; niah-multikey:8 has eight keys.
+Prints the share of right answers by task, length and depth, and writes tasks.json, tasks.png and
+report.html, by default into the run's directory. The tasks are passkey, niah-single, niah-multikey,
+niah-multivalue, niah-multiquery and variable-tracking; niah-multikey:8 has eight keys.
 """
 
 import argparse

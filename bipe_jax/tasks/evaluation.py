@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import cli, decode, inference, perplexity, segments
+from bipe_jax import cli, decode, inference, perplexity, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
@@ -196,7 +196,7 @@ def _example(one: Asked, length: int, said: str, score: float) -> dict:
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
-    """Runs the tasks, prints a table and writes tasks.json and tasks.png.
+    """Runs the tasks, prints a table and writes tasks.json, tasks.png and report.html.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
@@ -216,7 +216,8 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     write_json(result, os.path.join(output, "tasks.json"))
     heatmap.draw(result, os.path.join(output, "tasks.png"))
     print(tables(result))
-    print(f"Wrote {output}/tasks.json and tasks.png")
+    report.write([output], os.path.join(output, "report.html"))
+    print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
 
