@@ -126,6 +126,23 @@ def test_unfinished_and_damaged_checkpoints(run, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "evaluations" / "4.json").exists()
 
 
+def test_what_a_failed_read_leaves_prints_nothing(run):
+    """TensorStore's threads go on while a follower does, and would print tracebacks."""
+    for file in (run / "checkpoints" / "8" / "params").rglob("d/*"):
+        file.unlink()
+    program = (
+        "import sys, time\nfrom bipe_jax import checkpoint, errors\ncheckpoint.quiet()\n"
+        "try:\n    checkpoint.load(sys.argv[1], 8)\n"
+        "except errors.UserError as error:\n    print(error)\n"
+        "time.sleep(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, run], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "step 8 is damaged or was deleted" in done.stdout
+    assert done.stderr == ""
+
+
 def test_two_followers_do_not_share_a_directory(run, tmp_path):
     (tmp_path / "out" / "evaluations").mkdir(parents=True)
     lock = follow._lock(str(tmp_path / "out" / "evaluations"))
