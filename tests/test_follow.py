@@ -95,7 +95,12 @@ def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
     assert evaluated(capsys.readouterr().err) == [4, 8, 12]
     assert snapshot(run) == before
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
-    assert evaluated(capsys.readouterr().err) == []
+    text = capsys.readouterr().err
+    assert evaluated(text) == []
+    assert f"Evaluated already, as {tmp_path}/out/evaluations says: steps 4, 8, 12\n" in text
+    with pytest.raises(UserError, match="is one checkpoint, not a run"):
+        follow.follow(str(run / "checkpoints" / "8"), Settings(lengths=(32,)))
+    assert snapshot(run) == before
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
