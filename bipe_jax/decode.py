@@ -240,10 +240,13 @@ class Generator:
           stop: tokens that end a row, and are not given.
 
         Raises:
-          UserError: a prompt is empty, has ids that the model has not, or has no room in the cache.
+          UserError: a prompt is empty, has ids that the model has not, or has no room in the cache;
+            a setting makes no sense.
         """
         self._check(prompts, max_new_tokens)
         check_sampling(sampling)
+        if not 0 <= seed < 1 << 32:  # JAX takes 32 bits of it
+            raise UserError(f"seed={seed} must be from 0 to {(1 << 32) - 1}")
         placed = self._placed
         shards = sharding.batch_shards(placed.mesh)
         rows = -(-(1 << (len(prompts) - 1).bit_length()) // shards) * shards

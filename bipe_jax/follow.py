@@ -29,6 +29,8 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     Raises:
       UserError: a wrong input, or another follower writes to the same directory.
     """
+    if os.path.isdir(os.path.join(path, "params")):
+        raise UserError(f"{path} is one checkpoint, not a run: give the run's workdir to follow it")
     output = output or path
     directory = os.path.join(output, "evaluations")
     make_output(directory)
@@ -36,6 +38,10 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     done = {int(name[:-5]) for name in os.listdir(directory) if name[:-5].isdecimal()}
     name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
     waiting = False
+    if done:
+        cli.say(
+            f"Evaluated already, as {directory} says: steps {', '.join(map(str, sorted(done)))}"
+        )
     try:
         while True:
             new = [step for step in checkpoint.steps(path) if step not in done]

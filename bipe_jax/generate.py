@@ -10,6 +10,7 @@ import sys
 
 from bipe_jax import checkpoint, cli, decode, inference
 from bipe_jax.compiling import enable_cache
+from bipe_jax.errors import UserError
 
 
 def generate(
@@ -21,16 +22,19 @@ def generate(
       path: a checkpoint, see `checkpoint.load`. extend: see `positions.extend`.
 
     Raises:
-      UserError: as `checkpoint.load` and `decode.Generator.stream`.
+      UserError: the prompt is no UTF-8; as `checkpoint.load` and `decode.Generator.stream`.
     """
     decode.check_sampling(sampling)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("--prompt is not UTF-8: the tokenizer reads nothing else") from None
     placed = inference.load(path, extend)
     tokenizer = placed.tokenizer
     tokens = tokenizer.encode(prompt)
-    # Rounded up, so that the programs for this length serve later prompts.
-    longest = decode.bucket(len(tokens) + max(max_new_tokens, 1))
-    generator = decode.Generator(placed, longest)
-    held, given = tokens.tolist(), tokenizer.decode(tokens)
+    generator = decode.Generator(placed, len(tokens) + max(max_new_tokens, 1))
+    held = tokens.tolist()
+    text = given = tokenizer.decode(tokens)
     for (token,) in generator.stream(
         [tokens], max_new_tokens, sampling=sampling, stop=tokenizer.ends, seed=seed
     ):
@@ -40,6 +44,8 @@ def generate(
         if not text.endswith("\ufffd"):
             yield text[len(given) :]
             given = text
+    if text != given:  # it ended within a character
+        yield text[len(given) :]
 
 
 def main():

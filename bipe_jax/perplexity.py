@@ -11,6 +11,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.protocols import Protocol
 
 _RESAMPLES = 1000
+_LARGEST = 700.0  # nats a token: exp of more is no finite number
 _TRAINING_BLOCKS = 4096  # of each set, that are looked at to see what training can have seen
 
 
@@ -190,12 +191,20 @@ class Evaluation:
           single one), "tokens" (targets scored), "documents", "documents_too_short", and the
           statistics of segments. "breakdowns": the loss by coordinate of the targets. "unseen": how far
           coordinates run beyond what training can have seen. docs/evaluation.md has their form.
+
+        Raises:
+          UserError: the loss is no number, or too large for a perplexity.
         """
         result = {"results": [], "breakdowns": [], "unseen": []}
         for part in self._parts:
             held = self._sets[part.name]
             scores = self._scorer(params, held, part.windows, part.length)
             losses = -np.concatenate([log_probs for log_probs, _ in scores]).astype(np.float64)
+            if not losses.mean() < _LARGEST:
+                raise UserError(
+                    f"the loss of {part.name} at {part.length:,} tokens is {losses.mean():g} nats: these "
+                    "parameters have diverged; evaluate an earlier step"
+                )
             row = part.row(losses)
             result["results"].append(row)
             result["breakdowns"] += part.breakdowns(losses)
@@ -231,7 +240,7 @@ class _Part:
             "set": self.name,
             "length": self.length,
             "perplexity": metrics.perplexity(loss),
-            "perplexity_error": error(np.exp(np.minimum(resampled, 700))),
+            "perplexity_error": error(np.exp(np.minimum(resampled, _LARGEST))),
             "loss": float(loss),
             "loss_error": error(resampled),
             "bits_per_byte": float(totals.sum() / self.bytes.sum() / math.log(2)),

@@ -16,7 +16,7 @@ from test_model import draw, draw_tokens
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import decode, inference, segments
+from bipe_jax import checkpoint, decode, generate, inference, segments
 from bipe_jax.decode import Generator, Sampling
 from bipe_jax.errors import UserError
 from configs.quickstart import ENCODINGS
@@ -211,6 +211,9 @@ def test_wrong_input_is_refused_by_name():
     ):
         with pytest.raises(UserError, match=line):
             generator(PROMPTS, 1, sampling=sampling)
+    for seed in (-1, 1 << 32):
+        with pytest.raises(UserError, match=f"seed={seed} must be from 0"):
+            generator(PROMPTS, 1, seed=seed)
     config = tiny(position__absolute=(("learned", "position"),), position__relative=())
     model = inference.place(config, draw(config))
     with pytest.raises(UserError, match="table of position ends at 16 tokens"):
@@ -250,11 +253,40 @@ def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path
         ("--top_p=2", "error: top_p=2.0 must be above 0 and at most 1\n"),
         ("--max_new_tokens=0", "error: max_new_tokens=0 must be at least 1\n"),
         (f"--checkpoint={tmp_path}", "no complete checkpoint"),
+        (b"--prompt=\xff", "error: --prompt is not UTF-8"),
     ):
         done = command(*arguments, extra)
         assert done.returncode == 1 and not done.stdout
         assert line in done.stderr and done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
+
+
+def generated(path, prompt, count):
+    return "".join(generate.generate(path, prompt, count, Sampling()))
+
+
+def test_a_learned_table_of_position_is_used_to_its_last_row(tmp_path, run):
+    """The cache may be larger than what the model can read."""
+    trained = inference.load(run)
+    config = trained.config
+    config.position.absolute, config.position.relative = (("learned", "position"),), ()
+    params = bipe_jax.model.init(config, jax.random.key(0))
+    path = str(tmp_path / "model")
+    checkpoint.save_model(path, config, params, trained.tokenizer)
+    room = config.sequence_length - len(trained.tokenizer.encode("To be"))
+    generated(path, "To be", room)
+    with pytest.raises(UserError, match=r"ends at 32 tokens: .* length 33"):
+        generated(path, "To be", room + 1)
+
+
+def test_a_text_that_ends_within_a_character_is_given_whole(run, monkeypatch):
+    tokenizer = inference.load(run).tokenizer
+    byte = {text: tokenizer._processor.piece_to_id(text) for text in ("<0xC3>", "<0xA9>")}
+    for given, wanted in (([0xC3], "\ufffd"), ([0xC3, 0xA9], "é"), ([0xC3, 0xA9, 0xC3], "é\ufffd")):
+        ids = [byte[f"<0x{value:X}>"] for value in given]
+        stream = lambda *_, ids=ids, **__: ([i] for i in ids)  # noqa: E731
+        monkeypatch.setattr(Generator, "stream", stream)
+        assert generated(run, "To be", 8) == wanted
 
 
 if __name__ == "__main__":

@@ -336,6 +336,18 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
             evaluate(run, settings, str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("scale", [math.nan, 1e3])
+def test_diverged_parameters_are_refused(run, scale):
+    placed = inference.load(run)
+    documents = [{"set": "s", "tokens": np.arange(100, dtype=np.int32)}]
+    protocol = protocols.protocol("same-tokens", (32,))
+    sizes = placed.tokenizer.byte_lengths()
+    found = perplexity.Evaluation(placed, documents, sizes, (32,), protocol)
+    params = jax.tree.map(lambda x: x * scale, placed.params)
+    with pytest.raises(UserError, match=r"loss of s at 32 tokens is .* diverged"):
+        found(params)
+
+
 def test_a_learned_table_of_position_cannot_be_exceeded(config, tmp_path):
     config.position.absolute, config.position.relative = (("learned", "position"),), ()
     train(config, str(tmp_path), stop_at=1)

@@ -95,7 +95,12 @@ def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
     assert evaluated(capsys.readouterr().err) == [4, 8, 12]
     assert snapshot(run) == before
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
-    assert evaluated(capsys.readouterr().err) == []
+    text = capsys.readouterr().err
+    assert evaluated(text) == []
+    assert f"Evaluated already, as {tmp_path}/out/evaluations says: steps 4, 8, 12\n" in text
+    with pytest.raises(UserError, match="is one checkpoint, not a run"):
+        follow.follow(str(run / "checkpoints" / "8"), Settings(lengths=(32,)))
+    assert snapshot(run) == before
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
@@ -124,6 +129,23 @@ def test_unfinished_and_damaged_checkpoints(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no complete checkpoint"):
         follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
     assert (tmp_path / "out" / "evaluations" / "4.json").exists()
+
+
+def test_what_a_failed_read_leaves_prints_nothing(run):
+    """TensorStore's threads go on while a follower does, and would print tracebacks."""
+    for file in (run / "checkpoints" / "8" / "params").rglob("d/*"):
+        file.unlink()
+    program = (
+        "import sys, time\nfrom bipe_jax import checkpoint, errors\ncheckpoint.quiet()\n"
+        "try:\n    checkpoint.load(sys.argv[1], 8)\n"
+        "except errors.UserError as error:\n    print(error)\n"
+        "time.sleep(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, run], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "step 8 is damaged or was deleted" in done.stdout
+    assert done.stderr == ""
 
 
 def test_two_followers_do_not_share_a_directory(run, tmp_path):
