@@ -211,7 +211,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         raise UserError(f"--blocks={blocks} must be at least 1")
     placed = inference.load(path)
     config = placed.config
-    lengths = lengths or [config.sequence_length * multiple for multiple in MULTIPLES]
+    lengths = lengths or perplexity.default_lengths(config, MULTIPLES)
     lengths = sorted(set(lengths))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path

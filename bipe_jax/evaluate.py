@@ -29,7 +29,7 @@ class Settings:
     """What to evaluate on; what is empty or 0 is the config's.
 
     Attributes:
-      lengths: tokens; by default 1 … 16 times the training length.
+      lengths: tokens; by default 1 … 16 times the training length, as far as the model can be run.
       data: a source, see `data.sources.open_source`, or "prepared:DIR".
       sets: names of sets to keep.
       windows: of the shortest length's targets, a data set.
@@ -51,7 +51,7 @@ def resolve(settings: Settings, config) -> Settings:
     lengths = settings.lengths or tuple(evaluation.lengths)
     settings = dataclasses.replace(
         settings,
-        lengths=lengths or tuple(config.sequence_length * multiple for multiple in MULTIPLES),
+        lengths=lengths or perplexity.default_lengths(config, MULTIPLES),
         data=settings.data or config.data.evaluation,
         sets=settings.sets or tuple(config.data.sets),
         windows=settings.windows or evaluation.windows,

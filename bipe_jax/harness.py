@@ -14,9 +14,9 @@ from bipe_jax import checkpoint, cli, inference
 from bipe_jax.compiling import enable_cache
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import make_output, write_json
-from bipe_jax.perplexity import check_lengths
+from bipe_jax.perplexity import default_lengths
 
-MULTIPLE = 4  # of the training length, that --max_length is by default
+MULTIPLES = (1, 4)  # of the training length: the last that the model can be run at is --max_length
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness found
 
 
@@ -27,7 +27,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     Args:
       path: a checkpoint, see `checkpoint.load`.
       tasks: names, or patterns of them. include_path: a directory of tasks of one's own.
-      max_length: tokens; 0 takes MULTIPLE times the training length, or what a learned table allows.
+      max_length: tokens; 0 takes 4 times the training length, or once where a learned table ends.
       num_fewshot, limit: as the harness has them. extend: see `positions.extend`. output: "" takes `path`.
 
     Returns:
@@ -51,7 +51,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
         raise UserError(f"--num_fewshot={num_fewshot} must be at least 0")
     manager, names = find_tasks(tasks, include_path)
     placed = inference.load(path, extend)
-    model = Harness(placed, max_length or default_length(placed.config))
+    model = Harness(placed, max_length or max(default_lengths(placed.config, MULTIPLES)))
     output = output or path
     make_output(output)
     loaded = load_tasks(manager, names)
@@ -150,15 +150,6 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
-
-
-def default_length(config) -> int:
-    """MULTIPLE times the training length; that length itself where a learned table of position ends."""
-    try:
-        check_lengths(config, (MULTIPLE * config.sequence_length,))
-    except UserError:
-        return config.sequence_length
-    return MULTIPLE * config.sequence_length
 
 
 def main():

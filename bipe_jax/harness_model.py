@@ -88,6 +88,8 @@ class Harness(TemplateLM):
                 found = self._scorer(self.placed.params, documents, scored, size) if scored else []
                 for window, (log_probs, likeliest) in zip(scored, found, strict=True):
                     total = float(log_probs.sum(dtype=np.float64))
+                    if np.isnan(total):  # the harness would take the first choice
+                        raise UserError("log-probabilities are no numbers: the model has diverged")
                     answers[window.document] = (total, bool(likeliest.all()))
                 bar.update(len(some))
         for (texts, *_), answer in zip(requests, answers, strict=True):

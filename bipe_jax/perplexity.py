@@ -22,6 +22,20 @@ def check_lengths(config, lengths: Sequence[int]) -> None:
     positions.check_length(config, max(lengths))
 
 
+def default_lengths(config, multiples: Sequence[int]) -> tuple[int, ...]:
+    """Those multiples of the training length, 1 the first, that the model can be run at."""
+
+    def runs(length):
+        try:
+            check_lengths(config, (length,))
+        except UserError:
+            return False
+        return True
+
+    lengths = [config.sequence_length * multiple for multiple in multiples]
+    return tuple(length for length in lengths if runs(length))
+
+
 def bootstrap(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Resampled ratios sum(totals) / sum(counts), (1000,), with documents drawn with replacement.
 

@@ -165,6 +165,9 @@ def test_draws_follow_the_probabilities_and_the_seed():
     assert one[0].tolist() == again[0].tolist()  # whatever the other rows are
     assert one[0].tolist() != one[1].tolist()
     assert one[0].tolist() != generator([prompt], 8, sampling=sampling, seed=4)[0].tolist()
+    # Draws of one row too: of nearly equal chances (1/64 each), 40 give 30 tokens or so.
+    (even,) = generator([prompt], 40, sampling=Sampling(1e6))
+    assert len(set(even.tolist())) > 20
 
 
 @pytest.mark.parametrize("spec", ["ntk:4", "yarn:4:6", "dynamic-ntk:2:6"])

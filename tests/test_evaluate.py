@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from tiny import tiny
 
 from bipe_jax import evaluate as evaluation
 from bipe_jax import inference, model, perplexity, protocols, scoring, segments
@@ -353,3 +354,14 @@ def test_a_learned_table_of_position_cannot_be_exceeded(config, tmp_path):
     train(config, str(tmp_path), stop_at=1)
     with pytest.raises(UserError, match="table of position ends at 32 tokens"):
         evaluate(str(tmp_path), Settings(lengths=(32, 64)))
+    result = evaluate(str(tmp_path), Settings())  # as at the end of a training
+    assert {row["length"] for row in result["results"]} == {32}
+
+
+def test_default_lengths_are_those_that_the_model_has_rows_for():
+    for entry, wanted in (
+        (("learned", "position", ("size", 70)), (16, 32, 64)),
+        (("learned", "offset"), (16, 32, 64, 128)),
+    ):
+        config = tiny(position__absolute=(entry,), position__relative=())
+        assert perplexity.default_lengths(config, (1, 2, 4, 8)) == wanted

@@ -1,5 +1,6 @@
 """The lm-evaluation-harness on a real model and tasks on local files."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,6 +22,7 @@ from tiny import tiny
 import bipe_jax
 from bipe_jax import decode, harness, harness_model, inference, model
 from bipe_jax.errors import UserError
+from bipe_jax.perplexity import default_lengths
 
 EXAMPLES = [
     {"question": "To be, or not", "choices": [" to be", " at all", "hing"], "answer": 0},
@@ -255,7 +257,7 @@ def test_a_learned_table_of_position_is_filled_and_no_further():
         model__vocab_size=259,
     )
     placed = inference.place(config, model.init(config, jax.random.key(0)), Characters())
-    assert harness.default_length(config) == 48
+    assert default_lengths(config, harness.MULTIPLES) == (48,)
     (answer,) = harness_model.Harness(placed, 48).generate_until(
         requests("generate_until", [("x" * 100, {"until": [], "max_gen_toks": 20})]),
         disable_tqdm=True,
@@ -310,6 +312,14 @@ def test_wrong_requests_are_refused_by_name(placed):
             harness_model.Harness(placed, 8).generate_until(
                 requests("generate_until", [("a", {"until": [], **given})]), disable_tqdm=True
             )
+
+
+def test_a_diverged_model_is_refused(placed):
+    """The harness takes the first choice where all are NaN, which may be the right one."""
+    params = jax.tree.map(lambda x: x * np.nan, placed.params)
+    diverged = harness_model.Harness(dataclasses.replace(placed, params=params), 64)
+    with pytest.raises(UserError, match="the model has diverged"):
+        diverged.loglikelihood(requests("loglikelihood", [("a", " word")]), disable_tqdm=True)
 
 
 def test_wrong_arguments_are_refused_by_name(run, tasks, tmp_path, monkeypatch):

@@ -79,8 +79,8 @@ def fitting_lengths(settings: Settings, tasks: Sequence[Task], config, tokenizer
     name, most = max(needed.items(), key=lambda item: item[1])
     lengths = sorted(set(settings.lengths))
     if not lengths:
-        multiples = [config.sequence_length * multiple for multiple in MULTIPLES]
-        lengths = [length for length in multiples if length >= most] or multiples
+        multiples = perplexity.default_lengths(config, MULTIPLES)
+        lengths = [length for length in multiples if length >= most] or list(multiples)
     perplexity.check_lengths(config, lengths)
     if lengths[0] < most:
         raise UserError(
