@@ -204,14 +204,21 @@ def test_errors_are_over_documents(run):
     ]
     protocol = protocols.protocol("non-overlapping", (64,))
 
-    def error(documents):
-        sizes = placed.tokenizer.byte_lengths()
-        found = perplexity.Evaluation(placed, documents, sizes, (64,), protocol)(placed.params)
-        return found["results"][0]["loss_error"]
+    sizes = placed.tokenizer.byte_lengths()
 
-    few, many = error(two), error(two * 16)
-    assert few / many == pytest.approx(4, rel=0.15)
-    assert error(two[:1]) is None
+    def row(documents):
+        found = perplexity.Evaluation(placed, documents, sizes, (64,), protocol)(placed.params)
+        return found["results"][0]
+
+    assert row(two)["loss_error"] / row(two * 16)["loss_error"] == pytest.approx(4, rel=0.15)
+    assert row(two[:1])["loss_error"] is None
+    # Of two documents a resample has the first alone, both, or the second alone.
+    text_bytes = [sizes[document["tokens"][1:193]].sum() for document in two]
+    assert not 0.8 < text_bytes[0] / text_bytes[1] < 1.25
+    alone = [row([document])["bits_per_byte"] for document in two]
+    both = np.average(alone, weights=text_bytes)
+    error = row(two)["bits_per_byte_error"]
+    assert error == pytest.approx(np.std([alone[0], both, both, alone[1]]), rel=0.1)
 
 
 def test_memory_grows_linearly_with_length(run):

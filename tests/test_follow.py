@@ -14,7 +14,7 @@ import pytest
 
 from bipe_jax import checkpoint, follow
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings
+from bipe_jax.evaluate import Settings, evaluate
 from bipe_jax.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +94,14 @@ def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
     assert evaluated(capsys.readouterr().err) == [4, 8, 12]
     assert snapshot(run) == before
+    losses = []
+    for step in (4, 8, 12):
+        copy = shutil.copytree(run / "checkpoints" / str(step), tmp_path / "copies" / str(step))
+        wanted = evaluate(str(copy), Settings(lengths=(32,)), str(tmp_path / "one"))["results"]
+        found = json.loads((tmp_path / "out" / "evaluations" / f"{step}.json").read_text())
+        assert found["results"] == wanted
+        losses.append(wanted[0]["loss"])
+    assert len(set(losses)) == 3
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
     text = capsys.readouterr().err
     assert evaluated(text) == []
