@@ -174,7 +174,10 @@ def step(config, params: dict, rule: segments.Rule, cache: dict, tokens) -> tupl
 
 
 class Generator:
-    """Continues texts with one model, on all devices; compiles once for all prompts.
+    """Continues texts with one model, on all devices.
+
+    It compiles one program for prompts of more than PIECE / 2 tokens, one for each power of two below
+    that, and one for a token at a time; for each number of rows (a power of two) anew.
 
     Args:
       placed: the model.

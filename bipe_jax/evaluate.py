@@ -107,8 +107,9 @@ class Evaluator:
         held = list(documents(placed, settings))
         if settings.extend:
             placed = _extended(placed, settings, held)
-        config = placed.config
+        config = placed.config.copy_and_resolve_references()
         config.evaluation.windows = settings.windows
+        placed = dataclasses.replace(placed, config=config)
         self._mesh = placed.mesh
         self._evaluation = perplexity.Evaluation(
             placed,

@@ -131,7 +131,7 @@ class Evaluation:
             sets.setdefault(document["set"], []).append(document["tokens"])
         longest = self._lengths[-1]
         self._sets = {n: held for n, held in sets.items() if any(len(t) > longest for t in held)}
-        for name in sets.keys() - self._sets.keys():
+        for name in [name for name in sets if name not in self._sets]:
             progress(f"{name}: no document has {longest + 1:,} tokens; left out")
         if not self._sets:
             raise UserError(

@@ -115,6 +115,9 @@ def main(_):
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
+    validate(cli.CONFIG.value)
+    # What the evaluation at the end would refuse is refused before the training.
+    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
     if train(cli.CONFIG.value, _WORKDIR.value, _STOP_AT.value):
         evaluate.evaluate(_WORKDIR.value)
 

@@ -372,3 +372,14 @@ def test_default_lengths_are_those_that_the_model_has_rows_for():
     ):
         config = tiny(position__absolute=(entry,), position__relative=())
         assert perplexity.default_lengths(config, (1, 2, 4, 8)) == wanted
+
+
+def test_training_refuses_what_its_evaluation_would(command, tmp_path):
+    done = command(
+        "train", "--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}",
+        "--config.position.absolute=(('learned', 'position'),)", "--config.position.relative=()",
+        "--config.evaluation.lengths=(32, 64)",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: the learned table of position ends at 32 tokens" in done.stderr
+    assert not (tmp_path / "run").exists()
