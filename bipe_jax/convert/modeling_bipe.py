@@ -23,6 +23,9 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+# What generation calls the cache: transformers 5.24 renamed it.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class BipeConfig(PretrainedConfig):
     """Names as in Llama's config, and these.
@@ -34,7 +37,7 @@ class BipeConfig(PretrainedConfig):
     """
 
     model_type = "bipe_jax"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(
         self,
@@ -257,7 +260,7 @@ class BipePreTrainedModel(PreTrainedModel):
     config_class = BipeConfig
     base_model_prefix = "model"
     _no_split_modules = ["BipeLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
 
 
@@ -324,9 +327,7 @@ class BipeModel(BipePreTrainedModel):
             mask = mask.to(dtype)
         for layer in self.layers:
             x = layer(x, rotation, mask, past_key_values=past_key_values)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(x), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE: past_key_values})
 
     def _seen(self, input_ids, attention_mask, cache):
         """All tokens so far and which are no padding, (B, S) each; the new ones go into the cache.
@@ -390,6 +391,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         output_attentions=None,
         output_hidden_states=None,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
         """Logits, and the loss if there are labels.
@@ -398,7 +400,7 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
           input_ids: (B, L).
           attention_mask: (B, S), 0 for padding, on either side; with a cache also of what is in it.
           position_ids: only checked, since coordinates follow from the tokens.
-          past_key_values: a DynamicCache, which the new tokens are added to.
+          past_key_values, cache: a DynamicCache, which the new tokens are added to, by either name.
           inputs_embeds: refused.
           labels: (B, L) as in Llama, -100 for what does not count; shifted by one in here.
           use_cache: return a new cache if none is given.
@@ -408,8 +410,9 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         """
         if output_attentions or output_hidden_states:
             raise ValueError("this model gives neither attentions nor hidden states of its layers")
+        held = past_key_values if cache is None else cache
         outputs = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+            input_ids, attention_mask, position_ids, held, inputs_embeds, use_cache
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
@@ -419,6 +422,6 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values
+            loss=loss, logits=logits, **{CACHE: getattr(outputs, CACHE)}
         )
         return result.to_tuple() if return_dict is False else result
