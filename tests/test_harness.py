@@ -237,9 +237,10 @@ def test_what_merges_with_its_context_is_scored(placed):
         assert total == pytest.approx(wanted[0], rel=1e-5) and greedy == wanted[1]
 
 
-def test_what_is_asked_several_times_is_answered_anew(placed, monkeypatch):
+def test_what_is_asked_several_times_is_answered_anew(placed):
     """Tasks draw several answers to one context; in batches of one row, too."""
-    monkeypatch.setattr(placed.config.evaluation, "batch_tokens", 64)
+    placed = dataclasses.replace(placed, config=placed.config.copy_and_resolve_references())
+    placed.config.evaluation.batch_tokens = 64
     model = harness_model.Harness(placed, 64)
     # Without a temperature, from the model's own probabilities.
     asked = requests("generate_until", [("To be", {"max_gen_toks": 8, "do_sample": True})] * 4)
