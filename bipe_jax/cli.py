@@ -5,7 +5,7 @@ import os
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bipe_jax.errors import UserError
 
@@ -25,7 +25,7 @@ def user_errors():
         os._exit(1)
 
 
-def _parse(argv):
+def _parse(argv, values=flags.FLAGS):
     """Parses absl flags; whatever is wrong with --config and its overrides becomes one line.
 
     Config files are Python and overrides reach into them, so that almost any exception can come
@@ -36,9 +36,9 @@ def _parse(argv):
         if argument.startswith("--config=") and not os.path.isfile(path):
             raise UserError(f"{argument}: there is no file {path!r}")
     try:
-        rest = flags.FLAGS(argv)
-        for name in flags.FLAGS:
-            _ = flags.FLAGS[name].value  # a config that could not be loaded raises here
+        rest = values(argv)
+        for name in values:
+            _ = values[name].value  # a config that could not be loaded raises here
     except UserError:
         raise
     except (AttributeError, KeyError) as error:
@@ -53,6 +53,22 @@ def _parse(argv):
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are --name=value")
     return rest
+
+
+def read_config(arguments: list[str]) -> ConfigDict:
+    """The config of --config=FILE[:ARGUMENT] and --config.KEY=VALUE …, as programs read it.
+
+    Raises:
+      UserError: there is no such file, or key, or a value is of another type.
+    """
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=["", *arguments]
+    )
+    _parse(["", *arguments], values)
+    if config.value is None:
+        raise UserError("--config=FILE is needed")
+    return config.value
 
 
 def run_with_flags(main) -> None:

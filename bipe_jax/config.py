@@ -216,14 +216,14 @@ def validate(config) -> None:
     positions.check(config)
 
 
-def check_resumable(saved, config) -> None:
-    """Raises UserError if a run that `saved` belongs to cannot go on with `config`."""
+def check_resumable(saved, config, workdir: str) -> None:
+    """Raises UserError if the run of `saved` cannot go on with `config` in its workdir."""
     for name, before, now in _differences(saved, config, _FIXED_AT_START):
         # The separators follow from the rule and the tokenizer, which comes with the checkpoint.
         if name != "segments.separators":
             raise UserError(
-                f"config.{name}={now!r}, but the checkpoint in this workdir was trained with "
-                f"{before!r}: use that value, or another --workdir"
+                f"config.{name}={now!r}, but the run in {workdir} was started with {before!r}: use that "
+                "value, or another --workdir"
             )
 
 

@@ -1,4 +1,8 @@
-"""The one exception for what a user can put right."""
+"""The one exception for what a user can put right, and the exit codes that supervisors act on."""
+
+# 0: all steps are done. 1: a UserError, which another start would meet again.
+PREEMPTED = 42  # stopped from outside, after saving: to be started again
+LOST = 43  # another process of the run died or was lost: to be started again
 
 
 class UserError(Exception):

@@ -47,7 +47,7 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         saved = checkpoints.meta()
         if saved:
-            check_resumable(saved.config, config)
+            check_resumable(saved.config, config, workdir)
         source = saved or finetune.source(config)
         tokens = tokenizer.choose(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())

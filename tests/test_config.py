@@ -276,7 +276,7 @@ def test_json_keeps_nested_tuples():
     assert again == config
     assert again.position.relative == (("alibi", "segment", ("slope_scale", 96.0)),)
     assert again.data.sets == ()
-    check_resumable(again, config)
+    check_resumable(again, config, "runs/x")
     validate(again)
 
 
@@ -357,11 +357,11 @@ def test_a_run_cannot_go_on_with_another(name, value):
     for part in name.split("."):
         before = before[part]
     with pytest.raises(UserError) as caught:
-        check_resumable(config, with_value(name, value, tiny()))
+        check_resumable(config, with_value(name, value, tiny()), "runs/x")
     for part in (f"config.{name}={value!r}", repr(before)):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "value"), FREE.items())
 def test_a_run_can_go_on_with_another(name, value):
-    check_resumable(tiny(), with_value(name, value, tiny()))
+    check_resumable(tiny(), with_value(name, value, tiny()), "runs/x")

@@ -243,7 +243,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model.width": 64}, r"config.model.width=64, but the checkpoint .* trained with 32"),
+        ({"model.width": 64}, r"config.model.width=64, but the run in .* started with 32"),
         ({"position.relative": (("rope", "position"),)}, "config.position.relative="),
         ({"segments.rule": "newline"}, "config.segments.rule='newline'"),
         ({"sequence_length": 64}, "config.sequence_length=64"),

@@ -1,0 +1,1 @@
+"""Launching training: sweeps, SLURM, TPU VMs, GKE, SkyPilot. Run from the repository's root."""

@@ -1,0 +1,83 @@
+"""Whether a run that ended is to be started again: the one rule of all supervisors.
+
+python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1: no; 2: a wrong call)
+
+| exit code | meaning                                            | again?                          |
+|-----------|----------------------------------------------------|---------------------------------|
+| 0         | all steps are done                                 | no                              |
+| any       | WORKDIR/failed is there: a user's error, its line  | no                              |
+| 42        | preempted, saved                                   | yes                             |
+| other     | died, or lost a peer                               | while checkpoints advance; else |
+|           |                                                    | 3 times                         |
+
+Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+PREEMPTED = 42  # as in bipe_jax/errors.py
+_MOST = 3  # crashes at one step
+
+
+def latest_step(workdir: str) -> int:
+    """Of the complete checkpoints; -1 if there is none."""
+    try:
+        names = os.listdir(os.path.join(workdir, "checkpoints"))
+    except OSError:
+        return -1
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
+def decide(workdir: str, code: int) -> tuple[bool, str]:
+    """(start again?, why), of a run that ended with a code. Counts crashes in WORKDIR/restarts.json."""
+    if code == 0:
+        return False, "all steps are done"
+    failed = os.path.join(workdir, "failed")
+    if os.path.exists(failed):
+        with open(failed, encoding="utf-8") as file:
+            return False, f"a wrong input: {file.read().strip()}"
+    step = latest_step(workdir)
+    if code == PREEMPTED:
+        return True, f"preempted; going on from step {max(step, 0)}"
+    counted = _read(workdir)
+    crashes = counted["crashes"] + 1 if counted["step"] == step else 1
+    _write(workdir, {"step": step, "crashes": crashes})
+    if crashes > _MOST:
+        return (
+            False,
+            f"it died with code {code}, {crashes} times since the checkpoint of step {step}",
+        )
+    return True, f"it died with code {code}; going on from step {max(step, 0)}"
+
+
+def _read(workdir: str) -> dict:
+    try:
+        with open(os.path.join(workdir, "restarts.json"), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {"step": None, "crashes": 0}
+
+
+def _write(workdir: str, counted: dict) -> None:
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "restarts.json")
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(counted, file)
+    os.replace(path + ".tmp", path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.restart", description=__doc__)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--code", type=int, required=True, help="with which the run ended")
+    args = parser.parse_args()
+    again, why = decide(args.workdir, args.code)
+    print(("starting again: " if again else "not starting again: ") + why, file=sys.stderr)
+    return 0 if again else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
