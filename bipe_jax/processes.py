@@ -34,7 +34,9 @@ def start() -> None:
         with status LOST.
     """
     if not _find():
-        # Alone; but what tells of SIGTERM belongs to jax.distributed.
+        # Alone; but what tells of SIGTERM belongs to jax.distributed. Devices of one process need no
+        # network: with gloo, several CPU devices of one process can wait for each other for ever.
+        jax.config.update("jax_cpu_collectives_implementation", None)
         _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
 
 
@@ -127,13 +129,13 @@ def _read(given: list) -> tuple[str, int, int]:
 
 
 def _check_free(port: int) -> None:
-    """What JAX makes of a port that is taken is a crash. Raises UserError."""
+    """What JAX makes of a port that is taken is a crash. Raises Transient."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(
+            raise Transient(
                 f"JAX_COORDINATOR_ADDRESS: port {port} of this machine cannot be had "
                 f"({error.strerror}): choose another"
             ) from None
