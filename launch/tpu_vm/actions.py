@@ -9,7 +9,7 @@ import time
 from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs
-from launch.tpu_vm.gcloud import ABSENT, Resource
+from launch.tpu_vm.gcloud import ABSENT, Final, Resource
 
 _GONE = ("SUSPENDED", "FAILED")  # by preemption, or for good: only deleting helps
 _ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
@@ -51,13 +51,11 @@ def bootstrap(resource: Resource, args) -> None:
 
 
 def _bootstrap(resource: Resource, args, commit: str) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        archive = os.path.join(directory, f"bipe_jax-{commit}.tar.gz")
-        line = ["git", "archive", "--format=tar.gz", f"--output={archive}", commit]
-        if not resource.dry_run:
-            subprocess.run(line, check=True)
-        script = os.path.join(os.path.dirname(__file__), "bootstrap.sh")
-        resource.copy([archive, script])
+    archive = os.path.join(tempfile.gettempdir(), f"bipe_jax-{commit}.tar.gz")
+    jobs.execute(
+        ["git", "archive", "--format=tar.gz", f"--output={archive}", commit], resource.dry_run
+    )
+    resource.copy([archive, os.path.join(os.path.dirname(__file__), "bootstrap.sh")])
     words = ["bash", "bootstrap.sh", commit, *([args.nfs] if args.nfs else [])]
     resource.ask(shlex.join(words), tell=True)
 
@@ -91,7 +89,7 @@ def watch(resource: Resource, args) -> None:
         try:
             now = _look(resource, args, commit)
             failures = 0
-        except _Ended:
+        except Final:
             raise
         except UserError as error:  # a VM that is restarting, a network that is away
             failures += 1
@@ -110,15 +108,11 @@ def watch(resource: Resource, args) -> None:
         cli.say(f"{resource.name} is still there, and paid for: delete it when you have its logs")
 
 
-class _Ended(UserError):
-    """What no further try would mend."""
-
-
 def _look(resource: Resource, args, commit: str) -> str:
     """One look at the slice, and what it asks for: how things stand."""
     state = resource.state()
     if state == "FAILED":
-        raise _Ended(f"{resource.name} is FAILED: gcloud's describe says why; delete it")
+        raise Final(f"{resource.name} is FAILED: gcloud's describe says why; delete it")
     if state == "SUSPENDED":
         resource.delete()
     if state in (ABSENT, "SUSPENDED"):
@@ -130,7 +124,7 @@ def _look(resource: Resource, args, commit: str) -> str:
     if states == {_DONE}:
         return _DONE
     if "failed" in states and "running" not in states:
-        raise _Ended(
+        raise Final(
             f"the run on {resource.name} ended and is not to be started again: see {args.workdir}/failed "
             "and the logs; the slice is still there, and paid for"
         )

@@ -26,7 +26,7 @@ if [ "$(cat "$root/commit" 2>/dev/null)" = "$commit" ]; then
     exit 0
 fi
 if systemctl is-active --quiet bipe_jax; then
-    say error "a run of another commit is there: stop it first"
+    say refused "a run of another commit is there: stop it first"
     exit 1
 fi
 rm -f "$root/commit" # until all of the new one is there

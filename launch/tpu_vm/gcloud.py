@@ -13,6 +13,10 @@ from launch.tpu_vm.slices import Slice
 ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
 
 
+class Final(UserError):
+    """What no further try would mend."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Resource:
     """A queued resource, whether it is there or not.
@@ -62,7 +66,7 @@ class Resource:
             ) from None
         there = node.get("acceleratorType")
         if there and there != self.slices.accelerator:
-            raise UserError(
+            raise Final(
                 f"{self.name} is there in {self.zone} as {there}, not {self.slices.accelerator} "
                 f"({self.slices.topology}): use another name"
             )
@@ -127,8 +131,8 @@ class Resource:
             rows = [row.split(" ", 3) for row in done.stdout.splitlines()]
             rows = [(*row[1:], "")[:3] for row in rows if row[0] == "bipe_jax" and len(row) > 2]
             for host, state, text in rows:
-                if state == "error":
-                    raise UserError(f"{host}: {text}")
+                if state in ("error", "refused"):
+                    raise (Final if state == "refused" else UserError)(f"{host}: {text}")
             if done.returncode or len(rows) < self.slices.hosts:
                 last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
                 raise UserError(

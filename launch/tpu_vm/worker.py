@@ -1,7 +1,7 @@
 """What the launcher has each TPU VM do: start the supervisor as a systemd service, stop it, show it.
 
 It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action ends in one line on standard output,
-"bipe_jax HOST STATE what there is to say", which the launcher reads.
+"bipe_jax HOST STATE what there is to say", which the launcher reads; "error" may pass, "refused" will not.
 
 A service, since systemd passes a shutdown on as SIGTERM, at preemption and maintenance, and starts it
 again when the VM is back. Standard library alone.
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 
-UNIT = "/etc/systemd/system/bipe_jax.service"
 _SERVICE = "bipe_jax"
+_UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
 _LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
 
 
@@ -108,15 +108,19 @@ def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: b
         )
     wanted = unit(workdir, arguments, hosts)
     if state() == "running":
-        with open(UNIT, encoding="utf-8") as file:
+        with open(_UNIT, encoding="utf-8") as file:
             if file.read() != wanted:
                 raise ValueError("another run is there: stop it first")
         return "it ran already"
-    subprocess.run(
-        ["sudo", "tee", UNIT], input=wanted, text=True, check=True, stdout=subprocess.DEVNULL
-    )
-    for action in (["daemon-reload"], ["enable", _SERVICE], ["restart", "--no-block", _SERVICE]):
-        subprocess.run(["sudo", "systemctl", *action], check=True)
+    with open(_UNIT, "w", encoding="utf-8") as file:
+        file.write(wanted)
+    for command in (
+        ["cp", _UNIT, "/etc/systemd/system"],
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "enable", _SERVICE],
+        ["systemctl", "restart", "--no-block", _SERVICE],
+    ):
+        subprocess.run(["sudo", *command], check=True)
     return "started"
 
 
@@ -132,7 +136,7 @@ def stop() -> str:
 def heartbeat() -> str:
     """What the run's heartbeat.json says."""
     try:
-        with open(UNIT, encoding="utf-8") as file:
+        with open(_UNIT, encoding="utf-8") as file:
             command = next(line for line in file if line.startswith("ExecStart="))
         words = shlex.split(command.removeprefix("ExecStart="))
         workdir = next(word for word in words if word.startswith("--workdir=")).partition("=")[2]
@@ -164,7 +168,8 @@ def main() -> int:
             said = stop() if args.action == "stop" else heartbeat()
         found = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"bipe_jax {socket.gethostname()} error {error}", flush=True)
+        kind = "refused" if isinstance(error, ValueError) else "error"
+        print(f"bipe_jax {socket.gethostname()} {kind} {error}", flush=True)
         return 1
     print(f"bipe_jax {socket.gethostname()} {found} {said}", flush=True)
     return 0
