@@ -277,7 +277,11 @@ def test_a_name_that_google_refuses(world):
 
 def test_nothing_is_launched_that_does_not_fit(world, monkeypatch):
     def too_large(job, topology, skip):
-        assert (job.overrides, topology, skip) == ((("model.width", "64"),), "v5e:2x2", False)
+        assert (job.overrides, topology, skip) == (
+            (("mesh.devices", 4), ("model.width", "64")),
+            "v5e:2x2",
+            False,
+        )
         raise UserError("the step needs 27 GiB of 15.75")
 
     monkeypatch.setattr(actions.jobs, "preflight", too_large)

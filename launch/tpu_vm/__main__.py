@@ -79,11 +79,13 @@ def main(argv: list[str]) -> None:
     for change in changes:
         if "=" not in change:
             raise UserError(f"{change}: write --config.KEY=VALUE")
-    pairs = tuple(change.removeprefix("--config.").partition("=")[::2] for change in changes)
+    # A slice whose hosts do not find each other would train as many runs: the trainer counts its devices.
+    pairs = [("mesh.devices", slice_.devices)]
+    pairs += [change.removeprefix("--config.").partition("=")[::2] for change in changes]
     if args.action in actions.OF_A_JOB:
         if not args.config or not args.workdir:
             raise UserError(f"{args.action} needs --config and --workdir")
-        args.job = jobs.Job(args.config, args.workdir, pairs, args.name)
+        args.job = jobs.Job(args.config, args.workdir, tuple(pairs), args.name)
     if not args.dry_run:
         jobs.need("gcloud", "launch.tpu_vm")
     resource = Resource(args.name, args.zone, slice_, args.project, args.dry_run)
