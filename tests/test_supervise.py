@@ -19,7 +19,7 @@ TRAINER = """
 import json, os, signal, sys, time
 workdir = sys.argv[1]
 with open(f"{workdir}/plan") as file:
-    word, *rest = file.read().split()
+    word, *rest = file.read().split() or ["1"]
 with open(f"{workdir}/plan", "w") as file:
     file.write(" ".join(rest))
 asked = []

@@ -56,6 +56,8 @@ elif action == "describe":
     node = {"acceleratorType": resources[name]["type"]}
     print(json.dumps({"state": {"state": state}, "tpu": {"nodeSpec": [{"node": node}]}}))
 elif action == "delete":
+    if "force" not in flags and resources[name]["states"] != ["SUSPENDED"]:
+        sys.exit("ERROR: (gcloud) FAILED_PRECONDITION: it has nodes")
     del resources[name]
     for entry in os.listdir(root):
         if entry.startswith(name) and "-w-" in entry:
@@ -377,6 +379,12 @@ def test_a_bootstrap_that_broke_off_goes_on(world):
         call("run")
     (world.root / "no-network").unlink()
     call("bootstrap")
+    commit = world.root / "x-w-0" / "bipe_jax" / "commit"
+    commit.write_text("0123456789abcdef\n")  # of an earlier day, of which half is replaced now
+    (world.root / "no-network").touch()
+    with pytest.raises(UserError):
+        call("bootstrap")
+    assert not commit.exists()
 
 
 def test_another_commit_is_not_run_unasked(world, clone, tmp_path):
@@ -472,6 +480,17 @@ def test_watch_brings_a_preempted_slice_back_until_the_run_is_done(world, days, 
     assert not world.services()
 
 
+def test_watch_waits_for_the_last_host(world, days, tmp_path):
+    world.hosts(2)
+    call("create")
+    call("bootstrap")
+    first, last = (world.root / f"x-w-{i}" / "service" for i in range(2))
+    first.write_text("inactive 0")
+    last.write_text("active 0")
+    days([lambda: last.write_text("inactive 0")], workdir=tmp_path / "shared")
+    assert world.starts() == []
+
+
 def test_watch_leaves_a_run_that_failed(world, days, tmp_path):
     with pytest.raises(UserError, match=r"not to be started again: see .*/shared/failed"):
         days([nothing] * 4 + [lambda: world.services("failed 1")], workdir=tmp_path / "shared")
@@ -505,6 +524,7 @@ def test_the_service_file_holds_for_systemd(tmp_path, monkeypatch):
     (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
     words = shlex.split(line.removeprefix("ExecStart="))
     assert [word.replace("%%", "%").replace("$$", "$") for word in words[-3:]] == arguments
+    assert words[-1] == "--config.y=$$HOME%%h\\n;"  # else systemd would expand them
     assert "KillMode=mixed" in text and "WantedBy=multi-user.target" in text
     assert any(word.startswith("--host=") for word in words) and "--pause=90" in words
     assert "--host" not in worker.unit("/mnt/w", [], hosts=1)
