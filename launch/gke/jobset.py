@@ -1,0 +1,98 @@
+"""Checks jobs, writes their JobSets and hands them to kubectl."""
+
+import re
+import subprocess
+import sys
+
+import yaml
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs, machines
+from launch.gke import manifest
+
+_WHAT = "python -m launch.gke"
+
+
+def parser() -> machines.Parser:
+    """Of all flags but the job's own."""
+    flags = machines.Parser(_WHAT)
+    flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
+    flags.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        help="SOURCE:PATH, to mount: a PersistentVolumeClaim's name or gs://BUCKET; again for more",
+    )
+    flags.add_argument(
+        "--service-account", default="", help="Kubernetes' name of the pods' account"
+    )
+    flags.add_argument("--dry-run", action="store_true", help="print the manifests, launch nothing")
+    return flags
+
+
+def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+    """Launches one JobSet a job; `arguments` are the flags of parser().
+
+    Raises:
+      UserError: a flag or a job is wrong, or kubectl refused.
+    """
+    launch(given, parser().parse_args(arguments), dry_run)
+
+
+def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+    """As submit, of parsed flags."""
+    found = machines.of(args, manifest.GPUS)
+    volumes = [_volume(text) for text in args.volume]
+    for job in given:
+        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in volumes):
+            raise UserError(
+                f"--workdir={job.workdir} is in none of the volumes: it must outlive the pods, as in "
+                "--volume=CLAIM:/runs --workdir=/runs/x"
+            )
+    names = machines.names(given, manifest.longest_name(found))
+    if not dry_run:
+        jobs.need("kubectl", _WHAT)
+    ready = machines.ready(given, found, args.skip_preflight)
+    made = [
+        manifest.jobset(
+            name,
+            job,
+            found,
+            args.image,
+            spot=args.spot,
+            volumes=volumes,
+            account=args.service_account,
+        )
+        for name, job in zip(names, ready, strict=True)
+    ]
+    if dry_run:
+        cli.say("kubectl apply -f -  would get:")
+        yaml.safe_dump_all(made, sys.stdout, sort_keys=False)
+        return
+    for name in names:
+        _remove_failed(name)
+    jobs.execute(["kubectl", "apply", "-f", "-"], False, yaml.safe_dump_all(made, sort_keys=False))
+    selector = f"jobset.sigs.k8s.io/jobset-name={names[0]}"
+    cli.say(f"Logs: kubectl logs --follow --selector={selector} --container=train")
+
+
+def _volume(text: str) -> tuple[str, str]:
+    source, _, path = text.rpartition(":")
+    if not re.fullmatch(r"(gs://)?[a-z0-9][a-z0-9._-]*", source) or not re.fullmatch("/.+", path):
+        raise UserError(
+            f"--volume={text} must be CLAIM:/PATH or gs://BUCKET:/PATH, such as gs://my-bucket:/runs"
+        )
+    return source, path.rstrip("/")
+
+
+def _remove_failed(name: str) -> None:
+    """Deletes a JobSet that failed: applied again it would stay failed. One that runs, or is done, is
+    left as it is."""
+    line = ["kubectl", "get", "jobset", name, "--ignore-not-found"]
+    line.append("--output=jsonpath={.status.terminalState}")
+    state = subprocess.run(line, capture_output=True, text=True)
+    if state.returncode:
+        raise UserError(f"kubectl: {' '.join(state.stderr.split())}; nothing was launched")
+    if state.stdout.strip() == "Failed":
+        jobs.execute(["kubectl", "delete", "jobset", name, "--wait"], False)
