@@ -34,7 +34,7 @@ GPUS = {
     "b200": "nvidia-b200",
 }
 MAX_RESTARTS = 100
-GRACE, SPOT_GRACE = 600, 25  # seconds to save; a spot node leaves its pods no more than 25
+GRACE = 600  # seconds to save; a spot node that is taken away gives less (docs/gke.md)
 _CONTAINER = "train"
 _WORKERS = (
     "w"  # name of the JobSet's one replicated Job; short, since it is part of every pod's name
@@ -145,7 +145,7 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
     mounts = [(f"volume-{i}", *volume) for i, volume in enumerate(volumes)]
     spec = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": SPOT_GRACE if spot else GRACE,
+        "terminationGracePeriodSeconds": GRACE,
         "nodeSelector": selector,
         "containers": [
             {
