@@ -13,25 +13,50 @@ launch.restart has the rule. It is asked at the start of the next attempt, and b
 machine alone: a machine that vanishes cannot ask at its end, and a crash is to be counted once. That an
 attempt did not end well is known from the file WORKDIR/running, which only a good end removes.
 
+Where PEERS="x-w-{}-{}.x 2 4" is set, it waits until all of these 2 x 4 machines have an address: nodes
+can come hours apart, and trainers do not wait for each other so long.
+
 Standard library alone. SIGTERM is passed on to the trainer, which saves.
 """
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 from launch import restart
 
 LOST = 43  # as in bipe_jax/errors.py
 STOP = 44
+_LOOK = 5  # seconds between two looks for machines that are not there yet
 _RANKS = ("JOB_GLOBAL_INDEX", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
 
 
 def first() -> bool:
     """Whether this is the first machine of the run; a controller that sets no rank has one machine."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def wait_for_peers(peers: str) -> None:
+    """Returns when all machines of "PATTERN JOBS PODS" have an address."""
+    pattern, jobs, pods = peers.split()
+    missing = [pattern.format(i, j) for i in range(int(jobs)) for j in range(int(pods))]
+    shown = None
+    while missing := [name for name in missing if not _has_address(name)]:
+        if len(missing) != shown:
+            shown = len(missing)
+            _say(f"waiting for {shown} machines, such as {missing[0]}")
+        time.sleep(_LOOK)
+
+
+def _has_address(name: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except OSError:
+        return False
 
 
 def run(command: list[str]) -> int:
@@ -94,6 +119,10 @@ def main() -> int:
     if len(workdirs) != 1:
         _say("--workdir=DIR is needed, once")
         return STOP
+    # As process 1 of a container it would get no SIGTERM without a handler.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(restart.PREEMPTED))
+    if peers := os.environ.get("PEERS"):
+        wait_for_peers(peers)
     try:
         return attempt(workdirs[0], [sys.executable, "-m", "bipe_jax.train", *arguments])
     except OSError as error:

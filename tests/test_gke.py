@@ -87,6 +87,7 @@ def test_each_slice_is_a_job_with_a_pod_a_host(capsys):
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert list(made["metadata"]["annotations"].values()) == ["cloud.google.com/gke-nodepool"]
     assert "--config.mesh.devices=768" in container["args"]
+    assert {"name": "PEERS", "value": "first-w-{}-{}.first 3 64"} in container["env"]
     assert "JAX_COORDINATOR_ADDRESS" not in str(made)  # of TPUs, JAX reads what GKE sets
 
 
@@ -294,6 +295,11 @@ def test_the_command_prints_the_manifest_or_one_line(capsys):
     done = subprocess.run([*line, "--frobnicate"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: unexpected argument '--frobnicate': flags are --name=value\n"
+
+
+def test_the_image_has_the_user_whom_the_pods_name():
+    text = (ROOT / "launch" / "gke" / "Dockerfile").read_text()
+    assert re.search(rf"--uid {manifest._USER} ", text) and f"USER {manifest._USER}\n" in text
 
 
 def test_the_flags_of_help_are_those_of_the_document():

@@ -102,3 +102,33 @@ def test_a_workdir_that_cannot_be_written_ends_it(tmp_path):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == worker.STOP
     assert len(done.stderr.splitlines()) == 1 and "file/x" in done.stderr
+
+
+def test_it_waits_for_all_machines(monkeypatch, capfd):
+    asked, there = [], {"x-w-0-0.x", "x-w-1-0.x"}
+
+    def address(name):
+        asked.append(name)
+        if name == "x-w-0-1.x" and asked.count(name) == 3:
+            there.update(("x-w-0-1.x", "x-w-1-1.x"))
+        return name in there
+
+    monkeypatch.setattr(worker, "_has_address", address)
+    monkeypatch.setattr(worker, "_LOOK", 0)
+    worker.wait_for_peers("x-w-{}-{}.x 2 2")
+    assert there == set(asked) and asked.count("x-w-0-0.x") == 1
+    assert capfd.readouterr().err == "launch.worker: waiting for 2 machines, such as x-w-0-1.x\n"
+
+
+def test_names_without_an_address_are_not_there():
+    assert worker._has_address("localhost") and not worker._has_address("no-such-name.invalid")
+
+
+def test_a_sigterm_while_it_waits_is_a_preemption(tmp_path):
+    line = [sys.executable, "-m", "launch.worker", f"--workdir={tmp_path}"]
+    environment = os.environ | {"PEERS": "no-such-name-{}-{}.invalid 1 1"}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert "waiting for 1 machines" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(20) == errors.PREEMPTED
+    assert not list(tmp_path.iterdir())

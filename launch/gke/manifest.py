@@ -35,6 +35,7 @@ GPUS = {
 }
 MAX_RESTARTS = 100
 GRACE = 600  # seconds to save; a spot node that is taken away gives less (docs/gke.md)
+_USER = 1000  # of launch/gke/Dockerfile
 _CONTAINER = "train"
 _WORKERS = (
     "w"  # name of the JobSet's one replicated Job; short, since it is part of every pod's name
@@ -147,6 +148,7 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE,
         "nodeSelector": selector,
+        "securityContext": _security(machines),
         "containers": [
             {
                 "name": _CONTAINER,
@@ -177,6 +179,11 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
     return pod
 
 
+def _security(machines: Machines) -> dict:
+    """Volumes are the group's of the image's user, who trains; a TPU's device files are root's."""
+    return {"fsGroup": _USER, "runAsUser": 0 if machines.slice else _USER}
+
+
 def _hardware(machines: Machines) -> tuple[dict, str, int]:
     """(node selector, resource, how many a pod)."""
     if found := machines.slice:
@@ -203,13 +210,15 @@ def _environment(name: str, machines: Machines) -> list[dict]:
 
     # Kubernetes itself sets JOB_COMPLETION_INDEX. Of a slice, JAX reads what GKE sets.
     index = annotation("jobset.sigs.k8s.io/job-global-index")
+    replicas, hosts = _shape(machines)
     variables = [
         {"name": "PYTHONUNBUFFERED", "value": "1"},
+        {"name": "PEERS", "value": f"{name}-{_WORKERS}-{{}}-{{}}.{name} {replicas} {hosts}"},
         {"name": "JOB_GLOBAL_INDEX", **index},
     ]
     if not machines.slice:
         process = annotation("batch.kubernetes.io/job-completion-index")
-        first = f"{name}-{_WORKERS}-0-0.{name}:{PORT}"
+        first = f"{name}-{_WORKERS}-0-0.{name}:{PORT}"  # as JobSet names its pods
         variables += [
             {"name": "JAX_COORDINATOR_ADDRESS", "value": first},
             {"name": "JAX_NUM_PROCESSES", "value": str(machines.nodes)},
