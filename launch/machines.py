@@ -41,12 +41,19 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--slice", help="TPU slices, such as v5e:16x16 or v5e:16x16*2")
         self.add_argument("--gpus", help="GPUs of one node, such as h100:8")
         self.add_argument("--nodes", type=int, help="with those GPUs; 1 if not given")
+        self.add_argument(
+            "--volume",
+            action="append",
+            default=[],
+            help="SOURCE:PATH, to mount: gs://BUCKET or the name of a volume; again for more",
+        )
         self.add_argument("--spot", action="store_true", help="machines that may be taken away")
         self.add_argument(
             "--skip-preflight",
             action="store_true",
             help="launch what was not compiled for the slice",
         )
+        self.add_argument("--dry-run", action="store_true", help="print it, launch nothing")
 
     def error(self, message):
         raise UserError(f"{self.prog}: {message}")
@@ -74,6 +81,31 @@ def of(args, known: Collection[str]) -> Machines:
     if nodes < 1:
         raise UserError(f"--nodes={nodes} must be at least 1")
     return Machines(None, kind, int(count), nodes)
+
+
+def volumes(args, given: list[jobs.Job]) -> list[tuple[str, str]]:
+    """Pairs (source, path) of parsed flags, which hold all workdirs.
+
+    Raises:
+      UserError: one is not SOURCE:PATH, or a workdir is in none of them.
+    """
+    found = []
+    for text in args.volume:
+        source, _, path = text.rpartition(":")
+        path = path.rstrip("/")
+        name = re.fullmatch(r"(gs://)?[a-z0-9][a-z0-9._-]*", source)
+        if not name or not re.fullmatch("/.+", path):
+            raise UserError(
+                f"--volume={text} must be gs://BUCKET:/PATH or NAME:/PATH, such as gs://my-runs:/runs"
+            )
+        found.append((source, path))
+    for job in given:
+        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in found):
+            raise UserError(
+                f"--workdir={job.workdir} is in none of the volumes: it must outlive the machines, as "
+                "in --volume=gs://my-runs:/runs --workdir=/runs/x"
+            )
+    return found
 
 
 def job_of(arguments: list[str]) -> jobs.Job:

@@ -205,7 +205,7 @@ def test_pods_names_are_names_of_the_dns(text):
         ([*GPU, "--nodes=two"], "invalid int value: 'two'"),
         ([TPU[0], *TPU[2:]], "--image"),
         ([*TPU[:2]], r"--workdir=/runs/first is in none of the volumes"),
-        ([*TPU, "--volume=/host:/x"], "--volume=/host:/x must be CLAIM:/PATH"),
+        ([*TPU, "--volume=/host:/x"], "--volume=/host:/x must be gs://BUCKET:/PATH or NAME:/PATH"),
         ([*TPU, "--volume=runs"], "--volume=runs must be"),
         ([*TPU, "--zone=eu"], "unrecognized arguments: --zone=eu"),
     ],

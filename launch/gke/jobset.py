@@ -1,6 +1,5 @@
 """Checks jobs, writes their JobSets and hands them to kubectl."""
 
-import re
 import subprocess
 import sys
 
@@ -19,15 +18,8 @@ def parser() -> machines.Parser:
     flags = machines.Parser(_WHAT)
     flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
     flags.add_argument(
-        "--volume",
-        action="append",
-        default=[],
-        help="SOURCE:PATH, to mount: a PersistentVolumeClaim's name or gs://BUCKET; again for more",
-    )
-    flags.add_argument(
         "--service-account", default="", help="Kubernetes' name of the pods' account"
     )
-    flags.add_argument("--dry-run", action="store_true", help="print the manifests, launch nothing")
     return flags
 
 
@@ -43,13 +35,7 @@ def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
 def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
     found = machines.of(args, manifest.GPUS)
-    volumes = [_volume(text) for text in args.volume]
-    for job in given:
-        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in volumes):
-            raise UserError(
-                f"--workdir={job.workdir} is in none of the volumes: it must outlive the pods, as in "
-                "--volume=CLAIM:/runs --workdir=/runs/x"
-            )
+    volumes = machines.volumes(args, given)
     names = machines.names(given, manifest.longest_name(found))
     if not dry_run:
         jobs.need("kubectl", _WHAT)
@@ -75,15 +61,6 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     jobs.execute(["kubectl", "apply", "-f", "-"], False, yaml.safe_dump_all(made, sort_keys=False))
     selector = f"jobset.sigs.k8s.io/jobset-name={names[0]}"
     cli.say(f"Logs: kubectl logs --follow --selector={selector} --container=train")
-
-
-def _volume(text: str) -> tuple[str, str]:
-    source, _, path = text.rpartition(":")
-    if not re.fullmatch(r"(gs://)?[a-z0-9][a-z0-9._-]*", source) or not re.fullmatch("/.+", path):
-        raise UserError(
-            f"--volume={text} must be CLAIM:/PATH or gs://BUCKET:/PATH, such as gs://my-bucket:/runs"
-        )
-    return source, path.rstrip("/")
 
 
 def _remove_failed(name: str) -> None:
