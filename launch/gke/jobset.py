@@ -75,6 +75,7 @@ def _remove_failed(name: str) -> None:
     line.append("--output=jsonpath={.status.terminalState}")
     state = subprocess.run(line, capture_output=True, text=True)
     if state.returncode:
-        raise UserError(f"kubectl: {' '.join(state.stderr.split())}; nothing was launched")
+        reason = (state.stderr.strip().splitlines() or ["it failed"])[-1]
+        raise UserError(f"kubectl: {reason}; nothing was launched")
     if state.stdout.strip() == "Failed":
         jobs.execute(["kubectl", "delete", "jobset", name, "--wait"], False)
