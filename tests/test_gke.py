@@ -272,7 +272,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     log = kubectl(tmp_path, monkeypatch)
     program = tmp_path / "bin" / "kubectl"
     program.write_text(f'#!/bin/sh\necho "$@" >> {log}\necho noise >&2\necho refused >&2\nexit 1\n')
-    with pytest.raises(UserError, match="^kubectl: refused; nothing was launched$"):
+    with pytest.raises(UserError, match=r"^kubectl: refused; nothing was launched$"):
         gke.submit([job()], TPU, dry_run=False)
     assert "apply" not in log.read_text()
 
