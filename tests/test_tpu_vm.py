@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bipe_jax.errors import UserError
+from launch import machines, slices
 from launch.tpu_vm import __main__ as program
-from launch.tpu_vm import actions, slices, worker
+from launch.tpu_vm import accelerators, actions, worker
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -190,7 +191,7 @@ def in_clone(clone, monkeypatch):
 
 
 def call(action, *more, name="x", topology="v5e:2x2", workdir=None):
-    line = [action, name, "--zone=us-west4-a", f"--topology={topology}"]
+    line = [action, name, "--zone=us-west4-a", f"--slice={topology}"]
     if action in actions.OF_A_JOB:
         line += [
             "--config=configs/smoke.py",
@@ -222,45 +223,37 @@ TABLE = {
 @pytest.mark.parametrize("topology", TABLE)
 def test_a_slice_in_the_words_of_gcloud(topology):
     found = slices.parse(topology)
-    assert (found.accelerator, found.chips, found.hosts) == TABLE[topology]
-    assert found.flags() == [f"--accelerator-type={TABLE[topology][0]}"]
+    assert (accelerators.name(found), found.chips, found.hosts) == TABLE[topology]
+    assert accelerators.flags(found) == [f"--accelerator-type={TABLE[topology][0]}"]
 
 
 def test_a_grid_that_its_type_does_not_stand_for_is_named():
-    found = slices.parse("v4:4x4x16")
-    assert (found.flags(), found.track) == (["--type=v4", "--topology=4x4x16"], [])
-    found = slices.parse("v5p:4x4x12*3")
-    assert (found.flags(), found.track) == (["--type=v5p", "--topology=4x4x12"], ["alpha"])
-    assert (found.devices, found.hosts) == (576, 48)
-
-
-@pytest.mark.parametrize("topology", ["v4:2x2x2", "v5e:4x8*2", "v5p:2x4x4", "v6e:2x4", "v5e:2x2"])
-def test_devices_are_those_that_libtpu_describes(topology):
-    pytest.importorskip("libtpu")
-    line = f"from bipe_jax import preflight as p; from configs import smoke; d = p.describe({topology!r}, "
-    line += "smoke.get_config()).devices; print(len(d))"
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True)
-    assert done.stdout.split() == [str(slices.parse(topology).devices)], done.stderr
+    v4, v5p = slices.parse("v4:4x4x16"), slices.parse("v5p:4x4x12*3")
+    assert accelerators.flags(v4) == ["--type=v4", "--topology=4x4x16"]
+    assert accelerators.flags(v5p) == ["--type=v5p", "--topology=4x4x12"]
+    assert (accelerators.track(v4), accelerators.track(v5p)) == ([], ["alpha"])
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (["--topology=v5e:3x3"], "v5e:3x3 is unknown: use v4 or v5p:2x2x1"),
-        (["--topology=v5e:2x8"], "unknown"),
-        (["--topology=v4:16x16"], "unknown"),
-        (["--topology=v4:4x4x6"], "unknown"),
-        (["--topology=v5e:4x4*0"], "unknown"),
-        (["--topology=v5e:4x4*"], "unknown"),
-        (["--topology=v7:4x4"], "unknown"),
-        (["--topology=tpu7x:2x2x1"], "GKE alone"),
+        (["--slice=v5e:3x3"], "--slice=v5e:3x3 is unknown"),
+        (["--slice=v5e:2x8"], "unknown"),
+        (["--slice=v4:16x16"], "unknown"),
+        (["--slice=v4:4x4x6"], "unknown"),
+        (["--slice=v5e:4x4*0"], "unknown"),
+        (["--slice=v5e:4x4*"], "unknown"),
+        (["--slice=v7:4x4"], "unknown"),
+        (["--slice=tpu7x:2x2x1"], "GKE alone"),
         (["--zone=us-west4"], "--zone=us-west4 is not the form of a zone"),
         (["--zone=mars"], "--zone=mars"),
         (["--nfs=/share"], "--nfs=/share is not the form"),
         (["--workdir=gs://bucket/x"], "absolute path"),
         (["--workdir=runs/x"], "absolute path"),
         (["--config.optimizer.learning_rat=1"], "learning_rat"),
-        (["--config.steps"], "--config.steps: write --config.KEY=VALUE"),
+        (["--config.steps"], "unexpected argument '--config.steps'"),
+        (["--spott"], "unrecognized arguments: --spott"),
+        (["--spot", "--reserved"], "--reserved: not allowed with argument --spot"),
         (["--config=configs/no.py"], "configs/no.py"),
     ],
 )
@@ -280,16 +273,16 @@ def test_a_name_that_google_refuses(world):
 def test_nothing_is_launched_that_does_not_fit(world, monkeypatch):
     def too_large(job, topology, skip):
         assert (job.overrides, topology, skip) == (
-            (("mesh.devices", 4), ("model.width", "64")),
+            (("model.width", "64"), ("mesh.devices", 4)),
             "v5e:2x2",
             False,
         )
         raise UserError("the step needs 27 GiB of 15.75")
 
-    monkeypatch.setattr(actions.jobs, "preflight", too_large)
+    monkeypatch.setattr(machines.jobs, "preflight", too_large)
     line = [
         "--zone=us-west4-a",
-        "--topology=v5e:2x2",
+        "--slice=v5e:2x2",
         "--config=configs/smoke.py",
         "--workdir=/mnt/x",
     ]
@@ -598,7 +591,7 @@ def test_as_a_program(world):
         "create",
         "x",
         "--zone=us-west4",
-        "--topology=v5e:2x2",
+        "--slice=v5e:2x2",
     ]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1

@@ -1,10 +1,10 @@
 """Trains on Cloud TPU VMs, which are had by queued resources. See docs/tpu_vm.md.
 
-python -m launch.tpu_vm create    NAME --zone=Z --topology=v5e:4x4 --config=C --workdir=W [--spot|--reserved]
-python -m launch.tpu_vm bootstrap NAME --zone=Z --topology=v5e:4x4 [--nfs=SERVER:/EXPORT]
-python -m launch.tpu_vm run       NAME --zone=Z --topology=v5e:4x4 --config=C --workdir=W [--config.KEY=VALUE]
+python -m launch.tpu_vm create    NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--spot|--reserved]
+python -m launch.tpu_vm bootstrap NAME --zone=Z --slice=v5e:4x4 [--nfs=SERVER:/EXPORT]
+python -m launch.tpu_vm run       NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--config.KEY=VALUE]
 python -m launch.tpu_vm watch     ...   all three, and again after each preemption, until the run is done
-python -m launch.tpu_vm status|logs|stop|delete NAME --zone=Z --topology=v5e:4x4
+python -m launch.tpu_vm status|logs|stop|delete NAME --zone=Z --slice=v5e:4x4
 
 Each can be repeated: what is there already is left as it is. --dry-run prints the calls of gcloud and runs
 none. A slice is named as in bipe_jax.preflight: a generation and a grid of chips, and *N for N slices.
@@ -17,16 +17,21 @@ import sys
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
-from launch import jobs
-from launch.tpu_vm import actions, slices
+from launch import jobs, machines, slices
+from launch.tpu_vm import accelerators, actions
 from launch.tpu_vm.gcloud import Resource
 
 _ZONE = r"[a-z]+-[a-z]+\d+-([a-z]|ai\d[a-z])"
 _NAME = r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (--help says more)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="python -m launch.tpu_vm",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,12 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("action", choices=actions.ALL)
     parser.add_argument("name", help="of the queued resource")
     parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--topology", required=True, help=f"{slices.KNOWN}")
+    parser.add_argument("--slice", required=True, help=slices.KNOWN)
     parser.add_argument("--project", default="", help="default: gcloud's")
     parser.add_argument("--dry-run", action="store_true", help="print gcloud's calls, run none")
-    job = parser.add_argument_group("create, run, watch")
-    job.add_argument("--config", help="such as configs/bipe_rope_151m.py; with --config.KEY=VALUE")
-    job.add_argument("--workdir", help="of the run, as the VMs see it")
+    job = parser.add_argument_group(
+        "create, run, watch",
+        "--config=FILE --workdir=DIR, as the VMs see it, [--config.KEY=VALUE …], and:",
+    )
     job.add_argument("--skip-preflight", action="store_true", help="do not compile the step first")
     new = parser.add_argument_group("create, watch; more flags of gcloud's create follow --")
     tier = new.add_mutually_exclusive_group()
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     logs = parser.add_argument_group("logs")
     logs.add_argument("--worker", default="0", help="number of a VM of the slice, or all")
-    logs.add_argument("--slice", type=int, default=0, help="number of the slice, of several")
+    logs.add_argument("--node", type=int, default=0, help="number of the slice, of several")
     logs.add_argument("--follow", action="store_true", help="go on printing")
     return parser
 
@@ -62,30 +68,23 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Raises UserError: a wrong argument, a job that does not fit, or gcloud failed."""
     split = argv.index("--") if "--" in argv else len(argv)
-    changes = [word for word in argv[:split] if word.startswith("--config.")]
-    args = _parser().parse_args([word for word in argv[:split] if word not in changes])
+    of_job = [word for word in argv[:split] if re.match(r"--(config[=.]|workdir=)", word)]
+    args = _parser().parse_args([word for word in argv[:split] if word not in of_job])
+    args.extra = argv[split + 1 :]
     if not re.fullmatch(_NAME, args.name):
         raise UserError(f"{args.name!r} is no name: use small letters, digits and -, at most 42")
     if not re.fullmatch(_ZONE, args.zone):
         raise UserError(f"--zone={args.zone} is not the form of a zone, such as us-west4-a")
     if args.nfs and not re.fullmatch(r"[\w.-]+:/[\w./-]*", args.nfs):
         raise UserError(f"--nfs={args.nfs} is not the form SERVER:/EXPORT, such as 10.0.0.2:/share")
-    slice_ = slices.parse(args.topology)
-    if not 0 <= args.slice < slice_.count or not re.fullmatch(r"\d+|all", args.worker):
+    slice_ = slices.parse(args.slice)
+    accelerators.check(slice_)
+    if not 0 <= args.node < slice_.slices or not re.fullmatch(r"\d+|all", args.worker):
         raise UserError(
-            f"--slice={args.slice} --worker={args.worker}: there are {slice_.count} slice(s)"
+            f"--node={args.node} --worker={args.worker}: there are {slice_.slices} node(s)"
         )
-    args.extra = argv[split + 1 :]
-    for change in changes:
-        if "=" not in change:
-            raise UserError(f"{change}: write --config.KEY=VALUE")
-    # A slice whose hosts do not find each other would train as many runs: the trainer counts its devices.
-    pairs = [("mesh.devices", slice_.devices)]
-    pairs += [change.removeprefix("--config.").partition("=")[::2] for change in changes]
     if args.action in actions.OF_A_JOB:
-        if not args.config or not args.workdir:
-            raise UserError(f"{args.action} needs --config and --workdir")
-        args.job = jobs.Job(args.config, args.workdir, tuple(pairs), args.name)
+        args.job = machines.job_of(of_job)
     if not args.dry_run:
         jobs.need("gcloud", "launch.tpu_vm")
     resource = Resource(args.name, args.zone, slice_, args.project, args.dry_run)

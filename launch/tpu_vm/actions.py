@@ -8,7 +8,7 @@ import time
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
-from launch import jobs
+from launch import jobs, machines
 from launch.tpu_vm.gcloud import ABSENT, Final, Resource
 
 _GONE = ("SUSPENDED", "FAILED")  # by preemption, or for good: only deleting helps
@@ -26,7 +26,7 @@ _IF_THERE = (
 
 def create(resource: Resource, args) -> None:
     """Asks for the slice, unless it is there."""
-    _check(resource, args)
+    _ready(resource, args)
     _create(resource, args, resource.state())
 
 
@@ -62,17 +62,17 @@ def _bootstrap(resource: Resource, args, commit: str) -> None:
 
 def run(resource: Resource, args) -> None:
     """Starts the supervisor on all VMs, unless it runs."""
-    commit = _commit(args.config)
-    _check(resource, args)
+    commit = _commit(args.job.config)
+    job = _ready(resource, args)
     _wait_until_active(resource)
-    _run(resource, args, commit)
+    _run(resource, args, job, commit)
 
 
-def _run(resource: Resource, args, commit: str) -> None:
-    hosts = resource.slices.hosts * resource.slices.count
-    words = ["start", f"--workdir={args.workdir}", f"--commit={commit}", f"--hosts={hosts}"]
+def _run(resource: Resource, args, job: jobs.Job, commit: str) -> None:
+    hosts = resource.slice.hosts * resource.slice.slices
+    words = ["start", f"--workdir={job.workdir}", f"--commit={commit}", f"--hosts={hosts}"]
     words += ["--shared"] if hosts > 1 or args.spot or args.delete else []
-    line = shlex.join([*words, "--", *args.job.arguments()])
+    line = shlex.join([*words, "--", *job.arguments()])
     resource.ask(f"{_WORKER} {line}", tell=True)
 
 
@@ -82,12 +82,12 @@ def watch(resource: Resource, args) -> None:
     Raises:
       UserError: the run failed, or one thing failed many times in a row.
     """
-    commit = _commit(args.config)
-    _check(resource, args)
+    commit = _commit(args.job.config)
+    job = _ready(resource, args)
     failures, known = 0, None
     while True:
         try:
-            now = _look(resource, args, commit)
+            now = _look(resource, args, job, commit)
             failures = 0
         except Final:
             raise
@@ -108,7 +108,7 @@ def watch(resource: Resource, args) -> None:
         cli.say(f"{resource.name} is still there, and paid for: delete it when you have its logs")
 
 
-def _look(resource: Resource, args, commit: str) -> str:
+def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
     """One look at the slice, and what it asks for: how things stand."""
     state = resource.state()
     if state == "FAILED":
@@ -125,14 +125,14 @@ def _look(resource: Resource, args, commit: str) -> str:
         return _DONE
     if "failed" in states and "running" not in states:
         raise Final(
-            f"the run on {resource.name} ended and is not to be started again: see {args.workdir}/failed "
+            f"the run on {resource.name} ended and is not to be started again: see {job.workdir}/failed "
             "and the logs; the slice is still there, and paid for"
         )
     # Where it runs on some hosts and is done on others, it is about to be done.
     if "running" in states and not states & {"nothing", "stopped"}:
         return "running"
     _bootstrap(resource, args, commit)
-    _run(resource, args, commit)
+    _run(resource, args, job, commit)
     return "started"
 
 
@@ -149,7 +149,7 @@ def logs(resource: Resource, args) -> None:
     """The journal of the service on one VM, or all."""
     follow = " --follow" if args.follow else ""
     command = f"sudo journalctl --unit=bipe_jax --no-pager --lines=200 --output=cat{follow}"
-    resource.ssh(command, resource.nodes()[args.slice], args.worker)
+    resource.ssh(command, resource.nodes()[args.node], args.worker)
 
 
 def stop(resource: Resource, args) -> None:
@@ -172,15 +172,15 @@ ALL = {
 OF_A_JOB = ("create", "run", "watch")
 
 
-def _check(resource: Resource, args) -> None:
-    """Raises UserError: a config that is wrong, or does not fit the slice."""
-    if "://" in args.workdir or not args.workdir.startswith("/"):
+def _ready(resource: Resource, args) -> jobs.Job:
+    """The job as it is to be launched. Raises UserError: it is wrong, or does not fit the slice."""
+    workdir = args.job.workdir
+    if "://" in workdir or not workdir.startswith("/"):
         raise UserError(
-            f"--workdir={args.workdir} must be an absolute path on the VMs, such as /mnt/bipe/x of a file "
+            f"--workdir={workdir} must be an absolute path on the VMs, such as /mnt/bipe/x of a file "
             "system that all share: an object store is no workdir"
         )
-    jobs.check(args.job)
-    jobs.preflight(args.job, args.topology, args.skip_preflight)
+    return machines.ready([args.job], machines.Machines(resource.slice), args.skip_preflight)[0]
 
 
 def _commit(config: str = "") -> str:

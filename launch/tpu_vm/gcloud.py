@@ -8,7 +8,8 @@ import subprocess
 from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs
-from launch.tpu_vm.slices import Slice
+from launch.slices import Slice
+from launch.tpu_vm import accelerators
 
 ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
 
@@ -28,12 +29,12 @@ class Resource:
 
     name: str
     zone: str
-    slices: Slice
+    slice: Slice
     project: str = ""
     dry_run: bool = False
 
     def nodes(self) -> list[str]:
-        count = self.slices.count
+        count = self.slice.slices
         return [self.name] if count == 1 else [f"{self.name}-{i}" for i in range(count)]
 
     def _line(self, group: str, action: str, *arguments: str, track=()) -> list[str]:
@@ -65,10 +66,11 @@ class Resource:
                 f"{shlex.join(line)} answered what is not understood: {error!r}"
             ) from None
         there = node.get("acceleratorType")
-        if there and there != self.slices.accelerator:
+        wanted = accelerators.name(self.slice)
+        if there and there != wanted:
             raise Final(
-                f"{self.name} is there in {self.zone} as {there}, not {self.slices.accelerator} "
-                f"({self.slices.topology}): use another name"
+                f"{self.name} is there in {self.zone} as {there}, not {wanted} ({self.slice.name}): use "
+                "another name"
             )
         return state
 
@@ -79,15 +81,20 @@ class Resource:
           tier: ["--spot"], ["--reserved"] or [].
           extra: more flags of `gcloud compute tpus queued-resources create`.
         """
-        count = self.slices.count
+        count = self.slice.slices
         nodes = (
             [f"--node-id={self.name}"]
             if count == 1
             else [f"--node-count={count}", f"--node-prefix={self.name}"]
         )
-        flags = [*self.slices.flags(), f"--runtime-version={runtime or self.slices.runtime}"]
+        flags = [
+            *accelerators.flags(self.slice),
+            f"--runtime-version={runtime or accelerators.runtime(self.slice)}",
+        ]
         line = [*nodes, *flags, *tier, *extra]
-        line = self._line("queued-resources", "create", self.name, *line, track=self.slices.track)
+        line = self._line(
+            "queued-resources", "create", self.name, *line, track=accelerators.track(self.slice)
+        )
         jobs.execute(line, self.dry_run)
 
     def delete(self) -> None:
@@ -133,10 +140,10 @@ class Resource:
             for host, state, text in rows:
                 if state in ("error", "refused"):
                     raise (Final if state == "refused" else UserError)(f"{host}: {text}")
-            if done.returncode or len(rows) < self.slices.hosts:
+            if done.returncode or len(rows) < self.slice.hosts:
                 last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
                 raise UserError(
-                    f"{len(rows)} of {self.slices.hosts} hosts of {node} answered: {last}"
+                    f"{len(rows)} of {self.slice.hosts} hosts of {node} answered: {last}"
                 )
             answers += rows
         for answer in answers if tell else ():
