@@ -459,12 +459,13 @@ def test_watch_brings_a_preempted_slice_back_until_the_run_is_done(world, days, 
             nothing,
             unreachable,
             reachable,
+            lambda: world.services("failed 143"),  # a shutdown that came before it had saved
             lambda: world.services("inactive 0"),
         ],
         workdir=tmp_path / "shared",
     )
     did = [pair[1] for pair in world.calls()]
-    assert did.count("create") == 2 and did.count("delete") == 1 and did.count("scp") == 2
+    assert did.count("create") == 2 and did.count("delete") == 1 and did.count("scp") == 3
     said = capsys.readouterr().err
     assert "Connection refused; trying again" in said and "x: done" in said
     assert "x is still there, and paid for" in said

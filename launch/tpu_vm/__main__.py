@@ -92,8 +92,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with (
-        cli.user_errors(),
-        contextlib.suppress(KeyboardInterrupt),
-    ):  # of `logs --follow`, of `watch`
-        main(sys.argv[1:])
+    with cli.user_errors(), contextlib.suppress(KeyboardInterrupt):
+        main(sys.argv[1:])  # Ctrl-C ends `watch` and `logs --follow`

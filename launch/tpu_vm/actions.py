@@ -34,7 +34,7 @@ def _create(resource: Resource, args, state: str) -> None:
     if state in _GONE:
         raise UserError(
             f"{resource.name} is {state} and does not come back by itself: delete it, then create it "
-            "again (watch does so)"
+            "again"
         )
     if state != ABSENT:
         cli.say(f"{resource.name} is there already: {state}")

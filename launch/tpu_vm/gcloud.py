@@ -53,7 +53,7 @@ class Resource:
             return ABSENT
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode:
-            if "NOT_FOUND" in done.stderr or "not found" in done.stderr.lower():
+            if "NOT_FOUND" in done.stderr:
                 return ABSENT
             reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise UserError(f"{shlex.join(line)}: {reason}")

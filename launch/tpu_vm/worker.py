@@ -67,7 +67,7 @@ def _quoted(word: str) -> str:
 
 
 def state() -> str:
-    """nothing, running, done, stopped (saved) or failed: of the service."""
+    """nothing, running, done, stopped (from outside) or failed (given up): of the service."""
     asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
     line = ["systemctl", "show", _SERVICE, "-p", asked]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -78,7 +78,8 @@ def state() -> str:
         return "running"
     if found["ExecMainStartTimestampMonotonic"] == "0":
         return "stopped"  # and the VM has started anew since
-    return {"0": "done", "42": "stopped"}.get(found["ExecMainStatus"], "failed")
+    ended = {"0": "done", "1": "failed", "2": "failed"}
+    return ended.get(found["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
 
 
 def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
