@@ -56,6 +56,8 @@ def _bootstrap(resource: Resource, args, commit: str) -> None:
         ["git", "archive", "--format=tar.gz", f"--output={archive}", commit], resource.dry_run
     )
     resource.copy([archive, os.path.join(os.path.dirname(__file__), "bootstrap.sh")])
+    if not resource.dry_run:
+        os.remove(archive)
     words = ["bash", "bootstrap.sh", commit, *([args.nfs] if args.nfs else [])]
     resource.ask(shlex.join(words), tell=True)
 
