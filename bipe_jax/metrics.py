@@ -119,13 +119,15 @@ class Log:
         else:
             values = {"loss": values["loss"]}
             self._meter.begin(step)
-        values = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        values = {
+            k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
+        }
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         self._bar.update(1)
         if full:
             for name, value in values.items():
-                if value is not None:
+                if not isinstance(value, str | None):
                     self._board.add_scalar(name, value, step)
             self._bar.set_postfix_str(
                 ", ".join(

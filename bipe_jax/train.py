@@ -11,24 +11,30 @@ import os
 import jax
 from absl import flags
 
-from bipe_jax import cli, evaluate, finetune, metrics, segments, sharding, tokenizer
+from bipe_jax import cli, evaluate, finetune, metrics, observe, segments, sharding, tokenizer
 from bipe_jax.checkpoint import Checkpoints, quiet
 from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
+from bipe_jax.observe import trace
 from bipe_jax.step import compile_on
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
 _STOP_AT = flags.DEFINE_integer(
     "stop_at", None, "Train to this step, save and exit as though preempted", lower_bound=1
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace into WORKDIR/profile, FIRST:LAST")
 
 
-def train(config, workdir: str, stop_at: int | None = None) -> bool:
+def train(config, workdir: str, stop_at: int | None = None, watch=None) -> bool:
     """Trains until `config.steps`, or until `stop_at`, going on from the latest checkpoint.
 
-    Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard and, if it trains one, tokenizer.model.
+    Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard, events.jsonl, heartbeat.json and, if it trains
+    one, tokenizer.model.
+
+    Args:
+      watch: an `observe.Watch` that goes on watching afterwards; None: one of its own.
 
     Returns:
       Whether all steps are done.
@@ -43,6 +49,8 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
     sharding.check_batch(config, mesh)
 
     with contextlib.ExitStack() as stack:
+        watch = watch or stack.enter_context(observe.Watch())
+        watch.open(workdir)
         # What an earlier run left, and what can go on or start from it.
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         saved = checkpoints.meta()
@@ -68,11 +76,13 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
             if source:
                 state["params"] = finetune.start(config, source.step, mesh, state["params"])
         first, last = int(state["step"]), min(config.steps, stop_at or config.steps)
-        log = stack.enter_context(metrics.Log(config, workdir, first, tokens, batches.report))
+        log = stack.enter_context(
+            metrics.Log(config, workdir, first, tokens, lambda: batches.report() | watch.report())
+        )
 
         # The loop. Step n - 1 is reported after step n is dispatched, so that devices never wait.
         def report(number, batch, values):
-            values = jax.device_get(values)
+            values = watch.complete(number, values)
             log.write(number, batch, values, full=number % config.log.every == 0 or number == last)
             if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
                 raise UserError(
@@ -84,8 +94,10 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
 
         pending = None
         for number in range(first + 1, last + 1):
-            batch = next(batches)
-            state, values = step(state, sharding.place_batch(mesh, batch, reader[1]))
+            with watch.phase("data"):
+                batch = next(batches)
+                placed = sharding.place_batch(mesh, batch, reader[1])
+            state, values = watch.step(number, step, state, placed)
             if pending:
                 report(*pending)
             pending = (number, batch, values)
@@ -94,8 +106,12 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
                 report(*pending)  # what is not finite is never saved
                 pending = None
                 readers = sharding.of_all_processes(batches.get_state())
-                checkpoints.save(state, {"readers": readers}, config, tokens)
-        checkpoints.wait()
+                with watch.saving():
+                    checkpoints.save(state, {"readers": readers}, config, tokens)
+        with watch.phase("saving"):
+            checkpoints.wait()
+        if last < config.steps:
+            watch.preempted()
     return last == config.steps
 
 
@@ -118,8 +134,12 @@ def main(_):
     validate(cli.CONFIG.value)
     # What the evaluation at the end would refuse is refused before the training.
     evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
-    if train(cli.CONFIG.value, _WORKDIR.value, _STOP_AT.value):
-        evaluate.evaluate(_WORKDIR.value)
+    last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
+    profile = trace.parse(_PROFILE.value, last)
+    with observe.Watch(observe.process_start(), profile) as watch:
+        if train(cli.CONFIG.value, _WORKDIR.value, _STOP_AT.value, watch):
+            with watch.phase("evaluating"):
+                evaluate.evaluate(_WORKDIR.value)
 
 
 if __name__ == "__main__":
