@@ -124,6 +124,7 @@ FIELDS = {
     "checkpoint.keep": _COUNT,
     "log.every": _COUNT,
     "log.peak_flops": _NOT_NEGATIVE,
+    "log.wandb": _TEXT,
     "mesh.data": _NATURAL,
     "mesh.fsdp": _COUNT,
     "mesh.tensor": _COUNT,

@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps between full lines in metrics.jsonl (loss is there for every step)
     c.log.peak_flops = 0.0  # of one device, a second, for MFU; 0: known for TPU and NVIDIA chips
+    c.log.wandb = ""  # project of Weights & Biases that the metrics go to as well; "": none
 
     c.mesh = ConfigDict()
     c.mesh.data = 0  # devices that the batch is cut over, with all parameters; 0: the rest

@@ -17,7 +17,7 @@ from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.observe import trace
+from bipe_jax.observe import trace, wandb_board
 from bipe_jax.step import compile_on
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
@@ -132,6 +132,7 @@ def main(_):
     quiet()
     enable_cache()
     validate(cli.CONFIG.value)
+    wandb_board.check(cli.CONFIG.value)
     # What the evaluation at the end would refuse is refused before the training.
     evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
     last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
