@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import goodput, metrics
+from bipe_jax import goodput, metrics, spikes
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.observe import events, heartbeat, process_start, trace, wandb_board
-from bipe_jax.observe import watch as watch_module
+from bipe_jax.observe import observer as observer_module
 from bipe_jax.observe.clock import PHASES, Clock
+from bipe_jax.observe.observer import Observer
 from bipe_jax.observe.slow import SlowSteps
-from bipe_jax.observe.watch import Watch
 from bipe_jax.train import train
 
 
@@ -100,40 +100,40 @@ class Later:
 
 def test_a_wait_for_data_counts_from_when_the_devices_had_nothing_to_do(monkeypatch, tmp_path):
     now = [100.0]
-    monkeypatch.setattr(Watch, "_now", lambda self: now[0])
+    monkeypatch.setattr(Observer, "_now", lambda self: now[0])
     monkeypatch.setattr(jax, "device_get", lambda values: [v.block_until_ready() for v in values])
-    with Watch() as watch:
-        watch.open(str(tmp_path))
+    with Observer() as observer:
+        observer.open(str(tmp_path))
         values = [Later() for _ in range(4)]
 
         def finish(number, at):
             now[0] = at
             values[number].ready.set()
             until = time.monotonic() + 10
-            while watch._completions._times.empty() and time.monotonic() < until:
+            while observer._completions._times.empty() and time.monotonic() < until:
                 time.sleep(0.001)
 
         def dispatch(number):
-            assert watch.step(number, lambda v: ("state", v), [values[number]])[0] == "state"
+            assert observer.step(number, lambda v: ("state", v), [values[number]])[0] == "state"
 
         dispatch(1)
         finish(1, 130.0)
-        watch.complete(1, [values[1]])
-        with watch.phase("data"):
+        observer.complete(1, [values[1]])
+        with observer.phase("data"):
             now[0] = 135.0
         dispatch(2)
-        with watch.phase("data"):  # step 2 runs until 141, the data come at 160
+        with observer.phase("data"):  # step 2 runs until 141, the data come at 160
             finish(2, 141.0)
             now[0] = 160.0
         dispatch(3)
-        watch.complete(2, [values[2]])
+        observer.complete(2, [values[2]])
         now[0] = 162.0
         finish(3, 170.0)
-        watch.complete(3, [values[3]])
-        with watch.phase("saving"):
+        observer.complete(3, [values[3]])
+        with observer.phase("saving"):
             now[0] = 171.0
-        report = watch.report()
-        assert watch._clock.seconds(171.0) == {
+        report = observer.report()
+        assert observer._clock.seconds(171.0) == {
             "starting": 30, "step": 6 + 10, "data": 5 + 19, "saving": 1, "evaluating": 0, "other": 0,
         }  # fmt: skip
     assert report["goodput"] == pytest.approx(16 / 70)
@@ -160,17 +160,17 @@ def test_goodput_over_kills_and_rewinds():
             ("started", 5, None, 0.0),
             ("training", 20, 0, 0.0),
             ("first_step", 30, 1, 0.0),
-            ("saved", 70, 10, 30.0),
-            ("saved", 120, 20, 75.0),  # killed at step 27, as the heartbeat knows: 29 s are lost
+            ("saving", 70, 10, 30.0),
+            ("saving", 120, 20, 75.0),  # killed at step 27, as the heartbeat knows: 29 s are lost
         ),
         *process(
             1200,  # 50 s later
             ("started", 5, None, 0.0, {"before": beat}),
             ("training", 10, 20, 0.0),
-            ("saved", 60, 30, 40.0),
-            ("saved", 80, 34, 55.0),
+            ("saving", 60, 30, 40.0),
+            ("saving", 80, 34, 55.0),
             ("rewound", 100, 36, 60.0, {"to": 30}),  # 20 s are lost
-            ("saved", 140, 40, 90.0),
+            ("saving", 140, 40, 90.0),
             ("preempted", 145, 40, 90.0),
         ),
         *process(
@@ -193,7 +193,7 @@ def test_goodput_over_kills_and_rewinds():
 
 def test_a_line_that_a_kill_cut_off_costs_no_other(tmp_path):
     first, second, third = process(
-        5.0, ("started", 1, None, 0.0), ("saved", 2, 10, 1.0), ("done", 3, 20, 2.0)
+        5.0, ("started", 1, None, 0.0), ("saving", 2, 10, 1.0), ("done", 3, 20, 2.0)
     )
     events.append(tmp_path, first)
     whole = (tmp_path / "events.jsonl").read_bytes()
@@ -205,7 +205,7 @@ def test_a_line_that_a_kill_cut_off_costs_no_other(tmp_path):
         assert events.read(tmp_path) == kept
         events.append(tmp_path, third)
         assert events.read(tmp_path) == [*kept, third]
-    (tmp_path / "events.jsonl").write_bytes(b'[1]\n{"event": "saved"}\n\xff\xfe\n' + whole)
+    (tmp_path / "events.jsonl").write_bytes(b'[1]\n{"event": "saving"}\n\xff\xfe\n' + whole)
     assert events.read(tmp_path) == [first]
     assert events.read(tmp_path / "none") == []
 
@@ -248,10 +248,10 @@ def test_memory_is_that_of_the_fullest_device():
     one = Device(bytes_in_use=5, peak_bytes_in_use=9, bytes_limit=20, num_allocs=3)
     two = Device(bytes_in_use=7, peak_bytes_in_use=8, bytes_limit=20, num_allocs=3)
     expected = {"memory/in_use": 7, "memory/peak": 9, "memory/limit": 20}
-    assert watch_module.memory([one, two]) == expected
-    assert watch_module.memory([Device(), Device()]) == {}
-    assert watch_module.memory([Device(bytes_in_use=3)]) == {"memory/in_use": 3}
-    assert watch_module.memory(jax.local_devices()) == {}  # of CPUs
+    assert observer_module.memory([one, two]) == expected
+    assert observer_module.memory([Device(), Device()]) == {}
+    assert observer_module.memory([Device(bytes_in_use=3)]) == {"memory/in_use": 3}
+    assert observer_module.memory(jax.local_devices()) == {}  # of CPUs
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,13 @@ def watched(tmp_path_factory, tokenizer_file, shards, held_out):
     looker.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heartbeat, "_PAUSE", 0.01)
-        patch.setattr(watch_module, "_BEAT", 0.0)
-        with Watch(profile=(3, 4)) as watch:
-            assert not train(c, workdir, stop_at=7, watch=watch)
+        patch.setattr(observer_module, "_BEAT", 0.0)
+        with Observer(profile=(3, 4)) as observer:
+            assert not train(c, workdir, stop_at=7, observer=observer)
         first = traced(workdir)
-        with Watch(profile=(3, 4)) as watch:
-            assert train(c, workdir, watch=watch)
-            with watch.phase("evaluating"):
+        with Observer(profile=(3, 4)) as observer:
+            assert train(c, workdir, observer=observer)
+            with observer.phase("evaluating"):
                 time.sleep(0.2)
     stop.set()
     looker.join()
@@ -330,9 +330,9 @@ def test_events_of_a_preempted_and_resumed_run(watched):
     workdir, _, _ = watched
     happened = [e for e in events.read(workdir) if e["event"] != "slow"]
     assert [(e["event"], e["step"]) for e in happened] == [
-        ("started", None), ("training", 0), ("first_step", 1), ("saved", 4), ("saved", 7),
+        ("started", None), ("training", 0), ("first_step", 1), ("saving", 4), ("saving", 7),
         ("preempted", 7),
-        ("started", None), ("training", 7), ("first_step", 8), ("saved", 8), ("saved", 12),
+        ("started", None), ("training", 7), ("first_step", 8), ("saving", 8), ("saving", 12),
         ("done", 12),
     ]  # fmt: skip
     for event in happened:
@@ -405,11 +405,11 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
 KILLED = """
 import json, os, signal, sys, time
 from bipe_jax.config import from_dict
-from bipe_jax.observe import heartbeat, watch
+from bipe_jax.observe import heartbeat, observer
 from bipe_jax.train import train
 
-heartbeat._PAUSE, watch._BEAT = 0.0, 0.0
-complete = watch.Watch.complete
+heartbeat._PAUSE, observer._BEAT = 0.0, 0.0
+complete = observer.Observer.complete
 
 def killed(self, number, values):
     values = complete(self, number, values)
@@ -418,7 +418,7 @@ def killed(self, number, values):
         os.kill(os.getpid(), signal.SIGKILL)
     return values
 
-watch.Watch.complete = killed
+observer.Observer.complete = killed
 train(from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
@@ -431,7 +431,7 @@ def test_steps_that_a_kill_has_made_in_vain_are_no_goodput(config, tmp_path):
     assert (beat["step"], beat["phase"]) == (7, "training")
     assert train(config, str(tmp_path))
     happened = events.read(str(tmp_path))
-    saved = [e for e in happened if e["event"] == "saved"]
+    saved = [e for e in happened if e["event"] == "saving"]
     assert [e["step"] for e in saved] == [4, 8, 12]
     assert [e["step"] for e in happened if e["event"] == "training"] == [0, 4]
     lost = beat["seconds"]["step"] - saved[0]["seconds"]["step"]
@@ -446,11 +446,31 @@ def test_steps_that_a_kill_has_made_in_vain_are_no_goodput(config, tmp_path):
     assert found.starts == 2 and found.last == "done"
 
 
+def test_a_rewind_is_an_event_and_its_steps_are_no_goodput(config, tmp_path, monkeypatch):
+    spiked = []
+
+    def at_step_6(self, number, values, latest):
+        return number == 6 and not spiked and not spiked.append(number)
+
+    monkeypatch.setattr(spikes.Watch, "__call__", at_step_6)
+    assert train(config, str(tmp_path))
+    happened = [e for e in events.read(str(tmp_path)) if e["event"] != "slow"]
+    assert [(e["event"], e["step"]) for e in happened[3:]] == [
+        ("saving", 4), ("rewound", 6), ("saving", 8), ("saving", 12), ("done", 12),
+    ]  # fmt: skip
+    assert happened[4]["to"] == 4
+    lost = happened[4]["seconds"]["step"] - happened[3]["seconds"]["step"]
+    found = goodput.account(happened)
+    assert 0 < lost == pytest.approx(found.seconds["again"])
+    assert found.seconds["step"] == pytest.approx(happened[-1]["seconds"]["step"] - lost)
+    assert found.starts == 1 and found.step == 12
+
+
 def test_how_a_run_ended(tmp_path, monkeypatch, capsys):
     def run(workdir, error=None):
         try:
-            with Watch() as watch:
-                watch.open(str(workdir))
+            with Observer() as observer:
+                observer.open(str(workdir))
                 if error:
                     raise error
         except BaseException as raised:
@@ -465,17 +485,17 @@ def test_how_a_run_ended(tmp_path, monkeypatch, capsys):
     assert (phase, event["reason"]) == ("failed", "UserError: no room")
     # Other processes than the first write nothing.
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with Watch() as watch:
-        watch.open(str(tmp_path / "d"))
-        watch.event("saved")
+    with Observer() as observer:
+        observer.open(str(tmp_path / "d"))
+        observer.event("saving")
     assert os.listdir(tmp_path / "d") == []
     assert capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_written_ends_nothing(tmp_path, capsys):
-    with Watch() as watch:
-        watch.open(str(tmp_path / "vanished"))
-        watch.event("saved")
+    with Observer() as observer:
+        observer.open(str(tmp_path / "vanished"))
+        observer.event("saving")
     assert (
         "vanished/events.jsonl cannot be written (No such file or directory)"
         in capsys.readouterr().err
@@ -488,8 +508,8 @@ def test_what_cannot_be_written_ends_nothing(tmp_path, capsys):
 def test_a_run_that_hangs_beats_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "_PAUSE", 0.0)
     (tmp_path / "run").mkdir()
-    with Watch() as watch:
-        watch.open(str(tmp_path / "run"))
+    with Observer() as observer:
+        observer.open(str(tmp_path / "run"))
         time.sleep(0.1)
         before = os.stat(tmp_path / "run" / "heartbeat.json").st_mtime_ns
         time.sleep(0.3)  # the main thread hangs

@@ -31,7 +31,7 @@ def process_start() -> float:
     return time.time() - max(age, 0.0)
 
 
-class Watch:
+class Observer:
     """Keeps WORKDIR/events.jsonl, heartbeat.json and profile/, and the numbers for the metrics.
 
     Process 0 writes; of the others only the traces are written. Nothing that cannot be written ends the
@@ -86,7 +86,7 @@ class Watch:
         self._clock.dispatched(self._now())
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             state, values = function(*args)
-        self._completions.watch(values)
+        self._completions.follow(values)
         return state, values
 
     def complete(self, number: int, values: dict) -> dict:
@@ -110,10 +110,10 @@ class Watch:
 
     @contextlib.contextmanager
     def saving(self):
-        """The phase of a save; what a later start goes on from has this event."""
+        """The phase of a save, and its event: a later start may go on from its step."""
         with self.phase("saving"):
             yield
-        self.event("saved")
+        self.event("saving")
 
     def rewound(self, step: int) -> None:
         """The run goes on from an earlier step: those since are made again."""
@@ -211,11 +211,11 @@ class _Completions:
         self._thread = threading.Thread(target=self._work, daemon=True, name="completions")
         self._thread.start()
 
-    def watch(self, values) -> None:
+    def follow(self, values) -> None:
         self._running.put(values)
 
     def next(self) -> float:
-        """Unix time at which the oldest step that was watched was complete; waits for it."""
+        """Unix time at which the oldest step that is followed was complete; waits for it."""
         return self._times.get()
 
     def close(self) -> None:
