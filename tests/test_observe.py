@@ -414,7 +414,9 @@ complete = observer.Observer.complete
 def killed(self, number, values):
     values = complete(self, number, values)
     if number == 7:
-        time.sleep(0.2)  # the heartbeat of step 7 is written
+        saved = os.path.join(sys.argv[2], "checkpoints", "4")
+        while heartbeat.read(sys.argv[2])["step"] != 7 or not os.path.exists(saved):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return values
 
@@ -425,7 +427,9 @@ train(from_dict(json.loads(sys.argv[1])), sys.argv[2])
 
 def test_steps_that_a_kill_has_made_in_vain_are_no_goodput(config, tmp_path):
     program = [sys.executable, "-c", KILLED, json.dumps(config.to_dict()), str(tmp_path)]
-    killed = subprocess.run(program, capture_output=True, cwd=Path(__file__).parent.parent)
+    killed = subprocess.run(
+        program, capture_output=True, cwd=Path(__file__).parent.parent, timeout=120
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["step"], beat["phase"]) == (7, "training")
