@@ -12,6 +12,8 @@ from bipe_jax.errors import UserError
 from bipe_jax.observe import events, heartbeat
 from bipe_jax.observe.clock import PHASES
 
+_SHOWN = 5  # slow steps
+
 # What the table says of each part. "again" and "down" are no phases of a process.
 _MEANING = {
     "step": "running steps whose work was kept",
@@ -36,7 +38,7 @@ class Account:
       starts: processes, one after the other.
       step: the last that was complete; 0 if none was.
       last: how the run ended or, as it has not, what it was at: a phase of the heartbeat.
-      slow: the events of slow steps.
+      slow: slow steps, the slowest of each full line of metrics.
     """
 
     seconds: dict[str, float]
@@ -88,7 +90,7 @@ def account(happened: list[dict], beat: dict | None = None) -> Account:
         starts=len(lives),
         step=made.step,
         last=last.get("phase", last["event"]),
-        slow=[event for event in happened if event["event"] == "slow"],
+        slow=[event["slow"] for event in happened if event["event"] == "slow"],
     )
 
 
@@ -142,12 +144,10 @@ def table(workdir: str, found: Account) -> str:
         spent = found.seconds[part]
         lines.append(f"{part:11}{_span(spent):>13} {spent / max(total, 1e-9):7.1%}  {meaning}")
     lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {found.goodput:.1%}"]
-    if found.slow:
-        worst = max(found.slow, key=lambda slow: slow["seconds"])
+    for slow in sorted(found.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
         lines.append(
-            f"{len(found.slow)} slow step{'s' * (len(found.slow) > 1)}, the slowest: step "
-            f"{worst['step']}, {worst['seconds']:.2f} s where {worst['median']:.2f} s are usual, "
-            f"in {worst['phase']}"
+            f"slow: step {slow['step']} took {slow['took']:.1f} s, {slow['usual']:.1f} s are usual; it "
+            f"waited in {slow['phase']}"
         )
     return "\n".join(lines)
 

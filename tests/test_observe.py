@@ -141,6 +141,35 @@ def test_a_wait_for_data_counts_from_when_the_devices_had_nothing_to_do(monkeypa
     assert sum(report[f"time/{phase}"] for phase in PHASES) == pytest.approx(1)
 
 
+def test_a_slow_step_is_on_a_full_line_and_among_the_events(monkeypatch, tmp_path):
+    now = [50.0]
+    monkeypatch.setattr(Observer, "_now", lambda self: now[0])
+    with Observer() as observer:
+        observer.open(str(tmp_path))
+        for number in range(1, 61):
+            with observer.phase("data"):
+                now[0] += {40: 9.0, 50: 30.0}.get(number, 1.0)
+            observer.step(number, lambda: (None, np.float32(1)))
+            now[0] += 20.0 if number == 45 else 4.0
+            observer.complete(number, np.float32(1))
+            if number == 30:
+                assert observer.report()["slow_steps"] == 0
+        with observer.saving():
+            now[0] += 100.0  # expected, and so not slow
+        report = observer.report()
+        assert observer.report()["slow_steps"] == 3
+        assert "slow/step" not in observer.report()
+    assert report["slow_steps"] == 3
+    # On this clock a step is complete at some time after it was dispatched.
+    assert report["slow/step"] == 50 and 30 <= report["slow/took"] <= 35
+    assert report["slow/usual"] == 5 and report["slow/phase"] == "data"
+    happened = events.read(str(tmp_path))
+    (event,) = [event for event in happened if event["event"] == "slow"]
+    slow = {name.partition("/")[2]: value for name, value in report.items() if "slow/" in name}
+    assert event["slow"] == slow
+    assert "slow: step 50 took " in goodput.table("w", goodput.account(happened))
+
+
 def process(since, *signs):
     """Events of one process; each sign is (name, time since its start, step, seconds of steps)."""
     made = []
@@ -223,8 +252,8 @@ def test_slow_steps_are_named_with_the_phase_they_waited_in():
     assert not any(slow.judge(seconds()) for _ in range(1000))
     found = slow.judge(seconds(data=3.0))
     assert found["phase"] == "data"
-    assert found["seconds"] == pytest.approx(3.23, abs=0.05)
-    assert found["median"] == pytest.approx(0.23, abs=0.01)
+    assert found["took"] == pytest.approx(3.23, abs=0.05)
+    assert found["usual"] == pytest.approx(0.23, abs=0.01)
     assert slow.judge(seconds(step=0.3))["phase"] == "step"
     assert slow.judge(seconds(other=0.3))["phase"] == "other"
     assert not slow.judge(seconds())
@@ -235,6 +264,9 @@ def test_slow_steps_are_named_with_the_phase_they_waited_in():
     assert not any(even.judge({"step": 1.0}) for _ in range(50))
     assert not even.judge({"step": 1.4})
     assert even.judge({"step": 1.6})
+    quick = SlowSteps()
+    assert not any(quick.judge({"step": 0.005}) for _ in range(50))
+    assert not quick.judge({"step": 0.09})
 
 
 def test_memory_is_that_of_the_fullest_device():

@@ -99,9 +99,8 @@ class Observer:
         if first:
             self.event("first_step")
         elif slow := self._slow.judge({p: seconds[p] - self._before[p] for p in _OF_A_STEP}):
-            self.event("slow", **slow)
             self._slow_count += 1
-            if self._slowest is None or slow["seconds"] > self._slowest["seconds"]:
+            if self._slowest is None or slow["took"] > self._slowest["took"]:
                 self._slowest = {"step": number} | slow
         self._before = seconds
         self._trace.after(number)
@@ -137,15 +136,19 @@ class Observer:
             cli.say(f"{self._workdir}/{events.FILE} cannot be written ({error.strerror}); going on")
 
     def report(self) -> dict:
-        """For the full lines of metrics.jsonl: docs/observing.md says what each number means."""
+        """For the full lines of metrics.jsonl: docs/observing.md says what each number means.
+
+        The slowest of the slow steps since the last line becomes an event.
+        """
         seconds = self._clock.accounted()
         passed = {phase: seconds[phase] - self._reported[phase] for phase in PHASES}
-        total = sum(passed.values())
+        total = max(sum(passed.values()), 1e-9)
         values = {"goodput": seconds["step"] / sum(seconds.values())}
         values |= {f"time/{phase}": part / total for phase, part in passed.items()}
         values["slow_steps"] = self._slow_count
         if self._slowest:
             values |= {f"slow/{name}": value for name, value in self._slowest.items()}
+            self.event("slow", slow=self._slowest)
         self._reported, self._slowest = seconds, None
         return values | memory(jax.local_devices())
 

@@ -7,15 +7,16 @@ _WINDOW = 128  # steps
 _FEWEST = 20  # steps before the first judgement
 _DEVIATIONS = 8.0
 _RATIO = 1.5
+_LEAST = 0.1  # seconds above the median that are worth a word
 _TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 
 
 class SlowSteps:
     """Judges each step by those before it.
 
-    A step is slow if its seconds are above both 1.5 times the median of the last 128 and that median
-    plus 8 standard deviations, which are estimated by 1.4826 times the median absolute deviation: slow
-    steps among the 128 hardly move either.
+    A step is slow if it takes more than each of these: 1.5 times the median of the last 128; that median
+    plus 0.1 s; and plus 8 standard deviations, which are estimated by 1.4826 times the median absolute
+    deviation. Slow steps among the 128 hardly move any of them.
     """
 
     def __init__(self):
@@ -32,22 +33,23 @@ class SlowSteps:
           seconds: by phase.
 
         Returns:
-          None, or of a slow step {"seconds", "median", "phase"}: the phase is the one that took the most
-          above its own median.
+          None, or of a slow step {"took": its seconds, "usual": the median, "phase": the one that took the
+          most above its own median}.
         """
         slow = None
         if len(self._window) >= _FEWEST:
             totals = [_total(s) for s in self._window]
             median = statistics.median(totals)
             deviation = _TO_SIGMA * statistics.median(abs(t - median) for t in totals)
-            if _total(seconds) > max(_RATIO * median, median + _DEVIATIONS * deviation):
+            limit = median + max((_RATIO - 1) * median, _LEAST, _DEVIATIONS * deviation)
+            if _total(seconds) > limit:
                 above = {
                     phase: value - statistics.median(s[phase] for s in self._window)
                     for phase, value in seconds.items()
                 }
                 slow = {
-                    "seconds": _total(seconds),
-                    "median": median,
+                    "took": _total(seconds),
+                    "usual": median,
                     "phase": max(above, key=above.get),
                 }
         self._window.append(seconds)
