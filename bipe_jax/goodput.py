@@ -20,7 +20,7 @@ _MEANING = {
     "again": "running steps that were made again, after a kill or a rewind",
     "starting": "imports, restoring, compiling, first steps",
     "data": "the devices waited for a batch",
-    "saving": "the devices waited for a save to begin",
+    "saving": "the devices waited for a save",
     "evaluating": "the evaluation at the end",
     "other": "anything else: metrics, traces, ...",
     "down": "between the end of a process and the next start",
