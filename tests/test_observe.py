@@ -519,6 +519,11 @@ def test_how_a_run_ended(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "b", SystemExit(PREEMPTED))[0] == "preempted"
     phase, event = run(tmp_path / "c", UserError("no\nroom"))
     assert (phase, event["reason"]) == ("failed", "UserError: no room")
+    with pytest.raises(KeyError), Observer() as observer:  # while what was preempted is closed
+        observer.open(str(tmp_path / "c"))
+        observer.preempted()
+        raise KeyError
+    assert heartbeat.read(str(tmp_path / "c"))["phase"] == "failed"
     # Other processes than the first write nothing.
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with Observer() as observer:

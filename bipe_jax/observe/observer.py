@@ -161,12 +161,13 @@ class Observer:
         self._completions.close()
         if isinstance(error, SystemExit) and error.code == PREEMPTED:
             self.preempted()
-        if error is None or self._end:
-            self._end = self._end or "done"
-            self.event(self._end)
-        else:
+        elif error is not None:
             self._end = "failed"
+        self._end = self._end or "done"
+        if self._end == "failed":
             self.event("failed", reason=f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+        else:
+            self.event(self._end)
         if self._heart:
             self._beat()
             self._heart.close()
