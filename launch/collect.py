@@ -14,7 +14,7 @@ from bipe_jax import cli, config, defaults, plot, report, results, webpage
 from bipe_jax.errors import UserError
 from bipe_jax.text import table
 from launch import progress
-from launch.points import short_key, short_value
+from launch.points import short_key, words
 
 _FILLED_IN = ("segments.separators",)  # by the trainer; what they follow from is in the config
 
@@ -94,7 +94,7 @@ def read(directory: str) -> list[Point]:
     values = {name: {key: of[key] for key in varied} for name, of in flat.items()}
     ordered = sorted(configs, key=lambda name: [_order(value) for value in values[name].values()])
     labels = {
-        name: ", ".join(f"{short_key(k)} {short_value(v)}" for k, v in values[name].items())
+        name: ", ".join(f"{short_key(k)} {words(v)}" for k, v in values[name].items())
         for name in ordered
     }
     alike = list(labels.values())
@@ -116,7 +116,7 @@ def read(directory: str) -> list[Point]:
 def _order(value) -> tuple:
     """Numbers by size, then the others by their text."""
     is_number = isinstance(value, (int, float))
-    return (not is_number, value if is_number else short_value(value))
+    return (not is_number, value if is_number else words(value))
 
 
 def _status(workdir: str, of_point) -> str:
@@ -167,7 +167,7 @@ def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
     def line(point):
         held = {(row["set"], row["length"]): row["perplexity"] for row in point.results}
-        first = [short_value(value) for value in point.values.values()] or [point.name]
+        first = [words(value) for value in point.values.values()] or [point.name]
         loss = "–" if point.metrics.loss is None else f"{point.metrics.loss:.3f}"
         cells = [f"{held[column]:,.2f}" if column in held else "–" for column in columns]
         return [*first, point.status, f"{point.metrics.step:,}", loss, *cells]
@@ -187,7 +187,7 @@ def _write_report(directory: str, points, shown: Sequence[Point], others: int) -
     ]
     if others:
         lead.append(
-            f'<p class="warning">What follows is of the {len(shown)} points with the lowest perplexity '
+            f'<p class="soft">What follows is of the {len(shown)} points with the lowest perplexity '
             f"at the longest length; {others} others are finished.</p>"
         )
     report.write(

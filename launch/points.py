@@ -153,21 +153,22 @@ def short_key(key: str) -> str:
     return last if sum(name.rpartition(".")[2] == last for name in FIELDS) == 1 else key
 
 
+def words(value, between: str = ", ", within: str = " ") -> str:
+    """A value for people: (("rope", "segment"),) is "rope segment", and () is "none"."""
+    if isinstance(value, (tuple, list)):
+        return between.join(words(inner, within, within) for inner in value) or "none"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return str(value) or "none"
+
+
 def short_value(value) -> str:
-    """A value as letters, digits, ".", "_" and "-"; (("rope", "segment"),) is "rope.segment"."""
-    text = re.sub(r"[^A-Za-z0-9._-]+", "-", _words(value, "_")).strip("-") or "none"
+    """A value in letters, digits, ".", "_" and "-": (("rope", "segment"),) is "rope.segment"."""
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-")
     if len(text) > _LONGEST_VALUE:
         half = _LONGEST_VALUE // 2 - 1
         text = f"{text[:half]}..{text[-half:]}"
     return text
-
-
-def _words(value, joint: str) -> str:
-    if isinstance(value, (tuple, list)):
-        return joint.join(_words(inner, ".") for inner in value)
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    return str(value)
 
 
 def dns_name(name: str, longest: int = 63) -> str:
