@@ -5,16 +5,21 @@ WORKDIR/checkpoints/STEP/
   data/                 state of the training stream (JSON)
   config/               the resolved config, separators included (JSON)
   tokenizer/            the SentencePiece model (JSON, base64)
+  checksums.sha256      of these files
 
-A model that came from elsewhere is step 0, without optimizer/ and data/ (`save_model`).
+A model that came from elsewhere is step 0, without optimizer/, data/ and checksums (`save_model`).
+
+python -m bipe_jax.checkpoint verify runs/quickstart    says of each checkpoint whether it is intact
 """
 
+import argparse
 import base64
 import contextlib
 import dataclasses
 import logging
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -22,11 +27,13 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
+from bipe_jax import checksums, cli, sharding
 from bipe_jax.config import from_dict
-from bipe_jax.errors import UserError
+from bipe_jax.errors import Transient, UserError
 from bipe_jax.tokenizer import Tokenizer
 
 _DIRECTORY = "checkpoints"
+_PAUSES = (1, 5, 15)  # seconds before a save that failed is tried again
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
 
 
@@ -40,15 +47,64 @@ class Meta:
 
 
 class Checkpoints:
-    """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest."""
+    """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
+
+    A save that fails is tried again with the state that the training has reached then, until
+    `_PAUSES` are used up; checkpoints that were complete stay as they are.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged.
+    """
 
     def __init__(self, workdir, keep: int):
         self.directory = epath.Path(workdir).resolve() / _DIRECTORY
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._tries, self._again_at = 0, None  # saves that failed in a row; when to try again
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
         if jax.process_index() == 0:
             _remove_unfinished(self.directory)
+        self._set_damaged_aside()
+
+    def _add_checksums(self) -> None:
+        """Orbax calls this when all processes have written, before the checkpoint gets its name."""
+        if jax.process_index() == 0:
+            for unfinished in ocp.utils.tmp_checkpoints(self.directory):
+                checksums.write(unfinished.get())
+
+    def _set_damaged_aside(self) -> None:
+        """Renames checkpoints that are not what was written, so that an earlier one is the latest."""
+        damaged = []
+        while (step := self.latest) is not None:
+            path = self.directory / str(step)
+            found = sharding.of_all_processes(self._problems_of_my_files(path))
+            if not (lines := [line for lines in found for line in lines]):
+                return
+            damaged.append(aside := path.with_name(f"{step}.damaged"))
+            if jax.process_index() == 0:
+                cli.say(f"{path} is damaged ({lines[0]}): set aside as {aside.name}")
+                if aside.exists():
+                    _remove(aside)
+                path.rename(aside)
+            sharding.of_all_processes(None)  # until it has been renamed
+            self._manager.reload()
+        if damaged:
+            raise UserError(
+                f"all checkpoints in {self.directory} are damaged: look at {damaged[0]}, or start again "
+                "in another --workdir"
+            )
+
+    @staticmethod
+    def _problems_of_my_files(path) -> list[str]:
+        try:
+            sums = checksums.read(path) or []
+        except (OSError, ValueError) as error:
+            return [str(error)]
+        return checksums.problems(path, sums[jax.process_index() :: jax.process_count()])
 
     @property
     def latest(self) -> int | None:
@@ -61,12 +117,13 @@ class Checkpoints:
         return None if step is None else _read_meta(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
-        """Starts saving. Raises UserError if this, or an earlier save, failed."""
+        """Starts saving. Raises Transient if saving has failed too often."""
         items = _model_items(config, state["params"], tokenizer) | {
             "optimizer": ocp.args.StandardSave(state["optimizer"]),
             "data": ocp.args.JsonSave(data_state),
         }
-        with self._explained():
+        self._again_at = None
+        with self._noted():
             self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
 
     def restore(self, abstract: dict) -> tuple[dict, dict]:
@@ -94,34 +151,53 @@ class Checkpoints:
         state = {"step": number, "params": restored.params, "optimizer": restored.optimizer}
         return state, restored.data
 
-    def check(self) -> None:
-        """Raises UserError if a save in the background has failed."""
-        with self._explained():
+    def failed(self) -> bool:
+        """Whether a save has failed and should be made again now. Raises Transient as `save`."""
+        with self._noted():
             self._manager.check_for_errors()
+            if not self._manager.is_saving_in_progress() and self._again_at is None:
+                self._tries = 0
+        return self._again_at is not None and time.monotonic() >= self._again_at
 
-    def wait(self) -> None:
-        """Waits until what was saved is complete. Raises UserError if it failed."""
-        with self._explained():
-            self._manager.wait_until_finished()
+    def finish(self, save: Callable[[], None]) -> None:
+        """Waits until what was saved is complete; calls `save` if it failed. Raises as `save`."""
+        while True:
+            with self._noted():
+                self._manager.wait_until_finished()
+            if self._again_at is None:
+                return
+            time.sleep(max(0.0, self._again_at - time.monotonic()))
+            save()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        with self._explained():
-            self._manager.close()  # waits for a save that is still under way
+    def __exit__(self, kind, *_):
+        # Waits for a save that is still under way; what went wrong before matters more.
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self._manager.close()
 
     @contextlib.contextmanager
-    def _explained(self):
-        """Turns what goes wrong while saving (disk full, no permission) into one line."""
+    def _noted(self):
+        """Plans to try again what went wrong while saving (disk full, no permission), if it may."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"saving a checkpoint to {self.directory} failed ({reason}); the last complete one "
-                f"is step {self.latest}: make room, then run the same command"
-            ) from error
+            failure = f"saving a checkpoint to {self.directory} failed ({reason})"
+            # Several processes would have to agree on it: they start again instead.
+            pauses = _PAUSES if jax.process_count() == 1 else ()
+            if self._tries == len(pauses):
+                raise Transient(
+                    f"{failure}; the last complete one is step {self.latest}: make room, then run the "
+                    "same command"
+                ) from error
+            pause = pauses[self._tries]
+            cli.say(f"{failure}; trying again in {pause:g} s")
+            self._tries += 1
+            self._again_at = time.monotonic() + pause
+            with contextlib.suppress(OSError):
+                _remove_unfinished(self.directory)
 
 
 def _remove_unfinished(directory) -> None:
@@ -306,3 +382,31 @@ def quiet() -> None:
             ordinary(unraisable)
 
     sys.unraisablehook = hook
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.checkpoint", description=__doc__)
+    parser.add_argument("verb", choices=["verify"])
+    parser.add_argument("path", help="a run's workdir, or one step's directory")
+    args = parser.parse_args()
+    directory, step = _locate(args.path)
+    numbers = steps(directory) if step is None else [step]
+    if not numbers:
+        raise UserError(f"checkpoint {args.path}: no complete checkpoint in {directory}")
+    damaged = []
+    for number in numbers:
+        problems = checksums.verify(directory / str(number))
+        if problems is None:
+            print(f"step {number}: has no {checksums.NAME}, so nothing can be said")
+        else:
+            print(f"step {number}: {'damaged' if problems else 'intact'}")
+            damaged += [number] * bool(problems)
+        for line in problems or ():
+            print(f"  {line}")
+    if damaged:
+        raise UserError(f"{directory}: {len(damaged)} of {len(numbers)} checkpoints are damaged")
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main()

@@ -13,6 +13,7 @@ from bipe_jax.data.sources import ON_ERROR
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.optimizer import OPTIMIZERS, SCHEDULES
+from bipe_jax.spikes import POLICIES
 
 
 class _Number:
@@ -120,10 +121,13 @@ FIELDS = {
     "schedule.warmup_steps": _NATURAL,
     "schedule.decay_steps": _NATURAL,
     "schedule.final_fraction": _FRACTION,
+    "spikes.threshold": _NOT_NEGATIVE,
+    "spikes.policy": _Choice(*POLICIES),
     "checkpoint.every": _COUNT,
     "checkpoint.keep": _COUNT,
     "log.every": _COUNT,
     "log.peak_flops": _NOT_NEGATIVE,
+    "mesh.devices": _NATURAL,
     "mesh.data": _NATURAL,
     "mesh.fsdp": _COUNT,
     "mesh.tensor": _COUNT,

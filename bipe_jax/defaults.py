@@ -87,6 +87,14 @@ def get_config() -> ConfigDict:
     c.schedule.decay_steps = 0  # of linear decay at the end of "wsd"
     c.schedule.final_fraction = 0.0  # of the learning rate, approached at the end
 
+    c.spikes = ConfigDict()
+    # A step whose loss or gradient is not finite, or so many standard deviations above its running
+    # mean, is a spike and changes no parameter; 0: only what is not finite.
+    c.spikes.threshold = 0.0
+    # Then "stop" the run; "skip" the step and go on; or "rewind" to the last checkpoint and go on with
+    # the data behind the spike.
+    c.spikes.policy = "stop"
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps
     c.checkpoint.keep = 3  # latest checkpoints that are kept
@@ -96,6 +104,7 @@ def get_config() -> ConfigDict:
     c.log.peak_flops = 0.0  # of one device, a second, for MFU; 0: known for TPU and NVIDIA chips
 
     c.mesh = ConfigDict()
+    c.mesh.devices = 0  # of the whole run, over all processes: others are refused; 0: what is there
     c.mesh.data = 0  # devices that the batch is cut over, with all parameters; 0: the rest
     c.mesh.fsdp = 1  # devices that the batch, the parameters and the optimizer are cut over
     c.mesh.tensor = 1  # devices that heads, feed-forward width and vocabulary are cut over

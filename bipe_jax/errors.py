@@ -10,3 +10,7 @@ class UserError(Exception):
 
     The command-line programs print that line and exit with status 1, without a traceback.
     """
+
+
+class Transient(UserError):
+    """A failure that another start may not meet again, such as a disk that is full."""

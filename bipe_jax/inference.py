@@ -36,7 +36,7 @@ def place(config, params: dict, tokenizer=None, step=None) -> Placed:
     """Puts a model on all devices, whatever mesh it was trained on."""
     config = config.copy_and_resolve_references()
     fsdp = math.gcd(jax.device_count(), config.model.width)
-    config.mesh.update(data=0, fsdp=fsdp, tensor=1, context=1)
+    config.mesh.update(devices=0, data=0, fsdp=fsdp, tensor=1, context=1)
     if not all(encoding.rotates for _, encoding in positions.relative_encodings(config)):
         config.model.attention = "chunked"
     mesh = sharding.make_mesh(config)

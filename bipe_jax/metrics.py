@@ -83,18 +83,26 @@ class Log:
     """
 
     def __init__(self, config, workdir: str, first_step: int, tokenizer, data):
+        self._config, self._workdir = config, workdir
         self._byte_lengths = tokenizer.byte_lengths()
         self._data = data
-        self._meter = _Meter(config)
-        path = os.path.join(workdir, "metrics.jsonl")
+        self._open(first_step)
+
+    def _open(self, first_step: int):
+        path = os.path.join(self._workdir, "metrics.jsonl")
         _truncate(path, first_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = tensorboardX.SummaryWriter(
-            os.path.join(workdir, "tensorboard"), purge_step=first_step + 1, flush_secs=10
+            os.path.join(self._workdir, "tensorboard"), purge_step=first_step + 1, flush_secs=10
         )
         self._bar = tqdm.tqdm(
-            total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1
+            total=self._config.steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1,
         )
+        self._meter = _Meter(self._config)
 
     def __enter__(self):
         return self
@@ -103,6 +111,11 @@ class Log:
         self._bar.close()
         self._board.close()
         self._file.close()
+
+    def rewind(self, step: int) -> None:
+        """Goes back behind a step: the lines of later ones are dropped."""
+        self.__exit__()
+        self._open(step)
 
     def write(self, step: int, batch: dict, values: dict, full: bool) -> None:
         """Logs one step.
@@ -138,10 +151,11 @@ class Log:
             )  # fmt: skip
 
     def _text_metrics(self, batch: dict, values: dict) -> dict:
-        text_bytes = int(self._byte_lengths[batch["targets"][batch["weights"] > 0]].sum())
+        scored = batch["targets"][batch["weights"] > 0]  # this process's
+        bytes_per_token = int(self._byte_lengths[scored].sum()) / max(len(scored), 1)
         return {
             "perplexity": perplexity(values["loss"]),
-            "bits_per_byte": values["loss"] * values["targets"] / math.log(2) / max(text_bytes, 1),
+            "bits_per_byte": values["loss"] / math.log(2) / max(bytes_per_token, 1e-9),
             **self._data(),
             **segment_statistics(batch["segment"], batch["offset"], len(batch["offset"])),
         }

@@ -52,9 +52,16 @@ def make_mesh(config, devices=None) -> Mesh:
     """A mesh over all devices. `mesh.data` = 0 is what the other axes leave.
 
     Raises:
-      UserError: the axes do not multiply to the devices, or do not divide what they cut.
+      UserError: there are other than `mesh.devices`; the axes do not multiply to the devices, or do not
+        divide what they cut.
     """
     devices = jax.devices() if devices is None else devices
+    if config.mesh.devices not in (0, len(devices)):
+        raise UserError(
+            f"config.mesh.devices={config.mesh.devices}, but there are {len(devices)} devices in "
+            f"{len({d.process_index for d in devices})} processes: start as many as the config says "
+            "(do they find each other?), or set it to 0"
+        )
     sizes = {axis: config.mesh[axis] for axis in AXES}
     rest = sizes["fsdp"] * sizes["tensor"] * sizes["context"]
     sizes["data"] = sizes["data"] or len(devices) // rest

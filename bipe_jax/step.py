@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bipe_jax import model, sharding
+from bipe_jax import model, sharding, spikes
 from bipe_jax.compiling import OPTIONS
 from bipe_jax.loss import cross_entropy_sum
 from bipe_jax.optimizer import learning_rate, make_optimizer
@@ -18,8 +18,12 @@ def init_state(config, key) -> dict:
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
-        "optimizer": make_optimizer(config).init(params),
+        "optimizer": _optimizer(config).init(params),
     }
+
+
+def _optimizer(config) -> optax.GradientTransformationExtraArgs:
+    return spikes.guard(make_optimizer(config), config.spikes.threshold)
 
 
 def _loss_sum(config, params, batch):
@@ -41,7 +45,8 @@ def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
 
     Returns:
       The next state, and metrics: "loss" (nats a token), "gradient_norm", "learning_rate",
-      "targets" (their number); the first two are of the parameters before the update.
+      "targets" (their number), "spike" (1 if it is one, see `spikes`, else 0) and "skipped_updates"
+      (spikes so far); the first two are of the parameters before the update.
     """
     gradient = jax.value_and_grad(functools.partial(_loss_sum, config))
     params, parts = state["params"], config.accumulation
@@ -66,12 +71,18 @@ def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
 
     count = jnp.maximum(batch["weights"].sum(), 1)
     loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
-    updates, optimizer = make_optimizer(config).update(grads, state["optimizer"], params)
+    norm = optax.tree.norm(grads)
+    before = state["optimizer"].skipped
+    updates, optimizer = _optimizer(config).update(
+        grads, state["optimizer"], params, loss=loss, norm=norm
+    )
     metrics = {
         "loss": loss,
-        "gradient_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate(config)(state["step"]),
+        "gradient_norm": norm,
+        "learning_rate": learning_rate(config)(state["step"] - before),
         "targets": count,
+        "skipped_updates": optimizer.skipped,
+        "spike": optimizer.skipped - before,
     }
     return {
         "step": state["step"] + 1,

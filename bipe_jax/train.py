@@ -4,19 +4,31 @@ Running the same command again goes on from the last checkpoint. At the end the 
 evaluated at 1 to 16 times its training length.
 """
 
+import base64
 import contextlib
-import math
-import os
+import itertools
+import sys
 
 import jax
 from absl import flags
 
-from bipe_jax import cli, evaluate, finetune, metrics, segments, sharding, tokenizer
+from bipe_jax import (
+    cli,
+    evaluate,
+    finetune,
+    metrics,
+    processes,
+    rundir,
+    segments,
+    sharding,
+    spikes,
+    tokenizer,
+)
 from bipe_jax.checkpoint import Checkpoints, quiet
 from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
 from bipe_jax.data.batches import Batches
-from bipe_jax.errors import UserError
+from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.step import compile_on
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
@@ -26,9 +38,10 @@ _STOP_AT = flags.DEFINE_integer(
 
 
 def train(config, workdir: str, stop_at: int | None = None) -> bool:
-    """Trains until `config.steps`, or until `stop_at`, going on from the latest checkpoint.
+    """Trains until `config.steps`, or until `stop_at` or SIGTERM, going on from the latest checkpoint.
 
-    Writes WORKDIR/checkpoints, metrics.jsonl, tensorboard and, if it trains one, tokenizer.model.
+    Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard and, if it trains one,
+    tokenizer.model. All processes of a run call it (see `processes.start`); the first one writes.
 
     Returns:
       Whether all steps are done.
@@ -38,18 +51,20 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
     """
     validate(config)
     config = config.copy_and_resolve_references()
-    _make_writable(workdir)
+    rundir.make(workdir)
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
+    first_process = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
         # What an earlier run left, and what can go on or start from it.
+        rundir.claim(config, workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         saved = checkpoints.meta()
         if saved:
             check_resumable(saved.config, config, workdir)
         source = saved or finetune.source(config)
-        tokens = tokenizer.choose(config, workdir, source and source.tokenizer)
+        tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
         config.segments.separators = rule.separators
 
@@ -59,67 +74,94 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         stack.enter_context(contextlib.closing(batches))
         stack.enter_context(jax.set_mesh(mesh))
         init, step, abstract = compile_on(config, mesh)
-        if saved:
-            state, data_state = checkpoints.restore(abstract)
-            batches.set_state_of(data_state["readers"])
-            cli.say(f"Going on from step {saved.step} of {workdir}")
-        else:
+
+        def begin():
+            """The latest checkpoint's state and data state; or a new state, and None."""
+            if checkpoints.latest is not None:
+                return checkpoints.restore(abstract)
             state = init(jax.random.key(config.seed))
             if source:
                 state["params"] = finetune.start(config, source.step, mesh, state["params"])
-        first, last = int(state["step"]), min(config.steps, stop_at or config.steps)
-        log = stack.enter_context(metrics.Log(config, workdir, first, tokens, batches.report))
+            return state, None
+
+        state, data_state = begin()
+        rewinds = 0
+        if data_state:
+            batches.set_state_of(data_state["readers"])
+            rewinds = data_state["rewinds"]
+            if first_process:
+                cli.say(f"Going on from step {saved.step} of {workdir}")
+        number, last = int(state["step"]), min(config.steps, stop_at or config.steps)
+        rundir.record(config, workdir)
+        log = None
+        if first_process:
+            log = stack.enter_context(metrics.Log(config, workdir, number, tokens, batches.report))
+        watch = spikes.Watch(config.spikes.policy)
+
+        def save():
+            readers = sharding.of_all_processes(batches.get_state())
+            checkpoints.save(state, {"readers": readers, "rewinds": rewinds}, config, tokens)
+
+        def report(number, batch, values) -> bool:
+            """Logs a step. Returns whether to rewind behind it."""
+            values = jax.device_get(values)
+            if log:
+                full = number % config.log.every == 0 or number == last or values["spike"]
+                log.write(number, batch, values | {"rewinds": rewinds}, full)
+            return watch(number, values, checkpoints.latest)
 
         # The loop. Step n - 1 is reported after step n is dispatched, so that devices never wait.
-        def report(number, batch, values):
-            values = jax.device_get(values)
-            log.write(number, batch, values, full=number % config.log.every == 0 or number == last)
-            if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
-                raise UserError(
-                    f"step {number}: loss is {values['loss']}, norm of the gradient "
-                    f"{values['gradient_norm']}; the last good checkpoint is step "
-                    f"{checkpoints.latest} in {checkpoints.directory}: lower "
-                    "config.optimizer.learning_rate or raise config.schedule.warmup_steps"
-                )
-
-        pending = None
-        for number in range(first + 1, last + 1):
+        pending, stop = None, False
+        for dispatched in itertools.count(1):
+            if number == last or stop:
+                break
+            number += 1
             batch = next(batches)
             state, values = step(state, sharding.place_batch(mesh, batch, reader[1]))
-            if pending:
-                report(*pending)
-            pending = (number, batch, values)
-            checkpoints.check()
-            if number % config.checkpoint.every == 0 or number == last:
-                report(*pending)  # what is not finite is never saved
-                pending = None
-                readers = sharding.of_all_processes(batches.get_state())
-                checkpoints.save(state, {"readers": readers}, config, tokens)
-        checkpoints.wait()
-    return last == config.steps
+            stop = processes.preempted(dispatched)
+            due = number % config.checkpoint.every == 0 or number == last or stop
+            due |= checkpoints.failed()
+            done, pending = [pending, (number, batch, values)], None
+            if not due:  # what is saved has been looked at
+                pending = done.pop()
+            if any(report(*of_step) for of_step in done if of_step):
+                state, _ = begin()  # the data go on where they are, behind the spike
+                number, pending, rewinds = int(state["step"]), None, rewinds + 1
+                if log:
+                    log.rewind(number)
+            elif due:
+                save()
+        checkpoints.finish(save)
+    return number == config.steps
 
 
-def _make_writable(workdir: str) -> None:
-    probe = os.path.join(workdir, ".writable")
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        with open(probe, "w"):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} is not writable: {error.strerror}") from None
+def _tokenizer(config, workdir: str, saved: tokenizer.Tokenizer | None) -> tokenizer.Tokenizer:
+    """What the first process chooses, since it may have to train one."""
+    chosen = tokenizer.choose(config, workdir, saved) if jax.process_index() == 0 else None
+    if jax.process_count() == 1:
+        return chosen
+    mine = chosen and [base64.b64encode(chosen.model).decode(), chosen.name]
+    model, name = sharding.of_all_processes(mine)[0]
+    return tokenizer.Tokenizer(base64.b64decode(model), name)
 
 
 def main(_):
-    if cli.CONFIG.value is None or _WORKDIR.value is None:
+    workdir = _WORKDIR.value
+    if cli.CONFIG.value is None or workdir is None:
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    validate(cli.CONFIG.value)
-    # What the evaluation at the end would refuse is refused before the training.
-    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
-    if train(cli.CONFIG.value, _WORKDIR.value, _STOP_AT.value):
-        evaluate.evaluate(_WORKDIR.value)
+    with rundir.failures(workdir):
+        validate(cli.CONFIG.value)
+        # What the evaluation at the end would refuse is refused before the training.
+        evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
+        processes.start()
+        if train(cli.CONFIG.value, workdir, _STOP_AT.value):
+            processes.leave_at_sigterm()
+            evaluate.evaluate(workdir)
+            return
+    cli.say(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
+    sys.exit(PREEMPTED)
 
 
 if __name__ == "__main__":

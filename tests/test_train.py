@@ -232,7 +232,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path):
     before = read_checkpoint(tmp_path, 4)
     config.optimizer.learning_rate = 1e30
     config.optimizer.clip_norm = 0.0
-    with pytest.raises(UserError, match=r"step \d+: loss is .*last good checkpoint is step 4 "):
+    with pytest.raises(UserError, match=r"step \d+: loss is .*last good checkpoint is step 4: "):
         train(config, str(tmp_path))
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["4"]
     jax.tree.map(np.testing.assert_array_equal, before, read_checkpoint(tmp_path, 4))

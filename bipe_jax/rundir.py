@@ -1,0 +1,79 @@
+"""A run's directory: whose it is, and why the run in it failed."""
+
+import contextlib
+import json
+import os
+
+import jax
+
+from bipe_jax import cli
+from bipe_jax.config import check_resumable, from_dict
+from bipe_jax.errors import LOST, Transient, UserError
+
+FAILED, CONFIG = "failed", "config.json"
+
+
+def make(workdir: str) -> None:
+    """Makes the directory. Raises UserError if it cannot be written to."""
+    probe = os.path.join(workdir, f".writable-{jax.process_index()}")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} is not writable: {error.strerror}") from None
+
+
+def claim(config, workdir: str) -> None:
+    """Raises UserError if the directory belongs to a run that cannot go on with this config."""
+    path = os.path.join(workdir, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as file:
+            saved = from_dict(json.load(file))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): use another --workdir") from None
+    check_resumable(saved, config, workdir)
+
+
+def record(config, workdir: str) -> None:
+    """Writes the config of a run that begins, or goes on."""
+    if jax.process_index() == 0:
+        path = os.path.join(workdir, CONFIG)
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(config.to_dict(), file, indent=1)
+        os.replace(path + ".tmp", path)
+
+
+@contextlib.contextmanager
+def failures(workdir: str):
+    """Says why a run ends, for those who would start it again (see launch/restart.py).
+
+    A UserError, which another start would meet again, is written to WORKDIR/failed, by whichever
+    process has it. If another process was lost, this one ends with status LOST.
+    """
+    path = os.path.join(workdir, FAILED)
+    with contextlib.suppress(OSError):
+        os.remove(path)
+    try:
+        yield
+    except Transient:
+        raise
+    except UserError as error:
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(f"{error}\n")
+        raise
+    except OSError as error:
+        if not os.path.abspath(error.filename or "").startswith(os.path.abspath(workdir)):
+            raise
+        raise Transient(
+            f"{error.filename}: {error.strerror}: mend that, then run the same command"
+        ) from None
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        cli.say(f"error: the run's processes cannot go on together ({reason}): one was lost")
+        os._exit(LOST)

@@ -1,0 +1,125 @@
+"""Spikes: steps whose loss or gradient is not finite, or far above those of the steps before.
+
+The update of such a step never reaches the parameters. What the run then does (`spikes.policy`) is the
+trainer's business.
+"""
+
+import collections
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+
+_HORIZON = 128  # steps that the running mean and variance remember
+_FIRST = 32  # steps that are too few to judge by
+
+_MOST_SKIPPED = 25  # in a row
+_MOST_REWINDS = 3  # to one checkpoint
+
+POLICIES = ("stop", "skip", "rewind")
+
+
+class State(NamedTuple):
+    """Of the loss and of the gradient's norm, (2,) each, over the steps that were no spikes."""
+
+    mean: jax.Array
+    variance: jax.Array
+    steps: jax.Array  # that were no spikes
+    skipped: jax.Array  # that were
+    inner: optax.OptState
+
+
+def guard(inner: optax.GradientTransformation, threshold: float):
+    """`inner`, without the updates of spikes.
+
+    Its `update` takes `loss` and `norm`, the gradient's, besides. With m and v the exponentially
+    weighted mean and variance of either, x is a spike if it is not finite or x > m + threshold sqrt(v).
+    A spike leaves all state as it was but its own count, so the schedule passes over it too.
+
+    Args:
+      threshold: standard deviations; 0: only what is not finite is a spike.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        def zeros():
+            return jnp.zeros(2, jnp.float32)
+
+        def zero():
+            return jnp.zeros((), jnp.int32)
+
+        return State(zeros(), zeros(), zero(), zero(), inner.init(params))
+
+    def update(updates, state, params=None, *, loss, norm):
+        x = jnp.stack([loss, norm]).astype(jnp.float32)
+        usual = jnp.isfinite(x).all()
+        if threshold:
+            limit = state.mean + threshold * jnp.sqrt(state.variance)
+            usual &= (state.steps < _FIRST) | (x <= limit).all()
+        # Of the first steps the plain mean and variance, then with weights that fall by the horizon.
+        weight = 1.0 / jnp.minimum(state.steps + 1, _HORIZON).astype(jnp.float32)
+        away = x - state.mean
+        updates, new_inner = inner.update(updates, state.inner, params)
+        new = State(
+            state.mean + weight * away,
+            (1 - weight) * (state.variance + weight * away**2),
+            state.steps + 1,
+            state.skipped,
+            new_inner,
+        )
+        old = state._replace(skipped=state.skipped + 1)
+        new = jax.tree.map(lambda n, o: jnp.where(usual, n, o), new, old)
+        return jax.tree.map(lambda u: jnp.where(usual, u, 0), updates), new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class Watch:
+    """What a run does at a spike, by `spikes.policy`."""
+
+    def __init__(self, policy: str):
+        self._policy = policy
+        self._in_a_row = 0
+        self._rewinds = collections.Counter()
+
+    def __call__(self, number: int, values: dict, latest: int | None) -> bool:
+        """Whether to rewind.
+
+        Args:
+          number: of the step. values: its metrics, from `step.train_step`.
+          latest: the step of the last complete checkpoint.
+
+        Raises:
+          UserError: the step is a spike and the policy is to stop; or spikes do not end.
+        """
+        self._in_a_row = self._in_a_row + 1 if values["spike"] else 0
+        if not values["spike"]:
+            return False
+        spike = (
+            f"step {number}: loss is {float(values['loss']):g}, norm of the gradient "
+            f"{float(values['gradient_norm']):g}"
+        )
+        where = (
+            "no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"
+        )
+        advice = "lower config.optimizer.learning_rate or raise config.schedule.warmup_steps"
+        if self._policy == "stop":
+            raise UserError(f"{spike}; {where}: {advice}, or set config.spikes.policy")
+        if self._policy == "skip":
+            cli.say(f"{spike}: skipped, {int(values['skipped_updates'])} in all")
+            if self._in_a_row == _MOST_SKIPPED:
+                raise UserError(
+                    f"{spike}; {_MOST_SKIPPED} steps in a row were skipped; {where}: {advice}"
+                )
+            return False
+        self._rewinds[latest] += 1
+        if self._rewinds[latest] > _MOST_REWINDS:
+            raise UserError(
+                f"{spike}, after {_MOST_REWINDS} rewinds to one place; {where}: {advice}"
+            )
+        cli.say(f"{spike}: going back to step {latest or 0}, past the data since then")
+        return True
