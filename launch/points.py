@@ -95,6 +95,7 @@ def check(
       UserError: a key does not exist, a value does not fit, two points are the same, or a directory
         belongs to another config.
     """
+    cli.read_config(jobs.Job(config, "", tuple(overrides)).config_arguments())
     checked, held = [], {}
     for number, point in enumerate(points, 1):
         where = f"--sweep={path}, point {number} of {len(points)}"

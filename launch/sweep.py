@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from bipe_jax import cli
-from bipe_jax.errors import UserError
+from bipe_jax.errors import PREEMPTED, UserError
 from launch import jobs, local, points, progress
 
 _BACKENDS = ("slurm", "gke", "sky")
@@ -84,7 +84,8 @@ def main(argv: list[str]) -> int:
             jobs.execute([*jobs.TRAIN, *point.job.arguments()], dry_run=True)
         return 0
     status = local.run(checked, args.jobs or 1)
-    cli.say(f"To compare the points: python -m launch.sweep --collect={shlex.quote(args.output)}")
+    if status != PREEMPTED:
+        cli.say(f"To compare them: python -m launch.sweep --collect={shlex.quote(args.output)}")
     return status
 
 

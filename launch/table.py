@@ -9,6 +9,7 @@ from launch import progress
 
 _EVERY = 1.0  # seconds
 _HEAD = ("point", "state", "step", "loss", "tokens/s", "elapsed")
+_REST = 58  # characters of all columns but the first
 _FIRST = ("running", "stopping", "failed", "stopped", "waiting", "done", "done before")
 
 
@@ -37,7 +38,7 @@ class Table:
             return None
         self._said[""], self._at = now, time.monotonic()
         size = shutil.get_terminal_size()
-        lines = [line[: size.columns - 1] for line in self.lines(size.lines - 2)]
+        lines = [line[: size.columns - 1] for line in self.lines(size.lines - 2, size.columns)]
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
         sys.stderr.write(up + "\x1b[J" + "\n".join(lines) + "\n")
         sys.stderr.flush()
@@ -51,13 +52,13 @@ class Table:
                 why = f" ({run.why})" if run.why else ""
                 print(f"{run.name}: {run.state}{why}", file=sys.stderr, flush=True)
 
-    def lines(self, height: int) -> list[str]:
+    def lines(self, height: int, width: int) -> list[str]:
         """The table in so many lines at most: if there is no room for all, what happens comes first."""
         room = max(height - 3, 1)
         runs = self._runs
         if len(runs) > room:
             runs = sorted(runs, key=lambda run: _FIRST.index(run.state))[:room]
-        lines = table(_HEAD, [_row(run) for run in runs]).splitlines()
+        lines = table(_HEAD, [_row(run, max(width - _REST, 20)) for run in runs]).splitlines()
         states = [run.state for run in self._runs]
         counts = [f"{states.count(state)} {state}" for state in _FIRST if state in states]
         return [
@@ -67,10 +68,12 @@ class Table:
         ]
 
 
-def _row(run) -> tuple[str, ...]:
+def _row(run, longest: int) -> tuple[str, ...]:
+    """longest: characters of the name, of which the ends say most."""
     now = progress.metrics(run.workdir)
+    half = (longest - 1) // 2
     return (
-        run.name,
+        run.name if len(run.name) <= longest else f"{run.name[:half]}…{run.name[-half:]}",
         run.shown,
         f"{now.step:,}/{run.steps:,}",
         "" if now.loss is None else f"{now.loss:.3f}",
