@@ -14,7 +14,7 @@ from bipe_jax import cli, config, defaults, plot, report, results, webpage
 from bipe_jax.errors import UserError
 from bipe_jax.text import table
 from launch import progress
-from launch.points import short_key, words
+from launch.points import short_key, shortened, words
 
 _FILLED_IN = ("segments.separators",)  # by the trainer; what they follow from is in the config
 
@@ -94,7 +94,7 @@ def read(directory: str) -> list[Point]:
     values = {name: {key: of[key] for key in varied} for name, of in flat.items()}
     ordered = sorted(configs, key=lambda name: [_order(value) for value in values[name].values()])
     labels = {
-        name: ", ".join(f"{short_key(k)} {words(v)}" for k, v in values[name].items())
+        name: ", ".join(f"{short_key(k)} {shortened(words(v))}" for k, v in values[name].items())
         for name in ordered
     }
     alike = list(labels.values())
@@ -124,7 +124,7 @@ def _status(workdir: str, of_point) -> str:
         return "finished"
     if progress.failure(workdir):
         return "failed"
-    if progress.phase(workdir):
+    if progress.heartbeat(workdir):
         return "running"
     return "unfinished" if progress.metrics(workdir).step else "not started"
 
@@ -167,7 +167,7 @@ def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
     def line(point):
         held = {(row["set"], row["length"]): row["perplexity"] for row in point.results}
-        first = [words(value) for value in point.values.values()] or [point.name]
+        first = [shortened(words(value)) for value in point.values.values()] or [point.name]
         loss = "–" if point.metrics.loss is None else f"{point.metrics.loss:.3f}"
         cells = [f"{held[column]:,.2f}" if column in held else "–" for column in columns]
         return [*first, point.status, f"{point.metrics.step:,}", loss, *cells]

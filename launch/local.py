@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,8 +48,8 @@ class Run:
     @property
     def shown(self) -> str:
         """Its state or, where its heartbeat says more, its phase."""
-        phase = self.alive and progress.phase(self.workdir, self._process.pid)
-        return phase if phase and self.state == "running" else self.state
+        beat = progress.heartbeat(self.workdir) if self.state == "running" else None
+        return beat.phase if beat and beat.pid == self._process.pid else self.state
 
     @property
     def log(self) -> str:
@@ -116,6 +117,10 @@ def run(points: Sequence[Checked], at_once: int) -> int:
       UserError: a directory cannot be written, or its run is still alive; nothing was launched.
     """
     runs = [Run(point) for point in points]
+    for run in runs:
+        beat = progress.heartbeat(run.workdir)
+        if beat and beat.host != socket.gethostname():  # which the lock may not know of
+            raise UserError(f"{run.workdir} is being trained on {beat.host}: nothing was launched")
     for run, point in zip(runs, points, strict=True):
         progress.record(run.workdir, point.config)
         with _locked(run.log):

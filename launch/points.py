@@ -165,16 +165,10 @@ def words(value, between: str = ", ", within: str = " ") -> str:
 
 def short_value(value) -> str:
     """A value in letters, digits, ".", "_" and "-": (("rope", "segment"),) is "rope.segment"."""
-    text = re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-")
-    if len(text) > _LONGEST_VALUE:
-        half = _LONGEST_VALUE // 2 - 1
-        text = f"{text[:half]}..{text[-half:]}"
-    return text
+    return shortened(re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-"), "..")
 
 
-def dns_name(name: str, longest: int = 63) -> str:
-    """A point's name for systems whose names are DNS labels (RFC 1123): its end has the id."""
-    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    head, _, identity = text.rpartition("-")
-    head = head[: longest - len(identity) - 1].rstrip("-")
-    return f"{head}-{identity}" if head else identity[-longest:]
+def shortened(text: str, gap: str = "…") -> str:
+    """A long text's ends."""
+    half = _LONGEST_VALUE // 2 - 1
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}{gap}{text[-half:]}"

@@ -11,7 +11,7 @@ from bipe_jax.errors import UserError
 _POINT = "point.json"  # the config of a point, written when its sweep is launched
 _ENDED = ("preempted", "failed", "done")  # phases of a heartbeat
 _ALIVE = 60  # seconds that a heartbeat, written every 10, may be old
-_TAIL = 1 << 16  # bytes of metrics.jsonl that hold some steps' full lines
+_TAIL = 1 << 14  # bytes of metrics.jsonl that hold some steps' full lines
 
 
 def record(workdir: str, config) -> None:
@@ -28,9 +28,8 @@ def record(workdir: str, config) -> None:
 
 def recorded(workdir: str) -> dict | None:
     """The config of the point, or of the run, in a directory; None if there is neither."""
-    return read_json(os.path.join(workdir, _POINT)) or read_json(
-        os.path.join(workdir, "config.json")
-    )
+    files = (read_json(os.path.join(workdir, name)) for name in (_POINT, "config.json"))
+    return next((held for held in files if held and {"steps", "position"} <= held.keys()), None)
 
 
 def read_json(path: str) -> dict | None:
@@ -68,19 +67,22 @@ def failure(workdir: str) -> str:
         return ""
 
 
-def phase(workdir: str, pid: int | None = None) -> str:
-    """Of a run that is alive: "starting", "training" and so on, from its heartbeat; else "".
+@dataclasses.dataclass(frozen=True)
+class Heartbeat:
+    """What a run that is alive says of itself."""
 
-    Args:
-      pid: of the process whose heartbeat it must be; None: any, on any host, that is fresh.
-    """
+    phase: str  # "starting", "training" and so on
+    pid: int
+    host: str
+
+
+def heartbeat(workdir: str) -> Heartbeat | None:
+    """None if the run has ended, or has not been heard of for a minute."""
     beat = read_json(os.path.join(workdir, "heartbeat.json")) or {}
-    at, name = beat.get("time"), beat.get("phase")
-    if pid is None:
-        alive = isinstance(at, (int, float)) and time.time() - at < _ALIVE and name not in _ENDED
-    else:
-        alive = beat.get("pid") == pid
-    return str(name) if alive else ""
+    at, phase = beat.get("time"), beat.get("phase")
+    if not isinstance(at, (int, float)) or time.time() - at > _ALIVE or phase in _ENDED:
+        return None
+    return Heartbeat(str(phase), beat.get("pid"), beat.get("host"))
 
 
 @dataclasses.dataclass(frozen=True)

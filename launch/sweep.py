@@ -119,8 +119,8 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
         )
     left = []
     for point in _unfinished(checked):
-        if phase := progress.phase(point.job.workdir):
-            cli.say(f"{point.job.name}: running ({phase})")
+        if beat := progress.heartbeat(point.job.workdir):
+            cli.say(f"{point.job.name}: running on {beat.host} ({beat.phase})")
         else:
             left.append(point)
     if not left:
