@@ -394,6 +394,8 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
         map(str, output.iterdir()), key=lambda p: ("nowhere" in p, "seed" in p)
     )
     begun = wait(lambda: next(filter(logged, (good, second)), None))
+    with Path(begun, "log.txt").open("ab") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the run itself holds it
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=60)
     assert first.returncode == PREEMPTED, said
