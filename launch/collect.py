@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 
 from bipe_jax import cli, config, defaults, plot, report, results, webpage
@@ -114,9 +115,9 @@ def read(directory: str) -> list[Point]:
 
 
 def _order(value) -> tuple:
-    """Numbers by size, then the others by their text."""
-    is_number = isinstance(value, (int, float))
-    return (not is_number, value if is_number else words(value))
+    """By text, but numbers, also those within texts, by their size."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", words(value))
+    return tuple(float(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _status(workdir: str, of_point) -> str:

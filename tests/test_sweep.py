@@ -492,6 +492,8 @@ def test_collect_makes_one_table_of_all_points(many, capsys):
     # Numbers by their size.
     order = list(dict.fromkeys(float(row[RATE]) for row in table))
     assert order == [3e-5, 1e-3, 0.1, 9.0, 10.0]
+    scales = [(("alibi", "segment", ("slope_scale", scale)),) for scale in (6.0, 12.0, 96.0, 192.0)]
+    assert sorted([(), *scales[::-1]], key=collect._order) == [*scales, ()]
     said = capsys.readouterr()
     assert f"unfinished at step 7: {held[8].job.name}" in said.err
     assert f"not started: {held[9].job.name}" in said.err
