@@ -394,6 +394,7 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
         map(str, output.iterdir()), key=lambda p: ("nowhere" in p, "seed" in p)
     )
     begun = wait(lambda: next(filter(logged, (good, second)), None))
+    assert pid_of(good) and pid_of(second) and not pid_of(bad)  # two at a time
     with Path(begun, "log.txt").open("ab") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the run itself holds it
     first.send_signal(signal.SIGTERM)
