@@ -23,6 +23,11 @@ _BACKENDS = ("slurm", "gke", "sky")
 _SHARED = ("slurm",)  # whose runs have the file system of this machine
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}: see python -m launch.sweep --help")
+
+
 def _parse(argv: list[str]):
     """(arguments, overrides, the backend's flags)."""
     argv, backend = _split(argv, "--")
@@ -30,7 +35,7 @@ def _parse(argv: list[str]):
     for argument in overrides:
         if "=" not in argument:
             raise UserError(f"{argument}: overrides are --config.KEY=VALUE")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m launch.sweep", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

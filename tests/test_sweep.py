@@ -164,6 +164,8 @@ def sweep_file(tmp_path, body: str) -> str:
         ("return sweep('seed', [1])", ["--sweep=none.py"], "--sweep=none.py: there is no such file"),
         ("return sweep('seed', [1])", ["--sweep=README.md"], "must be a Python file"),
         ("return sweep('seed', [1])", ["--on=mars"], "--on=mars is unknown: use local, slurm, gke, sky"),
+        ("return sweep('seed', [1])", ["--jobs=x"], "argument --jobs: invalid int value: 'x'"),
+        ("return sweep('seed', [1])", ["--confg=x"], "unrecognized arguments: --confg=x"),
         ("return sweep('seed', [1])", ["--jobs=0"], "--jobs=0 must be at least 1"),
         ("return sweep('seed', [1])", ["--on=slurm", "--jobs=2"], "--jobs=2 is for --on=local"),
         ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags behind --"),
