@@ -5,8 +5,8 @@ python -m launch.supervise --workdir=W -- python -m bipe_jax.train --config=... 
 - When the trainer ends, `launch.restart` says whether to start it again. The pause before that doubles
   while no new checkpoint appears.
 - SIGTERM and SIGINT reach the trainer as SIGTERM, which makes it save; the supervisor then ends too.
-- A trainer whose WORKDIR/heartbeat.json stays as it is for --stale seconds hangs: it is killed, and
-  counts as dead.
+- A trainer whose WORKDIR/heartbeat.json says that it is training and stays as it is for --stale seconds
+  hangs: it is killed, and counts as dead. Starting, saving and evaluating may take six times as long.
 - One supervisor a workdir and host: WORKDIR/supervisor.lock is held while it or its trainer lives.
 
 On a slice of several hosts each has a supervisor with a --host of its own. When one host's trainer dies,
@@ -20,6 +20,7 @@ stop, and killed by signal N before it had saved. Standard library alone.
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from launch import restart
 
 _LONGEST = 600.0  # seconds of a pause
 _POLL = 0.2
+_PATIENCE = 6  # times --stale: other phases than training renew no heartbeat
 
 
 class Supervisor:
@@ -37,7 +39,7 @@ class Supervisor:
 
     Attributes:
       pause: seconds before the first restart.
-      stale: seconds without a new heartbeat after which a trainer hangs.
+      stale: seconds without a new heartbeat after which a trainer hangs that was training.
       grace: seconds between SIGTERM and SIGKILL.
     """
 
@@ -92,9 +94,9 @@ class Supervisor:
             if (latest := self._heartbeat()) != beat:
                 beat, beat_at = latest, now
             if killed_at is None:
-                hangs = now - beat_at > self.stale
+                hangs = now - beat_at > self._limit(beat)
                 if hangs:
-                    _say(f"no heartbeat for {self.stale:g} s: the trainer hangs, killing it")
+                    _say(f"no heartbeat for {now - beat_at:.0f} s: the trainer hangs, killing it")
                 if hangs or self.told_to_stop:
                     trainer.terminate()
                     killed_at = now
@@ -114,6 +116,14 @@ class Supervisor:
                 return file.read()
         except OSError:
             return b""
+
+    def _limit(self, beat: bytes) -> float:
+        """Seconds that a heartbeat may stay as it is."""
+        try:
+            training = json.loads(beat)["phase"] == "training"
+        except (ValueError, KeyError, TypeError):
+            training = False
+        return self.stale if training else self.stale * _PATIENCE
 
 
 def _kill(group: int) -> None:
@@ -154,7 +164,9 @@ def main() -> int:
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--host", default="", help="name of this host, of several")
     parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first restart")
-    parser.add_argument("--stale", type=float, default=600.0, help="seconds without a heartbeat")
+    parser.add_argument(
+        "--stale", type=float, default=600.0, help="seconds without a heartbeat while training"
+    )
     parser.add_argument("--grace", type=float, default=300.0, help="seconds from TERM to KILL")
     args = parser.parse_args(arguments[:split])
     command = arguments[split + 1 :]

@@ -26,9 +26,9 @@ asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1) if word != "ignore" else None)
 with open(f"{workdir}/starts", "a") as file:
     file.write(f"{time.time()} {os.getpid()} {word}\\n")
-def beat():
+def beat(phase="training"):
     with open(f"{workdir}/heartbeat.tmp", "w") as file:
-        json.dump({"time": time.time()}, file)
+        json.dump({"time": time.time(), "phase": phase}, file)
     os.replace(f"{workdir}/heartbeat.tmp", f"{workdir}/heartbeat.json")
 def save():
     step = len(os.listdir(f"{workdir}/checkpoints"))
@@ -50,6 +50,12 @@ while word in ("beat", "slow"):  # until SIGTERM, then saves
         time.sleep(1 if word == "slow" else 0)
         save()
         sys.exit(42)
+if word == "hang":
+    beat()
+if word == "quiet":
+    beat("evaluating")
+    time.sleep(1.5)
+    sys.exit(0)
 while word in ("hang", "ignore"):  # a hung trainer does not heed SIGTERM either
     time.sleep(0.05)
 sys.exit(int(word))
@@ -177,6 +183,11 @@ def test_a_trainer_that_beats_is_left_alone(supervise):
     assert process.poll() is None and words(supervise.workdir) == ["beat"]
     process.terminate()
     assert end(process)[0] == 42
+
+
+def test_an_evaluation_may_be_quiet_for_longer(supervise):
+    code, said = end(supervise("quiet", "--stale=0.6"))
+    assert code == 0 and "hangs" not in said
 
 
 def test_a_trainer_that_ignores_sigterm_is_killed_in_the_end(supervise):
