@@ -21,6 +21,9 @@ def start(count: int, devices: int, *arguments: str, own=()) -> list[subprocess.
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "JAX_PLATFORMS": "cpu",
+        # XLA's threads for all CPU devices: of as few as there are cores, all can wait at different
+        # collectives of one device, for another device that gets no thread.
+        "NPROC": "16",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
     }

@@ -136,7 +136,7 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
     config.update_from_flattened_dict(
         base | {"data.train": shards, "tokenizer.path": tokenizer_file}
     )
-    with pytest.raises(UserError, match="was read by 2 processes, and now by 1: .* prepared data"):
+    with pytest.raises(UserError, match=r"was read by 2 processes, and now by 1: .* prepared data"):
         train(config, str(tmp_path / "two" / "stream"))
 
 
@@ -194,7 +194,10 @@ def test_the_error_of_one_process_ends_all(base, tmp_path):
 
 
 def test_processes_that_do_not_come_are_missed():
-    program = "from bipe_jax import cli, processes\nprocesses._START_TIMEOUT = 3\nwith cli.user_errors(): processes.start()"
+    program = (
+        "from bipe_jax import cli, processes\nprocesses._START_TIMEOUT = 3\n"
+        "with cli.user_errors(): processes.start()"
+    )
     for number in (0, 1):
         running = several.start(2, 1, "-c", program)
         running.pop(1 - number).kill()
@@ -217,5 +220,5 @@ def test_wrong_variables_are_shown(variables, monkeypatch):
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=.*set all three"):
+    with pytest.raises(UserError, match=r"JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=.*set all three"):
         processes.start()
