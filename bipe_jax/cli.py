@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -24,6 +25,12 @@ def user_errors():
         sys.stdout.flush()
         say_from_here(f"error: {error}")
         os._exit(1)
+    except Exception:
+        if not processes.name():
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)  # else it and the others would wait for each other
 
 
 def _parse(argv, values=flags.FLAGS):
