@@ -139,6 +139,8 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is a model alone, see `save_model`.
         """
+        with self._noted():
+            self._manager.wait_until_finished()  # to Orbax a save under way is the latest step
         step = self.latest
         if not (self.directory / str(step) / "optimizer").is_dir():
             raise UserError(
@@ -160,10 +162,10 @@ class Checkpoints:
 
     def failed(self) -> bool:
         """Whether a save has failed and should be made again now. Raises Transient as `save`."""
-        with self._noted():
-            self._manager.check_for_errors()
-            if not self._manager.is_saving_in_progress() and self._again_at is None:
-                self._tries = 0
+        if not self._manager.is_saving_in_progress():
+            with self._noted():
+                self._manager.wait_until_finished()  # raises, once, what went wrong
+                self._tries = self._tries if self._again_at else 0
         return self._again_at is not None and time.monotonic() >= self._again_at
 
     def finish(self, save: Callable[[], None]) -> None:
@@ -192,8 +194,13 @@ class Checkpoints:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
+            with contextlib.suppress(Exception):
+                self._manager.reload()  # Orbax has forgotten those that it would have deleted
             # Several processes would have to agree on it: they start again instead.
             pauses = _PAUSES if jax.process_count() == 1 else ()
+            if pauses:
+                with contextlib.suppress(OSError):
+                    _remove_unfinished(self.directory)
             if self._tries == len(pauses):
                 raise Transient(
                     f"{failure}; the last complete one is step {self.latest}: make room, then run the "
@@ -203,8 +210,6 @@ class Checkpoints:
             cli.say(f"{failure}; trying again in {pause:g} s")
             self._tries += 1
             self._again_at = time.monotonic() + pause
-            with contextlib.suppress(OSError):
-                _remove_unfinished(self.directory)
 
 
 def _remove_unfinished(directory) -> None:

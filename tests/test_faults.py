@@ -1,7 +1,16 @@
 """Real trainings under faults, and what each mend of the survival code is there for."""
 
-from jax.experimental import multihost_utils
+import errno
+import os
+import time
 
+import jax
+import pytest
+from jax.experimental import multihost_utils
+from test_train import assert_same_run
+
+from bipe_jax import checkpoint, checksums, step, tokenizer
+from bipe_jax.errors import Transient
 from bipe_jax.train import train
 
 
@@ -17,3 +26,64 @@ def test_sigterm_is_asked_for_once_a_step_also_in_a_run_that_goes_on(config, tmp
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", record)
     assert train(config, str(tmp_path))
     assert asked == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Makes saves fail behind the training's back, at their numbers from 1; pauses are short."""
+    monkeypatch.setattr(checkpoint, "_PAUSES", (0.05, 0.05, 0.05))
+    write, saves = checksums.write, []
+
+    def fail(*numbers):
+        def write_or_fail(directory):
+            saves.append(directory)
+            if len(saves) in numbers:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+            write(directory)
+
+        monkeypatch.setattr(checksums, "write", write_or_fail)
+        return saves
+
+    return fail
+
+
+def test_a_save_that_failed_is_noticed_before_the_next_is_due(
+    config, tokenizer_file, tmp_path, disk
+):
+    disk(1)
+    config.segments.separators = (1,)
+    state = step.init_state(config, jax.random.key(0))
+    things = (state, {}, config, tokenizer.load(tokenizer_file))
+    with checkpoint.Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(*things)
+        until = time.monotonic() + 20
+        while not checkpoints.failed():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert checkpoints.latest is None
+        checkpoints.save(*things)
+        checkpoints.finish(pytest.fail)
+        assert checkpoints.latest == 0 and not checkpoints.failed()
+
+
+@pytest.mark.parametrize("fails", [(2,), (1, 2, 3), (2, 3, 4), (3, 4, 5)], ids=str)
+def test_each_pause_is_followed_by_a_save(config, tmp_path, disk, fails):
+    """Saves 1 to 3 are those of steps 4, 8 and 12, and the failures in a row are as many as pauses."""
+    assert train(config, str(tmp_path / "whole"))
+    saves = disk(*fails)
+    assert train(config, str(tmp_path / "full"))
+    assert len(saves) >= max(fails) + 1
+    assert checksums.verify(tmp_path / "full" / "checkpoints" / "12") == []
+    assert_same_run(tmp_path / "whole", tmp_path / "full", config.steps)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_save_that_fails_too_often_says_which_checkpoint_is_left(config, tmp_path, disk, keep):
+    """Orbax counts the save that is under way, and not the one that it will delete afterwards."""
+    config.checkpoint.keep = keep
+    saves = disk(*range(2, 6))
+    with pytest.raises(Transient, match=r"No space left on device.*last complete one is step 4: "):
+        train(config, str(tmp_path))
+    assert len(saves) == 5
+    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+    assert train(config, str(tmp_path))
