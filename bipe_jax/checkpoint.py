@@ -27,13 +27,12 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bipe_jax import checksums, cli, sharding
+from bipe_jax import checksums, cli, rundir, sharding
 from bipe_jax.config import from_dict
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.tokenizer import Tokenizer
 
 _DIRECTORY = "checkpoints"
-_PAUSES = (1, 5, 15)  # seconds before a save that failed is tried again
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
 
 
@@ -57,7 +56,7 @@ class Checkpoints:
     """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
 
     A save that fails is tried again with the state that the training has reached then, until
-    `_PAUSES` are used up; checkpoints that were complete stay as they are.
+    `rundir.PAUSES` are used up; checkpoints that were complete stay as they are.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
@@ -197,7 +196,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.reload()  # Orbax has forgotten those that it would have deleted
             # Several processes would have to agree on it: they start again instead.
-            pauses = _PAUSES if jax.process_count() == 1 else ()
+            pauses = rundir.PAUSES if jax.process_count() == 1 else ()
             if pauses:
                 with contextlib.suppress(OSError):
                     _remove_unfinished(self.directory)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import time
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, checksums, step, tokenizer
+from bipe_jax import checkpoint, checksums, cli, metrics, rundir, step, tokenizer
 from bipe_jax.errors import Transient
 from bipe_jax.train import train
 
@@ -31,7 +32,7 @@ def test_sigterm_is_asked_for_once_a_step_also_in_a_run_that_goes_on(config, tmp
 @pytest.fixture
 def disk(monkeypatch):
     """Makes saves fail behind the training's back, at their numbers from 1; pauses are short."""
-    monkeypatch.setattr(checkpoint, "_PAUSES", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
     write, saves = checksums.write, []
 
     def fail(*numbers):
@@ -87,3 +88,63 @@ def test_a_save_that_fails_too_often_says_which_checkpoint_is_left(config, tmp_p
     assert len(saves) == 5
     assert os.listdir(tmp_path / "checkpoints") == ["4"]
     assert train(config, str(tmp_path))
+
+
+def test_a_write_that_the_disk_failed_goes_on_where_it_was(tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(rundir, "PAUSES", (0, 0))
+    heals = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # noqa: E731
+    monkeypatch.setattr(cli, "say_from_here", heals)
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        file.write("a" * 99 + "\n")
+        rundir.patiently(file.flush, file.name)
+        file.write("b" * 99 + "\n")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (120, hard))
+            rundir.patiently(file.flush, file.name)
+        finally:
+            heals()
+    assert (tmp_path / "metrics.jsonl").read_text() == "a" * 99 + "\n" + "b" * 99 + "\n"
+
+
+def test_a_full_disk_ends_the_log_with_one_line(tmp_path, monkeypatch, capsys):
+    """And does not let it wait for ever for a thread that the disk has ended."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(rundir, "PAUSES", (0, 0))
+    said = []
+    monkeypatch.setattr(cli, "say_from_here", said.append)
+    board = metrics._Board(str(tmp_path), 1)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(Transient, match=rf"{tmp_path}: File too large: mend that"):
+            for number in range(50):
+                board.add(number, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said == [f"{tmp_path}: File too large; trying again in 0 s"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "WORKDIR: No space left on device: mend",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "WORKDIR/x"),
+            "WORKDIR/x: No such file: mend",
+        ),
+    ],
+)
+def test_what_the_disk_fails_is_one_line_and_no_wrong_input(tmp_path, error, line):
+    if error.filename:
+        error.filename = error.filename.replace("WORKDIR", str(tmp_path))
+    with (
+        pytest.raises(Transient, match=line.replace("WORKDIR", str(tmp_path))),
+        rundir.failures(str(tmp_path)),
+    ):
+        raise error
+    assert not (tmp_path / "failed").exists()
+    with pytest.raises(FileNotFoundError), rundir.failures(str(tmp_path)):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
