@@ -16,7 +16,9 @@ import argparse
 import base64
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -70,6 +72,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
         )
         self._manager = _Manager(self.directory, options=options)
+        self._opened = os.open(self.directory, os.O_RDONLY)
         self._tries, self._again_at = 0, None  # saves that failed in a row; when to try again
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
         if jax.process_index() == 0:
@@ -130,7 +133,20 @@ class Checkpoints:
         }
         self._again_at = None
         with self._noted():
-            self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
+            self._see_directory()
+            if not self._manager.save(int(state["step"]), args=ocp.args.Composite(**items)):
+                raise RuntimeError(f"step {int(state['step'])} is taken for saved")
+
+    def _vanished(self) -> bool:
+        """Whether the directory is not there, or another in its place: Orbax would make it anew."""
+        try:
+            return not os.path.samestat(os.fstat(self._opened), os.stat(self.directory))
+        except FileNotFoundError:
+            return True
+
+    def _see_directory(self) -> None:
+        if self._vanished():
+            raise FileNotFoundError(errno.ENOENT, "it has vanished", str(self.directory))
 
     def restore(self, abstract: dict) -> tuple[dict, dict]:
         """The latest (state, data state); `abstract` gives shapes, dtypes and shardings.
@@ -172,6 +188,8 @@ class Checkpoints:
         while True:
             with self._noted():
                 self._manager.wait_until_finished()
+                if self._again_at is None:
+                    self._see_directory()
             if self._again_at is None:
                 return
             time.sleep(max(0.0, self._again_at - time.monotonic()))
@@ -184,6 +202,7 @@ class Checkpoints:
         # Waits for a save that is still under way; what went wrong before matters more.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self._manager.close()
+        os.close(self._opened)
 
     @contextlib.contextmanager
     def _noted(self):
@@ -193,13 +212,18 @@ class Checkpoints:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
+            vanished = self._vanished()
             with contextlib.suppress(Exception):
-                self._manager.reload()  # Orbax has forgotten those that it would have deleted
+                if not vanished:
+                    self._manager.reload()  # Orbax has forgotten those that it would have deleted
             # Several processes would have to agree on it: they start again instead.
             pauses = rundir.PAUSES if jax.process_count() == 1 else ()
             if pauses:
                 with contextlib.suppress(OSError):
                     _remove_unfinished(self.directory)
+                    if vanished:  # what Orbax has made in its place, if it is empty
+                        self.directory.rmdir()
+                        self.directory.parent.rmdir()
             if self._tries == len(pauses):
                 raise Transient(
                     f"{failure}; the last complete one is step {self.latest}: make room, then run the "

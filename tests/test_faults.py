@@ -148,3 +148,46 @@ def test_what_the_disk_fails_is_one_line_and_no_wrong_input(tmp_path, error, lin
     assert not (tmp_path / "failed").exists()
     with pytest.raises(FileNotFoundError), rundir.failures(str(tmp_path)):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
+
+
+def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch):
+    """As when a network's disk is gone; the run goes on when it is back."""
+    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
+    assert train(config, str(tmp_path / "whole"))
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    save, saves = checkpoint.Checkpoints.save, []
+
+    def vanishing(self, *args):
+        saves.append(args[0]["step"])
+        if len(saves) == 2:
+            self._manager.wait_until_finished()
+            workdir.rename(away)
+        save(self, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", vanishing)
+    with pytest.raises(Transient, match=r"checkpoints failed .*has vanished.* is step 4: "):
+        train(config, str(workdir))
+    assert len(saves) == 5
+    assert not workdir.exists()
+    away.rename(workdir)
+    assert train(config, str(workdir))
+    assert_same_run(tmp_path / "whole", workdir, config.steps)
+
+
+def test_a_workdir_that_comes_back_in_time_is_saved_to(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    save, saves = checkpoint.Checkpoints.save, []
+
+    def blinking(self, *args):
+        saves.append(args[0]["step"])
+        if len(saves) == 2:
+            self._manager.wait_until_finished()
+            workdir.rename(away)
+        if len(saves) == 4:
+            away.rename(workdir)
+        save(self, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", blinking)
+    assert train(config, str(workdir))
+    assert checksums.verify(workdir / "checkpoints" / "12") == []
