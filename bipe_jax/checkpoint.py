@@ -126,7 +126,9 @@ class Checkpoints:
         return None if step is None else _read_meta(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
-        """Starts saving. Raises Transient if saving has failed too often."""
+        """Starts saving; between failures, when the pause is over. Raises Transient after too many."""
+        if self._again_at is not None and time.monotonic() < self._again_at:
+            return
         items = _model_items(config, state["params"], tokenizer) | {
             "optimizer": ocp.args.StandardSave(state["optimizer"]),
             "data": ocp.args.JsonSave(data_state),
@@ -222,11 +224,11 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     _remove_unfinished(self.directory)
                     if vanished:  # what Orbax has made in its place, if it is empty
-                        self.directory.rmdir()
-                        self.directory.parent.rmdir()
+                        os.rmdir(self.directory)
+                        os.rmdir(self.directory.parent)
             if self._tries == len(pauses):
                 raise Transient(
-                    f"{failure}; the last complete one is step {self.latest}: make room, then run the "
+                    f"{failure}; the last complete one is step {self.latest}: mend that, then run the "
                     "same command"
                 ) from error
             pause = pauses[self._tries]

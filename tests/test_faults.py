@@ -67,6 +67,15 @@ def test_a_save_that_failed_is_noticed_before_the_next_is_due(
         assert checkpoints.latest == 0 and not checkpoints.failed()
 
 
+def test_saves_that_are_due_do_not_use_up_the_pauses(config, tmp_path, disk, monkeypatch):
+    monkeypatch.setattr(rundir, "PAUSES", (3.0,))
+    config.checkpoint.every = 1
+    saves = disk(2)
+    assert train(config, str(tmp_path))
+    assert 3 <= len(saves) <= config.steps - 1
+    assert checksums.verify(tmp_path / "checkpoints" / "12") == []
+
+
 @pytest.mark.parametrize("fails", [(2,), (1, 2, 3), (2, 3, 4), (3, 4, 5)], ids=str)
 def test_each_pause_is_followed_by_a_save(config, tmp_path, disk, fails):
     """Saves 1 to 3 are those of steps 4, 8 and 12, and the failures in a row are as many as pauses."""
@@ -167,7 +176,7 @@ def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", vanishing)
     with pytest.raises(Transient, match=r"checkpoints failed .*has vanished.* is step 4: "):
         train(config, str(workdir))
-    assert len(saves) == 5
+    assert len(saves) >= 5
     assert not workdir.exists()
     away.rename(workdir)
     assert train(config, str(workdir))

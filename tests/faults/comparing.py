@@ -9,6 +9,11 @@ import orbax.checkpoint as ocp
 
 from bipe_jax import checkpoint, checksums
 
+_BELONGS = {
+    "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "evaluation.json", "report.html",
+    "extrapolation.png", "restarts.json", "heartbeat.json", "events.jsonl",
+}  # fmt: skip
+
 
 def _losses(workdir: str) -> list:
     with open(f"{workdir}/metrics.jsonl") as file:
@@ -32,6 +37,7 @@ def _last(workdir: str, step: int) -> dict:
 
 def difference(whole: str, other: str, steps: int) -> str | None:
     """What differs between two workdirs whose runs have done so many steps, None if nothing does."""
+    checkpoint.quiet()
     a, b = _losses(whole), _losses(other)
     if [n for n, _ in b] != list(range(1, steps + 1)):
         return f"metrics.jsonl has the steps {[n for n, _ in b]}"
@@ -48,10 +54,8 @@ def difference(whole: str, other: str, steps: int) -> str | None:
     for step in checkpoint.steps(other):
         if problems := checksums.verify(f"{other}/checkpoints/{step}"):
             return f"checkpoint {step}: {problems[0]}"
-    allowed = {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "evaluation.json",
-               "extrapolation.png", "report.html", "restarts.json", "heartbeat.json"}  # fmt: skip
+    left = set(os.listdir(other)) - _BELONGS
     names = os.listdir(f"{other}/checkpoints")
-    left = set(os.listdir(other)) - allowed
     left |= {name for name in names if not name.isdecimal() and not name.endswith(".damaged")}
     if left:
         return f"it left {sorted(left)}"

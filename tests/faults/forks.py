@@ -41,6 +41,9 @@ def fork(function, output: str, environment: dict | None = None) -> int:
             code = 0
         except SystemExit as exit_:
             code = exit_.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
         threading._shutdown()  # as an interpreter does that ends
         atexit._run_exitfuncs()
     except BaseException:

@@ -10,11 +10,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 from bipe_jax import checksums
 from bipe_jax.errors import PREEMPTED
 from launch import restart
+from tests.faults import forks
 from tests.faults.running import NOTICED, Lost
 
 _GRACE = 20  # seconds from SIGTERM to the end
@@ -141,9 +143,20 @@ def _intact(run, saved):
     left = run.saved()
     if saved and max(left, default=0) < max(saved):
         raise Lost(f"of the checkpoints {saved}, {left} are left")
-    for step in left:
-        if problems := checksums.verify(f"{run.workdir}/checkpoints/{step}"):
-            raise Lost(f"checkpoint {step}: {problems[0]}")
+    _good(run)
+
+
+def _good(run):
+    """All checkpoints must be what was written."""
+
+    def check():
+        for step in run.saved():
+            if problems := checksums.verify(f"{run.workdir}/checkpoints/{step}"):
+                sys.exit(f"checkpoint {step}: {problems[0]}")
+
+    if forks.call(check, f"{run.directory}/check"):
+        with open(f"{run.directory}/check") as file:
+            raise Lost(file.read())
 
 
 def read_only(run, random):
@@ -176,8 +189,13 @@ def vanished(run, random):
         again, why = restart.decide(run.workdir, code)
         run.story.append(f"again: {again}, {why}")
     if os.path.exists(run.workdir):
-        left = sorted(os.listdir(run.workdir))
-        raise Lost(f"the workdir was gone, and was made anew: {left}")
+        # Orbax makes it anew, when it vanishes during a save: then nothing half-written may lie there.
+        left = sorted(os.path.join(d, f) for d, _, files in os.walk(run.workdir) for f in files)
+        run.story.append(f"{len(left)} files in its place")
+        _good(run)
+        if any("tmp" in path for path in left) or not run.saved():
+            raise Lost(f"the workdir was gone, and was made anew: {left}")
+        os.rename(run.workdir, run.workdir + ".anew")
     os.rename(away, run.workdir)
 
 
