@@ -60,6 +60,7 @@ def _work(root: str, plan: list, worker: int, jobs: int) -> None:
     for number in range(worker, len(plan), jobs):
         kind, seed = plan[number]
         directory = os.path.join(root, f"{kind}.{seed}")
+        shutil.rmtree(directory, ignore_errors=True)  # of an earlier call
         begun = time.monotonic()
         lost, story = _one(root, kind, seed, directory)
         took = time.monotonic() - begun
