@@ -126,7 +126,11 @@ class Checkpoints:
         return None if step is None else _read_meta(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
-        """Starts saving; between failures, when the pause is over. Raises Transient after too many."""
+        """Starts saving; between failures, when the pause is over.
+
+        Raises:
+          Transient: saving has failed too often. UserError: since the directory has vanished.
+        """
         if self._again_at is not None and time.monotonic() < self._again_at:
             return
         items = _model_items(config, state["params"], tokenizer) | {
@@ -178,7 +182,7 @@ class Checkpoints:
         return state, restored.data
 
     def failed(self) -> bool:
-        """Whether a save has failed and should be made again now. Raises Transient as `save`."""
+        """Whether a save has failed and should be made again now. Raises as `save`."""
         if not self._manager.is_saving_in_progress():
             with self._noted():
                 self._manager.wait_until_finished()  # raises, once, what went wrong
@@ -227,7 +231,9 @@ class Checkpoints:
                         os.rmdir(self.directory)
                         os.rmdir(self.directory.parent)
             if self._tries == len(pauses):
-                raise Transient(
+                # Where the directory has vanished, another start would begin a new run.
+                kind = UserError if vanished else Transient
+                raise kind(
                     f"{failure}; the last complete one is step {self.latest}: mend that, then run the "
                     "same command"
                 ) from error

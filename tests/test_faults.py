@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
 from bipe_jax import checkpoint, checksums, cli, metrics, rundir, step, tokenizer
-from bipe_jax.errors import Transient
+from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
 
 
@@ -174,8 +174,10 @@ def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch)
         save(self, *args)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", vanishing)
-    with pytest.raises(Transient, match=r"checkpoints failed .*has vanished.* is step 4: "):
+    message = r"checkpoints failed .*has vanished.* is step 4: "
+    with pytest.raises(UserError, match=message) as raised:
         train(config, str(workdir))
+    assert not isinstance(raised.value, Transient)
     assert len(saves) >= 5
     assert not workdir.exists()
     away.rename(workdir)

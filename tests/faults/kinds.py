@@ -184,16 +184,17 @@ def vanished(run, random):
     run.reach(random, ("start", "steps", "saving", "named"))
     away = run.workdir + ".away"
     os.rename(run.workdir, away)
-    code = run.ended()
-    if code:
-        again, why = restart.decide(run.workdir, code)
-        run.story.append(f"again: {again}, {why}")
+    if not run.ended():
+        return  # it was so early that the run has made it itself
+    again, why = restart.decide(run.workdir, 1)
+    if again:
+        raise Lost(f"another run would begin in its place: {why}")
     if os.path.exists(run.workdir):
         # Orbax makes it anew, when it vanishes during a save: then nothing half-written may lie there.
         left = sorted(os.path.join(d, f) for d, _, files in os.walk(run.workdir) for f in files)
-        run.story.append(f"{len(left)} files in its place")
+        run.story.append(f"{len(left)} files in its place, saved {run.saved()}")
         _good(run)
-        if any("tmp" in path for path in left) or not run.saved():
+        if any("tmp" in path for path in left):
             raise Lost(f"the workdir was gone, and was made anew: {left}")
         os.rename(run.workdir, run.workdir + ".anew")
     os.rename(away, run.workdir)
