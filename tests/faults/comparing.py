@@ -24,13 +24,23 @@ def _losses(workdir: str) -> list:
 def _last(workdir: str, step: int) -> dict:
     """{name: array or JSON value}, read by Orbax alone."""
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(f"{workdir}/checkpoints", options=options) as manager:
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(),
-            optimizer=ocp.args.StandardRestore(),
-            data=ocp.args.JsonRestore(),
-        )
-        restored = dict(manager.restore(step, args=items).items())
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "optimizer")}
+    handlers["data"] = ocp.JsonCheckpointHandler()
+    with ocp.CheckpointManager(
+        f"{workdir}/checkpoints", options=options, item_handlers=handlers
+    ) as manager:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # there is only one here
+
+        def arrays(saved):
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved.tree
+            )
+            return ocp.args.StandardRestore(abstract)
+
+        saved = manager.item_metadata(step)
+        items = {name: arrays(saved[name]) for name in ("params", "optimizer")}
+        items["data"] = ocp.args.JsonRestore()
+        restored = dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
     leaves = jax.tree_util.tree_leaves_with_path(restored)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 

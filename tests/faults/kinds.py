@@ -191,11 +191,11 @@ def vanished(run, random):
         raise Lost(f"another run would begin in its place: {why}")
     if os.path.exists(run.workdir):
         # Orbax makes it anew, when it vanishes during a save: then nothing half-written may lie there.
-        left = sorted(os.path.join(d, f) for d, _, files in os.walk(run.workdir) for f in files)
-        run.story.append(f"{len(left)} files in its place, saved {run.saved()}")
+        left = [path for path, *_ in os.walk(run.workdir) if "orbax-checkpoint-tmp" in path]
+        run.story.append(f"made anew, saved {run.saved()}")
         _good(run)
-        if any("tmp" in path for path in left):
-            raise Lost(f"the workdir was gone, and was made anew: {left}")
+        if left:
+            raise Lost(f"the workdir was gone, and in its place lies {left[0]}")
         os.rename(run.workdir, run.workdir + ".anew")
     os.rename(away, run.workdir)
 
