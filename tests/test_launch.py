@@ -90,3 +90,10 @@ def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_pat
     again, why = restart.decide(str(tmp_path / "run"), 137)
     assert not again
     assert why.endswith("run/restarts.json cannot be written: Is a directory")
+
+
+def test_hosts_count_one_death_once_each(tmp_path):
+    for _ in range(3):
+        assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
+    assert not any(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
+    assert restart.decide(str(tmp_path), 137)[0]

@@ -100,7 +100,9 @@ def main() -> int:
     if not os.path.exists(os.path.join(root, "tokenizer.model")):
         done(lambda: setting.make(root), "data")
     for processes in sorted({kinds.KINDS[kind][1] for kind, _ in plan}):
-        if not os.path.exists(os.path.join(root, f"whole.{processes}")):
+        whole = os.path.join(root, f"whole.{processes}")
+        if not os.path.exists(os.path.join(whole, "run", "evaluation.json")):
+            shutil.rmtree(whole, ignore_errors=True)
             done(lambda n=processes: running.undisturbed(root, n), f"whole.{processes}")
     outcomes = os.path.join(root, "outcomes")
     open(outcomes, "w").close()
