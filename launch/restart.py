@@ -6,13 +6,14 @@ python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1
 |-----------|----------------------------------------------------|---------------------------------|
 | 0         | all steps are done                                 | no                              |
 | any       | WORKDIR/failed is there: a user's error, its line  | no                              |
+| 1         | WORKDIR is not there: it was never made, or a disk | no                              |
+|           | has vanished, in whose place nothing is to be made |                                 |
 | 42        | preempted, saved                                   | yes                             |
 | other     | died, or lost a peer                               | while checkpoints advance; else |
 |           |                                                    | 3 times                         |
 
-Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; where
-each host of a run decides for itself, in a WORKDIR/restarts-HOST.json of its own (--host), or one death
-that all hosts see would count as many.
+Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; if that
+cannot be written, the answer is no.
 """
 
 import argparse
@@ -45,12 +46,21 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     if os.path.exists(failed):
         with open(failed, encoding="utf-8") as file:
             return False, f"a wrong input: {file.read().strip()}"
+    if code == 1 and not os.path.isdir(workdir):
+        return (
+            False,
+            f"{workdir} is not there: see the run's last line, or whether a disk is missing",
+        )
     step = latest_step(workdir)
     if code == PREEMPTED:
         return True, f"preempted; going on from step {max(step, 0)}"
     counted = _read(path)
     crashes = counted["crashes"] + 1 if counted["step"] == step else 1
-    _write(path, {"step": step, "crashes": crashes})
+    try:
+        _write(path, {"step": step, "crashes": crashes})
+    except OSError as error:
+        why = f"it died with code {code}, and {path} cannot be written"
+        return False, f"{why}: {error.strerror}"
     if crashes > _MOST:
         return (
             False,

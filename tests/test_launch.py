@@ -79,6 +79,19 @@ def test_restarts_go_on_while_checkpoints_advance(tmp_path):
     assert not again and why.endswith("config.steps=0 must be at least 1")
 
 
+def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_path):
+    """And is not made: a network's disk may come back to its place."""
+    gone = tmp_path / "gone"
+    again, why = restart.decide(str(gone), 1)
+    assert not again and why.startswith(f"{gone} is not there: ")
+    assert not gone.exists()
+    assert restart.decide(str(gone), 137)[0]  # killed before it made it
+    (tmp_path / "run" / "restarts.json.tmp").mkdir(parents=True)
+    again, why = restart.decide(str(tmp_path / "run"), 137)
+    assert not again
+    assert why.endswith("run/restarts.json cannot be written: Is a directory")
+
+
 def test_hosts_count_one_death_once_each(tmp_path):
     for _ in range(3):
         assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
