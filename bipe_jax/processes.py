@@ -7,7 +7,7 @@ import socket
 import jax
 from jax.experimental import multihost_utils
 
-from bipe_jax.errors import PREEMPTED, UserError
+from bipe_jax.errors import PREEMPTED, Transient, UserError
 
 # A process that has not been heard of for so long is dead, and the others end too.
 _HEARTBEAT_TIMEOUT = 30  # seconds
@@ -24,7 +24,8 @@ def start() -> None:
     end the process: `preempted` tells of it.
 
     Raises:
-      UserError: the variables are wrong, or the other processes could not be reached.
+      UserError: the variables are wrong.
+      Transient: the other processes could not be reached.
     """
     limits = {
         "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT,
@@ -44,7 +45,7 @@ def start() -> None:
             jax.distributed.initialize(f"127.0.0.1:{_free_port()}", 1, 0, **limits)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise Transient(
             f"the processes of the run did not find each other ({reason}): see that all were started, "
             "and that they reach the first one's port"
         ) from None

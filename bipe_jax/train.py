@@ -151,18 +151,19 @@ def main(_):
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    with rundir.failures(workdir):
-        validate(cli.CONFIG.value)
-        # What the evaluation at the end would refuse is refused before the training.
-        evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
-        processes.start()
-        if train(cli.CONFIG.value, workdir, _STOP_AT.value):
-            processes.leave_at_sigterm()
-            evaluate.evaluate(workdir)
-            return
+    validate(cli.CONFIG.value)
+    # What the evaluation at the end would refuse is refused before the training.
+    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
+    processes.start()
+    rundir.forget_failure(workdir)
+    if train(cli.CONFIG.value, workdir, _STOP_AT.value):
+        processes.leave_at_sigterm()
+        evaluate.evaluate(workdir)
+        return
     cli.say(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    # Flags that cannot be read are a failure of the run too.
+    cli.run_with_flags(main, rundir.failures(cli.flag("workdir")))
