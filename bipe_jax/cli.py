@@ -7,6 +7,7 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from bipe_jax import processes
 from bipe_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
@@ -21,7 +22,7 @@ def user_errors():
         # Leaves at once: threads of a failed save would print their tracebacks below the line, and
         # jax.distributed would wait for the other processes. What is to be closed is closed by now.
         sys.stdout.flush()
-        say(f"error: {error}")
+        say_from_here(f"error: {error}")
         os._exit(1)
 
 
@@ -84,5 +85,15 @@ def run_with_flags(main, within=contextlib.nullcontext()) -> None:  # noqa: B008
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error beside the progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, on standard error beside the progress bar.
+
+    Of several processes the first one says it.
+    """
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def say_from_here(text: str) -> None:
+    """The same for what this process alone may know: it says who it is, if there are several."""
+    name = processes.name()
+    print(f"{text} ({name})" if name else text, file=sys.stderr, flush=True)

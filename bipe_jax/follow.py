@@ -53,17 +53,15 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
                 if loaded is None:
                     cli.say(f"step {step}: was deleted before it could be read; passed over")
                     continue
-                meta, params = loaded
-                last = meta.config.steps
+                last = loaded.config.steps
                 if evaluator is None:
-                    placed = inference.place(meta.config, params, meta.tokenizer, step)
-                    evaluator = Evaluator(placed, settings)
+                    evaluator = Evaluator(loaded, settings)
                 cli.say(f"step {step}")
-                result = evaluator(params, name, step)
+                result = evaluator(loaded.params, name, step)
                 write(result, output)
                 write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
             elif last is None and done and (loaded := _load(path, max(done))):
-                last = loaded[0].config.steps
+                last = loaded.config.steps
             elif last in done:
                 break
             else:
@@ -90,9 +88,9 @@ def _lock(directory: str):
 
 
 def _load(path: str, step: int):
-    """(meta, params), or None if it is deleted meanwhile."""
+    """An `inference.Placed`, or None if it is deleted meanwhile."""
     try:
-        return checkpoint.load(path, step)
+        return inference.load(path, step=step)
     except Exception:  # whatever a file that vanishes makes of a reader
         until = time.monotonic() + _VANISHING
         while step in checkpoint.steps(path):

@@ -9,10 +9,13 @@ from jax.experimental import multihost_utils
 
 from bipe_jax.errors import PREEMPTED, Transient, UserError
 
+_START_TIMEOUT = 300  # seconds that the first ones wait for the last: nodes may still pull images
 # A process that has not been heard of for so long is dead, and the others end too.
 _HEARTBEAT_TIMEOUT = 30  # seconds
 _SHUTDOWN_TIMEOUT = 60  # seconds that the first one to be done waits for the others
+_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # processes that were started together
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_joined = False  # jax.distributed.is_initialized() is true after a failure too
 
 
 def start() -> None:
@@ -27,24 +30,61 @@ def start() -> None:
       UserError: the variables are wrong.
       Transient: the other processes could not be reached.
     """
-    limits = {
-        "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT,
-        "shutdown_timeout_seconds": _SHUTDOWN_TIMEOUT,
-    }
+    if not _find():
+        # Alone; but what tells of SIGTERM belongs to jax.distributed.
+        _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
+
+
+def join() -> None:
+    """`start`, for programs that have nothing to save: SIGTERM ends them, and alone they stay alone."""
+    if _find():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _find() -> bool:
+    """Joins the other processes, and returns True; or False if there is nothing that tells of any."""
     given = [os.environ.get(name) for name in _VARIABLES]
+    if any(given):
+        _initialize(*_read(given))
+        return True
+    if any(os.environ.get(name) == "1" for name in _COUNTS):
+        return False
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        # Beside what the TPUs of this machine compute, its coordinator would be in the way.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
-        if any(given):
-            jax.distributed.initialize(*_read(given), **limits)
-            return
-        try:
-            jax.distributed.initialize(**limits)
-        except ValueError as error:
-            if "coordinator_address should be defined" not in str(error):
-                raise
-            # Alone; but what tells of SIGTERM belongs to jax.distributed.
-            jax.distributed.initialize(f"127.0.0.1:{_free_port()}", 1, 0, **limits)
+        _initialize()
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise
+        return False
+    return True
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes: the only one, or the first of several."""
+    return not _joined or jax.process_index() == 0
+
+
+def name() -> str:
+    """ "process 1 of 4", or "" for the only one."""
+    if not _joined or jax.process_count() == 1:
+        return ""
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def _initialize(*which) -> None:
+    global _joined
+    try:
+        jax.distributed.initialize(
+            *which,
+            initialization_timeout=_START_TIMEOUT,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
+        _joined = True
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:300]
         raise Transient(
             f"the processes of the run did not find each other ({reason}): see that all were started, "
             "and that they reach the first one's port"

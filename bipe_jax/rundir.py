@@ -86,5 +86,7 @@ def failures(workdir: str):
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:300]
-        cli.say(f"error: the run's processes cannot go on together ({reason}): one was lost")
+        cli.say_from_here(
+            f"error: the run's processes cannot go on together ({reason}): one was lost"
+        )
         os._exit(LOST)
