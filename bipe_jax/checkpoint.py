@@ -46,6 +46,13 @@ class Meta:
     tokenizer: Tokenizer
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # JAX is asked by the trainer alone, once for each step that it dispatches. The numbers that it is
+        # asked with must not jump: SIGTERM would be heeded at the highest one, maybe never.
+        return False
+
+
 class Checkpoints:
     """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
 
@@ -63,7 +70,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
         self._tries, self._again_at = 0, None  # saves that failed in a row; when to try again
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
         if jax.process_index() == 0:
