@@ -22,7 +22,6 @@ NODES = ("n0", "n1", "n2", "n3")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 _HOSTS = Path("/etc/hosts")
-_LINE = f"127.0.0.1 {' '.join(NODES)} # tests/slurm_cluster.py\n"
 # Four "GPUs" a node, which are devices that any machine has: enough to see what is asked for, and given.
 _GPUS = "/dev/null,/dev/zero,/dev/full,/dev/random"
 
@@ -154,10 +153,7 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """All that runs on the node gets SIGKILL at once: it has lost its power."""
         self._daemons.pop(node).kill()
-        tasks = self._processes(f"SLURMD_NODENAME={node}")
-        parents = {_parent(pid) for pid in tasks}
-        steps = [pid for pid in parents if pid and "slurmstepd" in _command(pid)]
-        _kill([*steps, *tasks])
+        _kill(self._of_jobs(node))
 
     def nodes(self, state: str) -> list[str]:
         shown = self.run("sinfo", "-h", "-N", "-o", "%N", f"--states={state}", "-p", "low").stdout
@@ -175,31 +171,27 @@ class Cluster:
         pairs = [pair.partition("=") for pair in shown.split() if "=" in pair]
         return {name: value for name, _, value in pairs}
 
-    def _processes(self, variable: str) -> list[int]:
-        """Those of this cluster with a variable in their environment."""
-        mine = f"SLURM_CONF={self.directory}/slurm.conf"
-        found = []
+    def _of_jobs(self, node: str = "") -> list[int]:
+        """Processes of jobs: on one node, or on all."""
+        steps, tasks = set(), set()
         for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
             environment = _read(f"/proc/{pid}/environ").split("\0")
-            if mine in environment and variable in environment:
-                found.append(pid)
-        return found
+            if f"SLURM_CONF={self.directory}/slurm.conf" not in environment:
+                continue
+            if _is_step(pid):
+                steps.add(pid)
+            elif any(pair.startswith(f"SLURMD_NODENAME={node}") for pair in environment):
+                tasks.add(pid)
+        if node:  # a step does not say where it is
+            steps &= {_parent(pid) for pid in tasks}
+        return [*steps, *tasks]
 
     def _stop(self):
-        self.run("scancel", "--me", "--full", "--signal=KILL")
-        self.run("scancel", "--me")
-        for name in [*NODES, "slurmctld", "munged"]:
+        for name in ("slurmctld", *NODES, "munged"):  # the first could start what the others lose
             if daemon := self._daemons.pop(name, None):
-                daemon.terminate()
-                try:
-                    daemon.wait(5)
-                except subprocess.TimeoutExpired:
-                    daemon.kill()
-                    daemon.wait()
-        for node in NODES:  # what is left of jobs
-            tasks = self._processes(f"SLURMD_NODENAME={node}")
-            steps = [pid for pid in map(_parent, tasks) if pid and "slurmstepd" in _command(pid)]
-            _kill([*steps, *tasks])
+                daemon.kill()
+                daemon.wait()
+        _kill(self._of_jobs())
 
 
 def wait(condition, seconds: float, complaint: str):
@@ -219,23 +211,23 @@ def wait(condition, seconds: float, complaint: str):
 @contextlib.contextmanager
 def _named_nodes():
     """The nodes' names lead to this host, as JAX's coordinator is found by its node's name."""
-    if all(_leads_here(node) for node in NODES):
+    line = f"127.0.0.1 {' '.join(NODES)} # tests/slurm_cluster.py {os.getpid()}\n"
+    names = {
+        name
+        for other in _HOSTS.read_text().splitlines()
+        if "slurm_cluster.py" not in other  # another cluster's, which may be gone any moment
+        for name in other.partition("#")[0].split()[1:]
+    }
+    if names.issuperset(NODES):
         yield
         return
-    before = _HOSTS.read_text()
-    print(f"adding to {_HOSTS}: {_LINE}", end="", file=sys.stderr)
-    _HOSTS.write_text(before + ("" if before.endswith("\n") else "\n") + _LINE)
+    print(f"adding to {_HOSTS}: {line}", end="", file=sys.stderr)
+    with _HOSTS.open("a") as file:
+        file.write(line)
     try:
         yield
     finally:
-        _HOSTS.write_text(_HOSTS.read_text().replace(_LINE, ""))
-
-
-def _leads_here(name: str) -> bool:
-    try:
-        return socket.gethostbyname(name) == "127.0.0.1"
-    except OSError:
-        return False
+        _HOSTS.write_text(_HOSTS.read_text().replace(line, ""))
 
 
 def _free_ports(count: int) -> list[int]:
@@ -253,8 +245,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _command(pid: int) -> str:
-    return _read(f"/proc/{pid}/cmdline")
+def _is_step(pid: int) -> bool:
+    return "slurmstepd" in _read(f"/proc/{pid}/cmdline")
 
 
 def _parent(pid: int) -> int:
