@@ -10,6 +10,7 @@ import sys
 import time
 
 assert sys.argv[1] == "-m"
+sys.path[0] = os.getcwd()  # as -m has it
 module = sys.argv[2]
 if module == "bipe_jax.train" and "SLURM_RESTART_COUNT" not in os.environ:
     from bipe_jax import processes
@@ -20,5 +21,4 @@ if module == "bipe_jax.train" and "SLURM_RESTART_COUNT" not in os.environ:
 
     processes.preempted = preempted
 sys.argv = ["", *sys.argv[3:]]
-sys.path[0] = os.getcwd()
 runpy.run_module(module, run_name="__main__", alter_sys=True)
