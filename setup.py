@@ -9,6 +9,7 @@ TEST = [
     "ruff>=0.9",
     "mistral-common>=1.5",
     "tensorboard>=2.15",
+    "jsonschema>=4.18",  # manifests beside the schema of a JobSet
 ]
 
 setup(
@@ -37,6 +38,7 @@ setup(
         "absl-py>=2.1",
         "numpy>=2.0",
         "tensorboardX>=2.6.4",
+        "pyyaml>=6",  # what launch/ hands to clusters
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
@@ -51,11 +53,13 @@ setup(
         "eval": ["lm_eval>=0.4.13,<0.5"],  # bipe_jax.harness
         "beam": ["apache-beam>=2.77,<3"],  # bipe_jax.data.prepare on a cluster
         "benchmark": ["torch>=2.8", "datasets>=4", "tokenizers>=0.22"],  # what it compares with
+        "sky": ["skypilot[gcp]>=0.14,<0.15"],  # launch.sky: the program `sky`
         "convert": ["torch>=2.8"],  # bipe_jax.convert reads pytorch_model.bin
         "hf": [
             "torch>=2.8",
             "transformers>=5.23,<5.25",
         ],  # only the tests of bipe_jax.convert to-hf need it
+        "wandb": ["wandb>=0.22"],  # config.log.wandb
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },

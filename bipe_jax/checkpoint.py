@@ -139,6 +139,8 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is a model alone, see `save_model`.
         """
+        with self._noted():
+            self._manager.wait_until_finished()  # to Orbax a save under way is the latest step
         step = self.latest
         if not (self.directory / str(step) / "optimizer").is_dir():
             raise UserError(

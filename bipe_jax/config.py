@@ -127,6 +127,7 @@ FIELDS = {
     "checkpoint.keep": _COUNT,
     "log.every": _COUNT,
     "log.peak_flops": _NOT_NEGATIVE,
+    "log.wandb": _TEXT,
     "mesh.devices": _NATURAL,
     "mesh.data": _NATURAL,
     "mesh.fsdp": _COUNT,

@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps between full lines in metrics.jsonl (loss is there for every step)
     c.log.peak_flops = 0.0  # of one device, a second, for MFU; 0: known for TPU and NVIDIA chips
+    c.log.wandb = ""  # project of Weights & Biases that the metrics go to as well; "": none
 
     c.mesh = ConfigDict()
     c.mesh.devices = 0  # of the whole run, over all processes: others are refused; 0: what is there

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard events, the progress bar, FLOPs.
+"""Metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases, the progress bar, FLOPs.
 
 Model FLOP utilisation (MFU) is the model's own FLOPs a second over the devices' peak: 6 FLOPs a
 token for each weight of a matrix product (2 forward, 4 backward; the lookup of embeddings counts
@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import tensorboardX
 import tqdm
+
+from bipe_jax.observe.wandb_board import WandbBoard
 
 # Dense bfloat16 FLOPs a second of one device, by the beginning of jax's `device_kind`; the longest
 # match counts. From the makers' data sheets.
@@ -76,7 +78,7 @@ def perplexity(loss: float) -> float:
 
 
 class Log:
-    """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard and the progress bar.
+    """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard, the progress bar and, if asked, to W&B.
 
     Lines of steps after `first_step`, left by a run that was cut off, are dropped: they are made
     again.
@@ -86,6 +88,7 @@ class Log:
         self._config, self._workdir = config, workdir
         self._byte_lengths = tokenizer.byte_lengths()
         self._data = data
+        self._wandb = WandbBoard(config, workdir) if config.log.wandb else None
         self._open(first_step)
 
     def _open(self, first_step: int):
@@ -107,14 +110,19 @@ class Log:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        self._close()
+        if self._wandb:
+            self._wandb.close(failed=error is not None)
+
+    def _close(self):
         self._bar.close()
         self._board.close()
         self._file.close()
 
     def rewind(self, step: int) -> None:
         """Goes back behind a step: the lines of later ones are dropped."""
-        self.__exit__()
+        self._close()
         self._open(step)
 
     def write(self, step: int, batch: dict, values: dict, full: bool) -> None:
@@ -124,7 +132,7 @@ class Log:
           step: its number, from 1. Steps come in order.
           batch: what it was trained on, NumPy arrays (B, L).
           values: its metrics from `step.train_step`.
-          full: write all metrics, not the loss alone, and to TensorBoard too.
+          full: write all metrics, not the loss alone, and to TensorBoard and W&B too.
         """
         values = {name: float(value) for name, value in values.items()}
         if full:
@@ -132,14 +140,18 @@ class Log:
         else:
             values = {"loss": values["loss"]}
             self._meter.begin(step)
-        values = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        values = {
+            k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
+        }
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         self._bar.update(1)
         if full:
             for name, value in values.items():
-                if value is not None:
+                if not isinstance(value, str | None):
                     self._board.add_scalar(name, value, step)
+            if self._wandb:
+                self._wandb.add(step, values)
             self._bar.set_postfix_str(
                 ", ".join(
                     f"{label} {values[name]:{form}}"

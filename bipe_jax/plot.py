@@ -16,13 +16,15 @@ from bipe_jax.errors import UserError
 # Distinct for colour-blind readers too (Okabe & Ito 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+COLOURS = len(_COLOURS)
 
 
 def draw(evaluations: list[dict], path: str) -> None:
     """One panel a data set, one curve a run, both axes logarithmic; bars are standard errors.
 
     Args:
-      evaluations: what `evaluate` writes: {"name", "training_length", "results"} each.
+      evaluations: what `evaluate` writes: {"name", "training_length", "results"} each. There are
+        COLOURS colours: those beyond are grey and without names, so what matters comes first.
       path: the picture's file; its ending chooses the format.
 
     Raises:
@@ -43,21 +45,28 @@ def draw(evaluations: list[dict], path: str) -> None:
                 [row["length"] for row in rows],
                 [row["perplexity"] for row in rows],
                 yerr=[0 if math.isnan(error) else error for error in errors],
-                label=evaluation["name"],
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=5,
-                capsize=2,
+                **_look(number, len(evaluations), evaluation["name"]),
             )
         _finish(axis, evaluations, name)
     axes[0][0].set_ylabel("perplexity of the same targets")
     if len(evaluations) > 1:
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        columns = int(figure.get_figwidth() / (0.55 + 0.085 * max(map(len, labels))))  # inches
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(max(columns, 1), 6))
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     plt.close(figure)
+
+
+def _look(number: int, count: int, name: str) -> dict:
+    """How the curve of a run is drawn."""
+    if number < COLOURS:
+        look = {"label": name, "color": _COLOURS[number], "marker": _MARKERS[number]}
+        return look | {"markersize": 5, "capsize": 2}
+    label = f"{count - COLOURS} others" if number == COLOURS else None
+    return {"label": label, "color": "#B8B8B8", "linewidth": 1, "elinewidth": 0.5, "zorder": 1}
 
 
 def _finish(axis, evaluations, name):

@@ -85,6 +85,7 @@ def _initialize(*which) -> None:
         _joined = True
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
+        # A host may be away for longer than the others wait, as in maintenance.
         raise Transient(
             f"the processes of the run did not find each other ({reason}): see that all were started, "
             "and that they reach the first one's port"

@@ -121,7 +121,7 @@ class Run:
     """What is known of a run.
 
     Attributes:
-      name: of its directory; the whole path where several have that name.
+      name: of its directory, the whole path where several have that name; or what the caller names it.
       evaluation, tasks, attention: what the files hold, or None.
     """
 
@@ -135,8 +135,8 @@ class Run:
         return [file for file in (self.evaluation, self.tasks, self.attention) if file]
 
 
-def read(directories: Sequence[str]) -> list[Run]:
-    """Reads each directory's files.
+def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
+    """Reads each directory's files. names: of the runs, if not their directories'.
 
     Raises:
       UserError: a directory is given twice, has no such file, or one that is not as it should be.
@@ -145,7 +145,7 @@ def read(directories: Sequence[str]) -> list[Run]:
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path} is given twice: name each run once")
-    names = [os.path.basename(path) for path in paths]
+    names = names or [os.path.basename(path) for path in paths]
     return [
         Run(
             name if names.count(name) == 1 else path,

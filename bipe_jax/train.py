@@ -17,6 +17,7 @@ from bipe_jax import (
     evaluate,
     finetune,
     metrics,
+    observe,
     processes,
     rundir,
     segments,
@@ -29,19 +30,25 @@ from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import PREEMPTED, UserError
+from bipe_jax.observe import trace, wandb_board
 from bipe_jax.step import compile_on
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
 _STOP_AT = flags.DEFINE_integer(
     "stop_at", None, "Train to this step, save and exit as though preempted", lower_bound=1
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace into WORKDIR/profile, FIRST:LAST")
 
 
-def train(config, workdir: str, stop_at: int | None = None) -> bool:
+def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bool:
     """Trains until `config.steps`, or until `stop_at` or SIGTERM, going on from the latest checkpoint.
 
-    Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard and, if it trains one,
-    tokenizer.model. All processes of a run call it (see `processes.start`); the first one writes.
+    Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard, events.jsonl, heartbeat.json and,
+    if it trains one, tokenizer.model. All processes of a run call it (see `processes.start`); the first
+    one writes.
+
+    Args:
+      observer: an `observe.Observer` that goes on observing afterwards; None: one of its own.
 
     Returns:
       Whether all steps are done.
@@ -57,6 +64,8 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
     first_process = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
+        observer = observer or stack.enter_context(observe.Observer())
+        observer.open(workdir)
         # What an earlier run left, and what can go on or start from it.
         rundir.claim(config, workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
@@ -95,16 +104,21 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
         rundir.record(config, workdir)
         log = None
         if first_process:
-            log = stack.enter_context(metrics.Log(config, workdir, number, tokens, batches.report))
+            log = stack.enter_context(
+                metrics.Log(
+                    config, workdir, number, tokens, lambda: batches.report() | observer.report()
+                )
+            )
         watch = spikes.Watch(config.spikes.policy)
 
         def save():
-            readers = sharding.of_all_processes(batches.get_state())
-            checkpoints.save(state, {"readers": readers, "rewinds": rewinds}, config, tokens)
+            with observer.saving():
+                readers = sharding.of_all_processes(batches.get_state())
+                checkpoints.save(state, {"readers": readers, "rewinds": rewinds}, config, tokens)
 
         def report(number, batch, values) -> bool:
             """Logs a step. Returns whether to rewind behind it."""
-            values = jax.device_get(values)
+            values = observer.complete(number, values)
             if log:
                 full = number % config.log.every == 0 or number == last or values["spike"]
                 log.write(number, batch, values | {"rewinds": rewinds}, full)
@@ -116,8 +130,10 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
             if number == last or stop:
                 break
             number += 1
-            batch = next(batches)
-            state, values = step(state, sharding.place_batch(mesh, batch, reader[1]))
+            with observer.phase("data"):
+                batch = next(batches)
+                placed = sharding.place_batch(mesh, batch, reader[1])
+            state, values = observer.step(number, step, state, placed)
             stop = processes.preempted(dispatched)
             due = number % config.checkpoint.every == 0 or number == last or stop
             due |= checkpoints.failed()
@@ -125,13 +141,18 @@ def train(config, workdir: str, stop_at: int | None = None) -> bool:
             if not due:  # what is saved has been looked at
                 pending = done.pop()
             if any(report(*of_step) for of_step in done if of_step):
-                state, _ = begin()  # the data go on where they are, behind the spike
+                with observer.phase("starting"):
+                    state, _ = begin()  # the data go on where they are, behind the spike
                 number, pending, rewinds = int(state["step"]), None, rewinds + 1
+                observer.rewound(number)
                 if log:
                     log.rewind(number)
             elif due:
                 save()
-        checkpoints.finish(save)
+        with observer.phase("saving"):
+            checkpoints.finish(save)
+        if number < config.steps:
+            observer.preempted()
     return number == config.steps
 
 
@@ -152,14 +173,19 @@ def main(_):
     quiet()
     enable_cache()
     validate(cli.CONFIG.value)
+    wandb_board.check(cli.CONFIG.value)
+    last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
+    profile = trace.parse(_PROFILE.value, last)
     # What the evaluation at the end would refuse is refused before the training.
     evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
     processes.start()
     rundir.forget_failure(workdir)
-    if train(cli.CONFIG.value, workdir, _STOP_AT.value):
-        processes.leave_at_sigterm()
-        evaluate.evaluate(workdir)
-        return
+    with observe.Observer(observe.process_start(), profile) as observer:
+        if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
+            processes.leave_at_sigterm()
+            with observer.phase("evaluating"):
+                evaluate.evaluate(workdir)
+            return
     cli.say(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)
 

@@ -10,7 +10,9 @@ python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1
 | other     | died, or lost a peer                               | while checkpoints advance; else |
 |           |                                                    | 3 times                         |
 
-Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json.
+Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; where
+each host of a run decides for itself, in a WORKDIR/restarts-HOST.json of its own (--host), or one death
+that all hosts see would count as many.
 """
 
 import argparse
@@ -31,8 +33,12 @@ def latest_step(workdir: str) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def decide(workdir: str, code: int) -> tuple[bool, str]:
-    """(start again?, why), of a run that ended with a code. Counts crashes in WORKDIR/restarts.json."""
+def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
+    """(start again?, why), of a run, or of a host's part of it, that ended with a code.
+
+    Counts crashes in WORKDIR/restarts.json, or WORKDIR/restarts-HOST.json.
+    """
+    path = os.path.join(workdir, f"restarts-{host}.json" if host else "restarts.json")
     if code == 0:
         return False, "all steps are done"
     failed = os.path.join(workdir, "failed")
@@ -42,9 +48,9 @@ def decide(workdir: str, code: int) -> tuple[bool, str]:
     step = latest_step(workdir)
     if code == PREEMPTED:
         return True, f"preempted; going on from step {max(step, 0)}"
-    counted = _read(workdir)
+    counted = _read(path)
     crashes = counted["crashes"] + 1 if counted["step"] == step else 1
-    _write(workdir, {"step": step, "crashes": crashes})
+    _write(path, {"step": step, "crashes": crashes})
     if crashes > _MOST:
         return (
             False,
@@ -53,17 +59,16 @@ def decide(workdir: str, code: int) -> tuple[bool, str]:
     return True, f"it died with code {code}; going on from step {max(step, 0)}"
 
 
-def _read(workdir: str) -> dict:
+def _read(path: str) -> dict:
     try:
-        with open(os.path.join(workdir, "restarts.json"), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError):
         return {"step": None, "crashes": 0}
 
 
-def _write(workdir: str, counted: dict) -> None:
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "restarts.json")
+def _write(path: str, counted: dict) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(counted, file)
     os.replace(path + ".tmp", path)
@@ -73,8 +78,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.restart", description=__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--code", type=int, required=True, help="with which the run ended")
+    parser.add_argument("--host", default="", help="that decides for itself, of several")
     args = parser.parse_args()
-    again, why = decide(args.workdir, args.code)
+    again, why = decide(args.workdir, args.code, args.host)
     print(("starting again: " if again else "not starting again: ") + why, file=sys.stderr)
     return 0 if again else 1
 

@@ -77,3 +77,10 @@ def test_restarts_go_on_while_checkpoints_advance(tmp_path):
     (tmp_path / "failed").write_text("config.steps=0 must be at least 1\n")
     again, why = restart.decide(workdir, 137)
     assert not again and why.endswith("config.steps=0 must be at least 1")
+
+
+def test_hosts_count_one_death_once_each(tmp_path):
+    for _ in range(3):
+        assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
+    assert not any(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
+    assert restart.decide(str(tmp_path), 137)[0]

@@ -84,15 +84,22 @@ def _overview(runs: Sequence[Run]) -> list[str]:
     return body
 
 
-def build(directories: Sequence[str]) -> str:
+def build(
+    directories: Sequence[str], names: Sequence[str] = (), title: str = "", lead: Sequence[str] = ()
+) -> str:
     """The page of one directory, or of several that are compared: HTML.
+
+    Args:
+      names: of the runs, if not their directories'.
+      title: of the page; "": made of the names.
+      lead: HTML, lines that come first.
 
     Raises:
       UserError: see `results.read`.
     """
-    runs = results.read(directories)
-    names = ", ".join(run.name for run in runs)
-    title = f"Comparison of {names}" if len(runs) > 1 else f"Evaluation of {names}"
+    runs = results.read(directories, names)
+    listed = ", ".join(run.name for run in runs)
+    title = title or (f"Comparison of {listed}" if len(runs) > 1 else f"Evaluation of {listed}")
     sections = {
         ("perplexity", "Perplexity"): perplexity.section(runs),
         ("breakdowns", "Where the loss is"): breakdowns.section(runs),
@@ -103,16 +110,16 @@ def build(directories: Sequence[str]) -> str:
     links = [
         f'<a href="#{anchor}">{name}</a>' for (anchor, name), lines in sections.items() if lines
     ]
-    body = [f"<h1>{escaped(title)}</h1>", *_overview(runs)]
+    body = [f"<h1>{escaped(title)}</h1>", *lead, *_overview(runs)]
     if len(links) > 1:
         body.append(f"<nav>{' '.join(links)}</nav>")
     body += [line for section in sections.values() for line in section]
     return webpage.page(title, body, _STYLE)
 
 
-def write(directories: Sequence[str], path: str) -> None:
-    """Writes the page. Raises UserError as `build`, or if the file cannot be written."""
-    text = build(directories)
+def write(directories: Sequence[str], path: str, **changes) -> None:
+    """Writes the page; changes: see `build`. Raises UserError as that, or if it cannot be written."""
+    text = build(directories, **changes)
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)

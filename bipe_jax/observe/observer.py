@@ -1,0 +1,249 @@
+"""The trainer's side of observing: one object that is told what the training is at."""
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+import time
+
+import jax
+
+from bipe_jax import cli
+from bipe_jax.errors import PREEMPTED
+from bipe_jax.observe import events, heartbeat
+from bipe_jax.observe.clock import PHASES, Clock
+from bipe_jax.observe.slow import SlowSteps
+from bipe_jax.observe.trace import Trace
+
+_BEAT = 2.0  # seconds between heartbeats in one phase, at least
+_OF_A_STEP = ("data", "step", "other")  # phases that make up a step's time
+
+
+def process_start() -> float:
+    """Unix time at which this process started; now, where the system does not say."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # since boot
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.time()
+    return time.time() - max(age, 0.0)
+
+
+class Observer:
+    """Keeps WORKDIR/events.jsonl, heartbeat.json and profile/, and the numbers for the metrics.
+
+    Process 0 writes; of the others only the traces are written. Nothing that cannot be written ends the
+    training. A context manager: how it is left is the run's end.
+
+    Args:
+      since: Unix time at which the process started; None: now.
+      profile: first and last step to trace, see `trace.parse`.
+    """
+
+    def __init__(self, since: float | None = None, profile: tuple[int, int] | None = None):
+        self._offset = time.time() - time.monotonic()
+        self._since = self._now() if since is None else since
+        self._profile, self._trace = profile, None
+        self._workdir = self._heart = None
+        self._clock, self._phase = Clock(self._since), "other"
+        self._completions = _Completions(self._now)
+        self._step = self._end = None
+        self._before = self._reported = dict.fromkeys(PHASES, 0.0)
+        self._slow, self._slow_count, self._slowest = SlowSteps(), 0, None
+        self._beaten = ("", 0.0)
+
+    def open(self, workdir: str) -> None:
+        """The workdir is there: begins to write into it."""
+        self._trace = Trace(self._profile, workdir)
+        if jax.process_index() != 0:
+            return
+        self._workdir = workdir
+        # The last sign of life of the process before, which may have been killed.
+        self.event("started", pid=os.getpid(), host=_host(), before=heartbeat.read(workdir))
+        self._heart = heartbeat.Heartbeat(workdir)
+        self._beat()
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        """What is done inside belongs to a phase, unless a step is running on the devices."""
+        if name == "evaluating":
+            self._settle()
+        outer = self._phase
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(outer)
+
+    def step(self, number: int, function, *args):
+        """Dispatches a train step: (state, values) = function(*args)."""
+        if self._step is None:
+            self._step = number - 1
+            self.event("training")
+        self._trace.before(number)
+        self._clock.dispatched(self._now())
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            state, values = function(*args)
+        self._completions.follow(values)
+        return state, values
+
+    def complete(self, number: int, values: dict) -> dict:
+        """Waits for the oldest step that runs: its values, on the host."""
+        values = jax.device_get(values)
+        first = not self._clock.started
+        self._clock.completed(self._completions.next())
+        self._step = number
+        seconds = self._clock.accounted()
+        if first:
+            self.event("first_step")
+        elif slow := self._slow.judge({p: seconds[p] - self._before[p] for p in _OF_A_STEP}):
+            self._slow_count += 1
+            if self._slowest is None or slow["took"] > self._slowest["took"]:
+                self._slowest = {"step": number} | slow
+        self._before = seconds
+        self._trace.after(number)
+        self._beat()
+        return values
+
+    @contextlib.contextmanager
+    def saving(self):
+        """The phase of a save, and its event: a later start may go on from its step."""
+        with self.phase("saving"):
+            yield
+        self.event("saving")
+
+    def rewound(self, step: int) -> None:
+        """The run goes on from an earlier step: those since are made again."""
+        self._settle()
+        self.event("rewound", to=step)
+        self._step = step
+
+    def preempted(self) -> None:
+        """The run ends before its last step, to be started again."""
+        self._end = "preempted"
+
+    def event(self, name: str, **more) -> None:
+        """Adds an event to events.jsonl, see `events`."""
+        if self._workdir is None:
+            return
+        now = self._now()
+        event = {"event": name, "time": now, "since": self._since, "step": self._step}
+        try:
+            events.append(self._workdir, event | {"seconds": self._clock.seconds(now)} | more)
+        except OSError as error:
+            cli.say(f"{self._workdir}/{events.FILE} cannot be written ({error.strerror}); going on")
+
+    def report(self) -> dict:
+        """For the full lines of metrics.jsonl: docs/observing.md says what each number means.
+
+        The slowest of the slow steps since the last line becomes an event.
+        """
+        seconds = self._clock.accounted()
+        passed = {phase: seconds[phase] - self._reported[phase] for phase in PHASES}
+        total = max(sum(passed.values()), 1e-9)
+        values = {"goodput": seconds["step"] / sum(seconds.values())}
+        values |= {f"time/{phase}": part / total for phase, part in passed.items()}
+        values["slow_steps"] = self._slow_count
+        if self._slowest:
+            values |= {f"slow/{name}": value for name, value in self._slowest.items()}
+            self.event("slow", slow=self._slowest)
+        self._reported, self._slowest = seconds, None
+        return values | memory(jax.local_devices())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if self._trace:
+            self._trace.close()
+        self._completions.close()
+        if isinstance(error, SystemExit) and error.code == PREEMPTED:
+            self.preempted()
+        elif error is not None:
+            self._end = "failed"
+        self._end = self._end or "done"
+        if self._end == "failed":
+            self.event("failed", reason=f"{kind.__name__}: {' '.join(str(error).split())[:300]}")
+        else:
+            self.event(self._end)
+        if self._heart:
+            self._beat()
+            self._heart.close()
+
+    def _now(self) -> float:
+        """Unix time that no adjustment of the system's clock moves."""
+        return time.monotonic() + self._offset
+
+    def _enter(self, phase: str) -> None:
+        self._clock.enter(phase, self._now())
+        self._phase = phase
+        self._beat()
+
+    def _settle(self) -> None:
+        """Waits for the steps that run, though nobody asks for their values any more."""
+        while self._clock.running:
+            self._clock.completed(self._completions.next())
+
+    def _beat(self) -> None:
+        if self._heart is None:
+            return
+        now, (before, beaten) = self._now(), self._beaten
+        if self._end:
+            phase = self._end
+        elif not self._clock.started:
+            phase = "starting"
+        else:
+            own = ("starting", "saving", "evaluating")
+            phase = self._phase if self._phase in own else "training"
+        if phase == before and now < beaten + _BEAT:
+            return
+        self._beaten = (phase, now)
+        content = {"time": now, "step": self._step, "phase": phase}
+        content |= {"pid": os.getpid(), "host": _host(), "since": self._since}
+        content |= {"seconds": self._clock.seconds(now), "step_seconds": self._slow.median()}
+        self._heart.beat(content)
+
+
+class _Completions:
+    """When steps were complete, while the host may be waiting for something else, such as data."""
+
+    def __init__(self, now):
+        self._now = now
+        self._running, self._times = queue.SimpleQueue(), queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="completions")
+        self._thread.start()
+
+    def follow(self, values) -> None:
+        self._running.put(values)
+
+    def next(self) -> float:
+        """Unix time at which the oldest step that is followed was complete; waits for it."""
+        return self._times.get()
+
+    def close(self) -> None:
+        self._running.put(None)
+        self._thread.join(1.0)  # not for ever: the devices may hang
+
+    def _work(self) -> None:
+        while (values := self._running.get()) is not None:
+            with contextlib.suppress(Exception):  # raised where the values are used
+                jax.block_until_ready(values)
+            self._times.put(self._now())
+            values = None
+
+
+def memory(devices) -> dict:
+    """Bytes in use, at the peak and at most, of the fullest device; {} where nobody counts them."""
+    stats = [stats for device in devices if (stats := device.memory_stats())]
+    names = {"bytes_in_use": "in_use", "peak_bytes_in_use": "peak", "bytes_limit": "limit"}
+    return {
+        f"memory/{ours}": max(s[theirs] for s in stats)
+        for theirs, ours in names.items()
+        if stats and all(theirs in s for s in stats)
+    }
+
+
+def _host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,91 @@
+"""Weights & Biases beside TensorBoard: config.log.wandb names a project; the extra is `wandb`.
+
+WANDB_MODE=offline keeps everything in WORKDIR/wandb, for `wandb sync`. The id of the W&B run is kept in
+WORKDIR/wandb_id, so that a training that goes on is the same W&B run.
+"""
+
+import importlib.util
+import os
+import secrets
+
+from bipe_jax import cli
+from bipe_jax.config import flatten
+from bipe_jax.errors import UserError
+
+_FINISH = 30.0  # seconds that the last upload may take: a preempted run has little time
+
+
+def check(config) -> None:
+    """Raises UserError if the config asks for Weights & Biases and it is not installed."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config.log.wandb={config.log.wandb!r} needs the extra `wandb`: pip install -e '.[wandb]'"
+        )
+
+
+class WandbBoard:
+    """One W&B run. Where W&B cannot be reached, one line says so and the training goes on without.
+
+    Steps may be logged again after a resume or a rewind. W&B refuses its own step counter to go back,
+    so the step is a metric like the others, which they are plotted over: nothing is dropped.
+
+    Raises:
+      UserError: W&B refuses the project's name, or nobody is logged in.
+    """
+
+    def __init__(self, config, workdir: str):
+        check(config)
+        import wandb
+
+        self._run = None
+        settings = wandb.Settings(console="off", silent=True, finish_timeout=_FINISH)
+        try:
+            self._run = wandb.init(
+                project=config.log.wandb,
+                id=_id(workdir),
+                name=os.path.basename(os.path.abspath(workdir)),
+                dir=workdir,
+                config=flatten(config),
+                resume="allow",
+                settings=settings,
+            )
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
+        except wandb.errors.UsageError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"config.log.wandb={config.log.wandb!r}: {reason} (WANDB_MODE=offline needs no login)"
+            ) from None
+        except Exception as error:
+            self._give_up(error)
+
+    def add(self, step: int, values: dict) -> None:
+        """Logs the metrics of a step."""
+        if self._run is None:
+            return
+        try:
+            self._run.log({"step": step} | {k: v for k, v in values.items() if v is not None})
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self, failed: bool) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=int(failed))
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        reason = " ".join(str(error).split())[:200]
+        cli.say(f"Weights & Biases: {reason}; going on without (metrics.jsonl has everything)")
+
+
+def _id(workdir: str) -> str:
+    path = os.path.join(workdir, "wandb_id")
+    if not os.path.exists(path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(secrets.token_hex(6))
+    with open(path, encoding="utf-8") as file:
+        return file.read().strip()

@@ -1,0 +1,9 @@
+"""Intra-segment encoding or none, times inter-segment encoding (rope, alibi) or none."""
+
+from launch.algebra import product, sweep
+
+
+def get_sweep():
+    intra = [(("learned", "offset"),), ()]
+    inter = [(("rope", "segment"),), (("alibi", "segment", ("slope_scale", 96.0)),), ()]
+    return product(sweep("position.absolute", intra), sweep("position.relative", inter))

@@ -1,0 +1,5 @@
+"""Training on Google Kubernetes Engine, as JobSets: python -m launch.gke, docs/gke.md."""
+
+from launch.gke.jobset import submit
+
+__all__ = ["submit"]

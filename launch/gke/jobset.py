@@ -1,0 +1,81 @@
+"""Checks jobs, writes their JobSets and hands them to kubectl."""
+
+import subprocess
+import sys
+
+import yaml
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs, machines
+from launch.gke import manifest
+
+_WHAT = "python -m launch.gke"
+
+
+def parser() -> machines.Parser:
+    """Of all flags but the job's own."""
+    flags = machines.Parser(_WHAT)
+    flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
+    flags.add_argument(
+        "--service-account", default="", help="Kubernetes' name of the pods' account"
+    )
+    return flags
+
+
+def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+    """Launches one JobSet a job; `arguments` are the flags of parser().
+
+    Raises:
+      UserError: a flag or a job is wrong, or kubectl refused.
+    """
+    launch(given, parser().parse_args(arguments), dry_run)
+
+
+def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+    """As submit, of parsed flags."""
+    found = machines.of(args, manifest.GPUS)
+    if found.slice and found.slice.slices > 1 and found.slice.hosts == 1:
+        raise UserError(
+            f"--slice={found.slice.name}: GKE joins slices of several hosts only, and {found.slice.grid} "
+            "is one host: use a larger slice"
+        )
+    volumes = machines.volumes(args, given)
+    names = machines.names(given, manifest.longest_name(found))
+    if not dry_run:
+        jobs.need("kubectl", _WHAT)
+    ready = machines.ready(given, found, args.skip_preflight)
+    made = [
+        manifest.jobset(
+            name,
+            job,
+            found,
+            args.image,
+            spot=args.spot,
+            volumes=volumes,
+            account=args.service_account,
+        )
+        for name, job in zip(names, ready, strict=True)
+    ]
+    if dry_run:
+        cli.say("kubectl apply -f -  would get:")
+        yaml.safe_dump_all(made, sys.stdout, sort_keys=False)
+        return
+    for name in names:
+        _remove_failed(name)
+    jobs.execute(["kubectl", "apply", "-f", "-"], False, yaml.safe_dump_all(made, sort_keys=False))
+    selector = f"jobset.sigs.k8s.io/jobset-name={names[0]}"
+    cli.say(f"Logs: kubectl logs --follow --selector={selector} --container=train")
+
+
+def _remove_failed(name: str) -> None:
+    """Deletes a JobSet that failed: applied again it would stay failed. One that runs, or is done, is
+    left as it is."""
+    line = ["kubectl", "get", "jobset", name, "--ignore-not-found"]
+    line.append("--output=jsonpath={.status.terminalState}")
+    state = subprocess.run(line, capture_output=True, text=True)
+    if state.returncode:
+        reason = (state.stderr.strip().splitlines() or ["it failed"])[-1]
+        raise UserError(f"kubectl: {reason}; nothing was launched")
+    if state.stdout.strip() == "Failed":
+        jobs.execute(["kubectl", "delete", "jobset", name, "--wait"], False)

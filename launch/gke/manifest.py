@@ -1,0 +1,227 @@
+"""The JobSet of a job: one Job a TPU slice, or one for all nodes with GPUs; one pod a host.
+
+Which end of a pod means what (launch/worker.py says which status it ends with):
+
+| pod                                | JobSet                                                      |
+|------------------------------------|-------------------------------------------------------------|
+| 44, a user's error or given up     | fails at once                                               |
+| 42, preempted and saved            | starts all pods again, as often as it happens               |
+| disrupted: evicted, drained, spot  | the same                                                    |
+| anything else: died, lost a peer   | starts all pods again, MAX_RESTARTS times, a bound above the |
+|                                    | rule of launch/restart.py, which the worker applies          |
+
+Needs JobSet 0.10, whose rules match messages, and Kubernetes 1.31, whose podFailurePolicy is stable.
+"""
+
+from launch import jobs, restart, worker
+from launch.machines import PORT, Machines
+
+# Values of the node labels cloud.google.com/gke-tpu-accelerator and cloud.google.com/gke-accelerator.
+TPUS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+    "tpu7x": "tpu7x",
+}
+GPUS = {
+    "l4": "nvidia-l4",
+    "a100": "nvidia-tesla-a100",
+    "a100-80gb": "nvidia-a100-80gb",
+    "h100": "nvidia-h100-80gb",
+    "h100-mega": "nvidia-h100-mega-80gb",
+    "h200": "nvidia-h200-141gb",
+    "b200": "nvidia-b200",
+}
+MAX_RESTARTS = 100
+GRACE = 600  # seconds to save; a spot node that is taken away gives less (docs/gke.md)
+_USER = 1000  # of launch/gke/Dockerfile
+_CONTAINER = "train"
+_WORKERS = (
+    "w"  # name of the JobSet's one replicated Job; short, since it is part of every pod's name
+)
+_MOST = 63  # letters of a pod's name, in the DNS
+
+
+def longest_name(machines: Machines) -> int:
+    """Letters that a JobSet's name may have: its pods are NAME-w-JOB-POD-abcde."""
+    replicas, hosts = _shape(machines)
+    return _MOST - len(f"-{_WORKERS}-{replicas - 1}-{hosts - 1}-abcde")
+
+
+def _shape(machines: Machines) -> tuple[int, int]:
+    if machines.slice:
+        return machines.slice.slices, machines.slice.hosts
+    return 1, machines.nodes
+
+
+def jobset(name, job: jobs.Job, machines: Machines, image, *, spot, volumes, account="") -> dict:
+    """The manifest.
+
+    Args:
+      name: at most longest_name(machines) letters, as the DNS has them.
+      volumes: pairs (source, path) to mount: the name of a PersistentVolumeClaim, or gs://BUCKET.
+      account: the Kubernetes service account of the pods.
+    """
+    replicas, hosts = _shape(machines)
+    metadata = {"name": name}
+    if machines.slice:
+        # A slice is a node pool: each Job gets one of its own. GKE then gives each pod its TPU_* and,
+        # with several slices, MEGASCALE_* variables.
+        metadata["annotations"] = {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},
+            "failurePolicy": _failure_policy(),
+            "replicatedJobs": [
+                {
+                    "name": _WORKERS,
+                    "replicas": replicas,
+                    "template": {
+                        "spec": {
+                            "parallelism": hosts,
+                            "completions": hosts,
+                            "completionMode": "Indexed",
+                            "backoffLimit": 0,
+                            "podReplacementPolicy": "Failed",
+                            "podFailurePolicy": {"rules": _pod_rules()},
+                            "template": _pod(name, job, machines, image, spot, volumes, account),
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _pod_rules() -> list[dict]:
+    def exits(code):
+        codes = {"containerName": _CONTAINER, "operator": "In", "values": [code]}
+        return {"action": "FailJob", "onExitCodes": codes}
+
+    disrupted = [{"type": "DisruptionTarget", "status": "True"}]
+    return [
+        exits(worker.STOP),
+        exits(restart.PREEMPTED),
+        {"action": "FailJob", "onPodConditions": disrupted},
+    ]
+
+
+def _failure_policy() -> dict:
+    """Of the Jobs that fail: by a rule for pods, whose message says which, or at any other pod's end."""
+
+    def rule(name, action, *messages):
+        return {
+            "name": name,
+            "action": action,
+            "onJobFailureReasons": ["PodFailurePolicy"],
+            "onJobFailureMessagePatterns": list(messages),
+        }
+
+    return {
+        "maxRestarts": MAX_RESTARTS,
+        # All pods are gone before one is started, so that no attempt meets a process of the last.
+        "restartStrategy": "BlockingRecreate",
+        "rules": [
+            rule("GivenUp", "FailJobSet", f"failed with exit code {worker.STOP} "),
+            rule(
+                "Preempted",
+                "RestartJobSetAndIgnoreMaxRestarts",
+                f"failed with exit code {restart.PREEMPTED} ",
+                "has condition DisruptionTarget ",
+            ),
+        ],
+    }
+
+
+def _pod(name, job, machines, image, spot, volumes, account) -> dict:
+    selector, resource, count = _hardware(machines)
+    if spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+    mounts = [(f"volume-{i}", *volume) for i, volume in enumerate(volumes)]
+    spec = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE,
+        "nodeSelector": selector,
+        "securityContext": _security(machines),
+        "containers": [
+            {
+                "name": _CONTAINER,
+                "image": image,
+                # No shell: the worker is process 1, or SIGTERM would end at the shell.
+                "command": ["python", "-m", "launch.worker"],
+                "args": job.arguments(),
+                "env": _environment(name, machines),
+                "resources": {"limits": {resource: count}},
+                "volumeMounts": [{"name": n, "mountPath": path} for n, _, path in mounts],
+            }
+        ],
+        "volumes": [{"name": n, **_source(source)} for n, source, _ in mounts],
+    }
+    if account:
+        spec["serviceAccountName"] = account
+    if spot:
+        label = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
+        spec["tolerations"] = [{**label, "effect": "NoSchedule"}]
+    if not machines.slice:  # NCCL's; a container has 64 MiB otherwise
+        shared = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
+        spec["volumes"].append(shared)
+        mount = {"name": "shared-memory", "mountPath": "/dev/shm"}
+        spec["containers"][0]["volumeMounts"].append(mount)
+    pod = {"spec": spec}
+    if any(source.startswith("gs://") for source, _ in volumes):
+        pod["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
+    return pod
+
+
+def _security(machines: Machines) -> dict:
+    """Volumes are the group's of the image's user, who trains; a TPU's device files are root's."""
+    return {"fsGroup": _USER, "runAsUser": 0 if machines.slice else _USER}
+
+
+def _hardware(machines: Machines) -> tuple[dict, str, int]:
+    """(node selector, resource, how many a pod)."""
+    if found := machines.slice:
+        selector = {
+            "cloud.google.com/gke-tpu-accelerator": TPUS[found.generation],
+            "cloud.google.com/gke-tpu-topology": found.grid,
+        }
+        return selector, "google.com/tpu", found.host_chips
+    return {"cloud.google.com/gke-accelerator": GPUS[machines.gpu]}, "nvidia.com/gpu", machines.gpus
+
+
+def _source(source: str) -> dict:
+    if not source.startswith("gs://"):
+        return {"persistentVolumeClaim": {"claimName": source}}
+    bucket = {"bucketName": source.removeprefix("gs://"), "mountOptions": "implicit-dirs"}
+    return {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": bucket}}
+
+
+def _environment(name: str, machines: Machines) -> list[dict]:
+    """What the processes find each other by, and the worker its rank."""
+
+    def annotation(key):
+        return {"valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{key}']"}}}
+
+    # Kubernetes itself sets JOB_COMPLETION_INDEX. Of a slice, JAX reads what GKE sets.
+    index = annotation("jobset.sigs.k8s.io/job-global-index")
+    replicas, hosts = _shape(machines)
+    variables = [
+        {"name": "PYTHONUNBUFFERED", "value": "1"},
+        {"name": "PEERS", "value": f"{name}-{_WORKERS}-{{}}-{{}}.{name} {replicas} {hosts}"},
+        {"name": "JOB_GLOBAL_INDEX", **index},
+    ]
+    if not machines.slice:
+        process = annotation("batch.kubernetes.io/job-completion-index")
+        first = f"{name}-{_WORKERS}-0-0.{name}:{PORT}"  # as JobSet names its pods
+        variables += [
+            {"name": "JAX_COORDINATOR_ADDRESS", "value": first},
+            {"name": "JAX_NUM_PROCESSES", "value": str(machines.nodes)},
+            {"name": "JAX_PROCESS_ID", **process},
+        ]
+    return variables

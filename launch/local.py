@@ -1,0 +1,191 @@
+"""Runs the points of a sweep on this machine, some at a time, and shows how they stand.
+
+A run's output goes to WORKDIR/log.txt. The run holds a lock on that file as long as it lives, so that no
+other sweep starts it a second time, also after this program was killed.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from bipe_jax import cli
+from bipe_jax.errors import PREEMPTED, UserError
+from launch import jobs, progress, restart
+from launch.points import Checked
+from launch.table import Table
+
+_LOG = "log.txt"
+_PAUSE = 0.2  # seconds between looks at the runs
+
+
+class Run:
+    """One point: "waiting", "running", "stopping", then "done", "stopped" or "failed"; or "done before"."""
+
+    def __init__(self, point: Checked):
+        self.name, self.workdir = point.job.name, point.job.workdir
+        self.steps = point.config.steps
+        self.state = "done before" if progress.finished(self.workdir, point.config) else "waiting"
+        self.why = ""  # it failed, or was started again
+        self._line = [sys.executable, *jobs.TRAIN[1:], *point.job.arguments()]
+        self._process: subprocess.Popen | None = None
+        self._began, self._took = 0.0, 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it has run under this program."""
+        return self._took + (time.monotonic() - self._began if self.alive else 0)
+
+    @property
+    def shown(self) -> str:
+        """Its state or, where its heartbeat says more, its phase."""
+        beat = progress.heartbeat(self.workdir) if self.state == "running" else None
+        return beat.phase if beat and beat.pid == self._process.pid else self.state
+
+    @property
+    def log(self) -> str:
+        return os.path.join(self.workdir, _LOG)
+
+    def start(self) -> None:
+        with _locked(self.log) as file:
+            # A session of its own: Ctrl-C on the terminal is for the sweep, which passes SIGTERM on.
+            self._process = subprocess.Popen(
+                self._line,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._began, self.state = time.monotonic(), "running"
+
+    def signal(self, number: int) -> None:
+        if self.alive:
+            self._process.send_signal(number)
+            self.state = "stopping"
+
+    def look(self) -> None:
+        """Notices that the process has ended, and starts it again if that is the rule."""
+        code = self._process.poll() if self.alive else None
+        if code is None:
+            return
+        self._took, self._process = self.elapsed, None
+        if code == 0:
+            self.state, self.why = "done", ""
+        elif self.state == "stopping":
+            self.state = "stopped"
+        else:
+            again, self.why = restart.decide(self.workdir, code)
+            if again:
+                self.start()
+            else:
+                self.state = "failed"
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator:
+    """A run's log, open for appending. Raises UserError if a living process holds it."""
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{os.path.dirname(path)} is being trained by another process (another sweep?): wait "
+                "for it, or stop it; nothing was launched"
+            ) from None
+        yield file
+
+
+def run(points: Sequence[Checked], at_once: int) -> int:
+    """Runs what is not finished; a run that fails does not stop the others.
+
+    SIGINT, SIGTERM and SIGHUP are passed on as SIGTERM, and the runs' last saves are waited for. A
+    second SIGINT kills them.
+
+    Returns:
+      The exit status: 0 if all points are done, 1 if some failed, 42 if it was stopped.
+
+    Raises:
+      UserError: a directory cannot be written, or its run is still alive; nothing was launched.
+    """
+    runs = [Run(point) for point in points]
+    for run in runs:
+        beat = progress.heartbeat(run.workdir)
+        if beat and beat.host != socket.gethostname():  # which the lock may not know of
+            raise UserError(f"{run.workdir} is being trained on {beat.host}: nothing was launched")
+    for run, point in zip(runs, points, strict=True):
+        progress.record(run.workdir, point.config)
+        with _locked(run.log):
+            pass
+    table = Table(runs)
+    interrupts: list[int] = []
+    with _handling(interrupts.append):
+        try:
+            _loop(runs, at_once, interrupts, table)
+        finally:
+            for run in runs:
+                run.signal(signal.SIGTERM)  # none is alive, unless something went wrong here
+    return _tell(runs, stopped=bool(interrupts))
+
+
+def _loop(runs: Sequence[Run], at_once: int, interrupts: list[int], table: Table) -> None:
+    passed_on = 0
+    while True:
+        for run in runs:
+            run.look()
+        if len(interrupts) > passed_on:
+            again = passed_on and interrupts[-1] == signal.SIGINT
+            passed_on = len(interrupts)
+            for run in runs:
+                run.signal(signal.SIGKILL if again else signal.SIGTERM)
+            table.note(
+                "killing the runs" if again else "waiting for the runs to save; Ctrl-C kills them"
+            )
+        waiting = [run for run in runs if run.state == "waiting"]
+        alive = sum(run.alive for run in runs)
+        if not interrupts:
+            for run in waiting[: at_once - alive]:
+                run.start()
+        table.show()
+        if not alive and (interrupts or not waiting):
+            return
+        time.sleep(_PAUSE)
+
+
+@contextlib.contextmanager
+def _handling(handle) -> Iterator[None]:
+    """Calls handle(number) for signals that are to end the sweep, unless they were ignored (nohup)."""
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, lambda number, _: handle(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(runs: Sequence[Run], stopped: bool) -> int:
+    """Says what failed and what is left; the exit status."""
+    for run in runs:
+        if run.state == "failed":
+            cli.say(f"failed: {run.name}: {run.why} (see {run.log})")
+    done = sum(run.state.startswith("done") for run in runs)
+    failed = sum(run.state == "failed" for run in runs)
+    left = len(runs) - done - failed
+    cli.say(f"{done} of {len(runs)} points are done, {failed} failed, {left} are left")
+    if failed or left:
+        cli.say("The same command goes on with the points that are not done")
+    return PREEMPTED if stopped and left else 1 if failed else 0

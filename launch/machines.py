@@ -1,0 +1,179 @@
+"""What the launchers for GKE and SkyPilot share: the machines of a job, its checks and its name."""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Collection
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs, slices
+
+PORT = 8476  # of the coordinator, on the run's first machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Machines:
+    """What one run gets: TPU slices, or nodes with GPUs; one process a host.
+
+    Attributes:
+      slice: the TPU slices, or None. gpu: a kind of GPU, or "". gpus: of one node. nodes: with GPUs.
+    """
+
+    slice: slices.Slice | None
+    gpu: str = ""
+    gpus: int = 0
+    nodes: int = 0
+
+    @property
+    def devices(self) -> int:
+        """That JAX sees in the whole run."""
+        return self.slice.devices if self.slice else self.gpus * self.nodes
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a launcher's own flags; what is wrong with them is a UserError."""
+
+    def __init__(self, what: str):
+        job = "of the job: --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …]"
+        super().__init__(prog=what, allow_abbrev=False, epilog=job)
+        self.add_argument("--slice", help="TPU slices, such as v5e:16x16 or v5e:16x16*2")
+        self.add_argument("--gpus", help="GPUs of one node, such as h100:8")
+        self.add_argument("--nodes", type=int, help="with those GPUs; 1 if not given")
+        self.add_argument(
+            "--volume",
+            action="append",
+            default=[],
+            help="SOURCE:PATH, to mount: gs://BUCKET or the name of a volume; again for more",
+        )
+        self.add_argument("--spot", action="store_true", help="machines that may be taken away")
+        self.add_argument(
+            "--skip-preflight",
+            action="store_true",
+            help="launch what was not compiled for the slice",
+        )
+        self.add_argument("--dry-run", action="store_true", help="print it, launch nothing")
+
+    def error(self, message):
+        raise UserError(f"{self.prog}: {message}")
+
+
+def of(args, known: Collection[str]) -> Machines:
+    """The machines of parsed flags, with the kinds of GPU that the launcher knows.
+
+    Raises:
+      UserError: there are none, or they are not known.
+    """
+    if bool(args.slice) == bool(args.gpus):
+        raise UserError("one of --slice=v5e:4x4 and --gpus=h100:8 is needed")
+    if args.slice:
+        if args.nodes is not None:
+            raise UserError("--nodes is for --gpus: the slice says how many hosts it has")
+        return Machines(slices.parse(args.slice))
+    kind, _, count = args.gpus.partition(":")
+    if kind not in known or not re.fullmatch("[1248]|16", count):
+        raise UserError(
+            f"--gpus={args.gpus} is unknown: use KIND:COUNT, KIND one of {', '.join(known)}, COUNT "
+            "one of 1, 2, 4, 8, 16 a node"
+        )
+    nodes = 1 if args.nodes is None else args.nodes
+    if nodes < 1:
+        raise UserError(f"--nodes={nodes} must be at least 1")
+    return Machines(None, kind, int(count), nodes)
+
+
+def volumes(args, given: list[jobs.Job]) -> list[tuple[str, str]]:
+    """Pairs (source, path) of parsed flags, which hold all workdirs.
+
+    Raises:
+      UserError: one is not SOURCE:PATH, or a workdir is in none of them.
+    """
+    found = []
+    for text in args.volume:
+        source, _, path = text.rpartition(":")
+        path = path.rstrip("/")
+        name = re.fullmatch(r"(gs://)?[a-z0-9][a-z0-9._-]*", source)
+        if not name or not re.fullmatch("/.+", path):
+            raise UserError(
+                f"--volume={text} must be gs://BUCKET:/PATH or NAME:/PATH, such as gs://my-runs:/runs"
+            )
+        found.append((source, path))
+    for job in given:
+        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in found):
+            raise UserError(
+                f"--workdir={job.workdir} is in none of the volumes: it must outlive the machines, as "
+                "in --volume=gs://my-runs:/runs --workdir=/runs/x"
+            )
+    return found
+
+
+def job_of(arguments: list[str]) -> jobs.Job:
+    """The job of --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …].
+
+    Raises:
+      UserError: one is missing, or there are others.
+    """
+    flags, overrides = {}, []
+    for argument in arguments:
+        found = re.fullmatch(r"--(config|workdir|name|config\.[\w.]+)=(.*)", argument, re.DOTALL)
+        if not found:
+            raise UserError(f"unexpected argument {argument!r}: flags are --name=value")
+        if found[1].startswith("config."):
+            overrides.append((found[1].removeprefix("config."), found[2]))
+        else:
+            flags[found[1]] = found[2]
+    for name in ("config", "workdir"):
+        if not flags.get(name):
+            raise UserError(f"--{name} is needed")
+    name = flags.get("name") or os.path.basename(flags["workdir"].rstrip("/"))
+    return jobs.Job(flags["config"], flags["workdir"], tuple(overrides), name)
+
+
+def ready(given: list[jobs.Job], machines: Machines, skip_preflight: bool) -> list[jobs.Job]:
+    """The jobs as they are to be launched: they say how many devices they need, and are checked.
+
+    Raises:
+      UserError: a config is wrong, or not of this repository, or does not fit the slice.
+    """
+    done = []
+    for job in given:
+        path = job.config.partition(":")[0]
+        if os.path.isabs(path) or os.path.normpath(path).startswith(".."):
+            raise UserError(
+                f"--config={job.config} must be a path inside this repository, such as "
+                "configs/quickstart.py: the machines get its files alone"
+            )
+        # Machines that do not find each other would train as many runs.
+        overrides = dict(job.overrides) | {"mesh.devices": machines.devices}
+        job = dataclasses.replace(job, overrides=tuple(overrides.items()))
+        jobs.check(job)
+        done.append(job)
+    for job in done:
+        if machines.slice:
+            jobs.preflight(job, machines.slice.name, skip_preflight)
+        elif skip_preflight:
+            cli.say("--skip-preflight skips nothing: only TPU slices have a preflight")
+    return done
+
+
+def names(given: list[jobs.Job], most: int) -> list[str]:
+    """Names of at most `most` letters, digits and hyphens, as the DNS has them (RFC 1035).
+
+    A name that must be changed for that ends in a hash of what it was, so that it stays unique.
+
+    Raises:
+      UserError: two jobs have the same.
+    """
+    done = {}
+    for job in given:
+        name = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
+        if name != job.name or not name[:1].isalpha() or len(name) > most:
+            digest = hashlib.sha256(job.name.encode()).hexdigest()[:6]
+            name = name if name[:1].isalpha() else f"run-{name}".rstrip("-")
+            name = f"{name[: most - 7].rstrip('-')}-{digest}"
+        if name in done:
+            raise UserError(f"two jobs have the name {job.name!r}: nothing was launched")
+        done[name] = job
+    return list(done)

@@ -1,0 +1,174 @@
+"""The points of a sweep: read from its file, applied to a config, checked, and named.
+
+A point's directory is KEY-VALUE--KEY-VALUE--ID, made of the keys that the point sets. ID is a hash of
+what the config computes. Neither depends on the other points of the sweep.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Sequence
+
+import ml_collections
+
+from bipe_jax import cli, defaults, evaluate
+from bipe_jax.config import FIELDS, flatten
+from bipe_jax.errors import UserError
+from launch import jobs
+from launch.algebra import Point
+
+# How a run is run, not what it computes: the id leaves these out, unless the sweep varies them, so that
+# a sweep may go on with another mesh.
+_HOW = re.compile(
+    r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
+    r"|data\.(evaluation|workers|on_error|max_bad_share)"
+)
+_LONGEST_VALUE, _LONGEST_NAME = 48, 120  # characters; file systems take 255 bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A point that passed all checks.
+
+    Attributes:
+      job: to be launched; its name is that of the point's directory.
+      config: as the trainer will read it.
+    """
+
+    job: jobs.Job
+    config: ml_collections.ConfigDict
+
+
+def read(path: str) -> list[Point]:
+    """What get_sweep() of a sweep file returns.
+
+    Raises:
+      UserError: there is no such file or function, it raises, or returns no points.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"--sweep={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("sweep_file", path)
+    if spec is None:
+        raise UserError(
+            f"--sweep={path} must be a Python file, such as configs/sweeps/positions.py"
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise UserError("it has no function get_sweep()")
+        points = module.get_sweep()
+    except UserError as error:
+        raise UserError(f"--sweep={path}: {error}") from None
+    except Exception as error:  # the file is Python: anything can come from it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"--sweep={path}: {reason}") from None
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        raise UserError(
+            f"--sweep={path}: get_sweep() must return a list of dicts of keys and values"
+        )
+    if not points:
+        raise UserError(f"--sweep={path}: get_sweep() has no points")
+    return points
+
+
+def check(
+    points: Sequence[Point],
+    config: str,
+    overrides: Sequence[tuple[str, str]],
+    output: str,
+    path: str,
+) -> list[Checked]:
+    """All points, each applied to the config and checked as the trainer would.
+
+    Args:
+      config: FILE or FILE:ARGUMENT.
+      overrides: of all points, pairs of a key and its value's text.
+      output: directory that the points' directories are in.
+      path: the sweep's file, for messages.
+
+    Raises:
+      UserError: a key does not exist, a value does not fit, two points are the same, or a directory
+        belongs to another config.
+    """
+    cli.read_config(jobs.Job(config, "", tuple(overrides)).config_arguments())
+    checked, held = [], {}
+    for number, point in enumerate(points, 1):
+        where = f"--sweep={path}, point {number} of {len(points)}"
+        for key in point:
+            if key not in FIELDS:
+                raise UserError(f"{where}: the config has no key {key!r}{_meant(key)}")
+            if any(key == given for given, _ in overrides):
+                raise UserError(f"--config.{key} is set by the sweep {path} too: leave it out")
+        job = jobs.Job(config, "", (*overrides, *point.items()))
+        try:
+            name = name_of(point, cli.read_config(job.config_arguments()))
+            identity = name.rpartition("--")[2]
+            if identity in held:
+                raise UserError(
+                    f"it has the same name and config as point {held[identity]}: {name}"
+                )
+            job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
+            read = jobs.check(job)
+            evaluate.resolve(evaluate.Settings(), read)  # as the trainer does before it trains
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        held[identity] = number
+        checked.append(Checked(job, read))
+    return checked
+
+
+def _meant(key: str) -> str:
+    near = difflib.get_close_matches(str(key), FIELDS, n=1)
+    return f": did you mean {near[0]!r}?" if near else " (bipe_jax/defaults.py has all keys)"
+
+
+def name_of(point: Point, config) -> str:
+    """The name of a point's directory; `config` is the one that it was applied to."""
+    flat = flatten(config)
+    parts = [f"{short_key(key)}-{short_value(flat[key])}" for key in sorted(point)]
+    readable = "--".join(parts)[:_LONGEST_NAME].rstrip("-_.")
+    return "--".join(filter(None, [readable, _id(point, flat)]))
+
+
+def _id(point: Point, flat: dict) -> str:
+    """A hash of the fields that are not as in bipe_jax/defaults.py, which may gain new ones."""
+    usual = flatten(defaults.get_config())
+    own = {
+        key: value
+        for key, value in flat.items()
+        if json.dumps(value) != json.dumps(usual.get(key))
+        and (key in point or not _HOW.fullmatch(key))
+    }
+    text = json.dumps(own, sort_keys=True)  # tuples and lists alike
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def short_key(key: str) -> str:
+    """The last word of a key, unless several keys have it."""
+    last = key.rpartition(".")[2]
+    return last if sum(name.rpartition(".")[2] == last for name in FIELDS) == 1 else key
+
+
+def words(value, between: str = ", ", within: str = " ") -> str:
+    """A value for people: (("rope", "segment"),) is "rope segment", and () is "none"."""
+    if isinstance(value, (tuple, list)):
+        return between.join(words(inner, within, within) for inner in value) or "none"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return str(value) or "none"
+
+
+def short_value(value) -> str:
+    """A value in letters, digits, ".", "_" and "-": (("rope", "segment"),) is "rope.segment"."""
+    return shortened(re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-"), "..")
+
+
+def shortened(text: str, gap: str = "…") -> str:
+    """A long text's ends."""
+    half = _LONGEST_VALUE // 2 - 1
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}{gap}{text[-half:]}"

@@ -1,0 +1,5 @@
+"""Training as managed jobs of SkyPilot: python -m launch.sky, docs/sky.md."""
+
+from launch.sky.managed import submit
+
+__all__ = ["submit"]

@@ -1,0 +1,139 @@
+"""Checks jobs, fills in tpu.yaml or gpu.yaml for each and hands them to `sky jobs launch`."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+import tempfile
+
+import yaml
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs, machines, slices
+
+_WHAT = "python -m launch.sky"
+_LAUNCH = ["sky", "jobs", "launch", "--yes", "--detach-run"]
+_MOST = 50  # letters of a name
+GPUS = {
+    "l4": "L4",
+    "a100": "A100",
+    "a100-80gb": "A100-80GB",
+    "h100": "H100",
+    "h100-mega": "H100-MEGA",
+    "h200": "H200",
+    "b200": "B200",
+}
+# SkyPilot's names of TPU slices end in a number, of cores or of chips, and say no shape: Google's
+# default is the one that the launcher takes. Cores a chip:
+_TPUS = {"v4": ("v4", 2), "v5p": ("v5p", 2), "v5e": ("v5litepod", 1), "v6e": ("v6e", 1)}
+_DEFAULTS = (
+    "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16",
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
+)  # fmt: skip
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+
+def _text(dumper, text):
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def parser() -> machines.Parser:
+    """Of all flags but the job's own."""
+    return machines.Parser(_WHAT)
+
+
+def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+    """Launches one managed job a job; `arguments` are the flags of parser().
+
+    Raises:
+      UserError: a flag or a job is wrong, or sky refused.
+    """
+    launch(given, parser().parse_args(arguments), dry_run)
+
+
+def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+    """As submit, of parsed flags."""
+    found = machines.of(args, GPUS)
+    accelerators = _accelerators(found)
+    volumes = machines.volumes(args, given)
+    names = machines.names(given, _MOST)
+    if not dry_run:
+        jobs.need("sky", _WHAT)
+    ready = machines.ready(given, found, args.skip_preflight)
+    made = {}
+    for name, job in zip(names, ready, strict=True):
+        filled = task(name, job, found, accelerators, spot=args.spot, volumes=volumes)
+        made[name] = yaml.dump(filled, Dumper=_Dumper, sort_keys=False)
+    if dry_run:
+        for name, text in made.items():
+            print(f"---\n# {shlex.join([*_LAUNCH, f'{name}.yaml'])}\n{text}", end="", flush=True)
+        return
+    running = _unfinished()
+    with tempfile.TemporaryDirectory() as directory:
+        for name, text in made.items():
+            if name in running:  # two would write to one workdir
+                cli.say(f"{name} is not finished: left as it is (sky jobs cancel --name {name})")
+                continue
+            path = pathlib.Path(directory, f"{name}.yaml")
+            path.write_text(text, encoding="utf-8")
+            jobs.execute([*_LAUNCH, str(path)], False)
+    cli.say("Logs: sky jobs queue; sky jobs logs --name NAME")
+
+
+def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, volumes) -> dict:
+    """The configuration of a SkyPilot task.
+
+    Args:
+      volumes: pairs (source, path) to mount: gs://BUCKET, or the name of one of SkyPilot's volumes.
+    """
+    template = pathlib.Path(__file__).with_name("tpu.yaml" if found.slice else "gpu.yaml")
+    made = yaml.safe_load(template.read_text(encoding="utf-8"))
+    made["name"] = name
+    made["resources"] |= {"accelerators": accelerators, "use_spot": spot}
+    if not found.slice:
+        made["num_nodes"] = found.nodes
+    mode = made["file_mounts"]["/runs"]["mode"]
+    made["file_mounts"] = {
+        path: {"source": source, "mode": mode}
+        for source, path in volumes
+        if source.startswith("gs://")
+    }
+    if named := {path: source for source, path in volumes if not source.startswith("gs://")}:
+        made["volumes"] = named
+    first, _, rest = made["run"].partition("\n")
+    assert first.startswith("set -- "), first
+    made["run"] = f"set -- {shlex.join(job.arguments())}\n{rest}"
+    return made
+
+
+def _accelerators(found: machines.Machines) -> str:
+    if not found.slice:
+        return f"{GPUS[found.gpu]}:{found.gpus}"
+    of: slices.Slice = found.slice
+    if of.slices > 1 or of.generation not in _TPUS or of.grid not in _DEFAULTS:
+        raise UserError(
+            f"--slice={of.name}: SkyPilot launches one slice of v4, v5e, v5p or v6e in Google's default "
+            "shape for its number of chips: use python -m launch.gke or launch.tpu_vm"
+        )
+    name, cores = _TPUS[of.generation]
+    return f"tpu-{name}-{of.chips * cores}"
+
+
+def _unfinished() -> set[str]:
+    """Names of the managed jobs that are not finished."""
+    line = ["sky", "jobs", "queue", "--skip-finished", "--output=json"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    try:
+        if done.returncode:
+            raise ValueError(" ".join(done.stderr.split()) or f"status {done.returncode}")
+        return {record["job_name"] for record in json.loads(done.stdout)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shlex.join(line)}: {error}; nothing was launched") from None

@@ -1,0 +1,184 @@
+"""Keeps a trainer running on this machine: starts it, and starts it again until it is done.
+
+python -m launch.supervise --workdir=W -- python -m bipe_jax.train --config=... --workdir=W
+
+- When the trainer ends, `launch.restart` says whether to start it again. The pause before that doubles
+  while no new checkpoint appears.
+- SIGTERM and SIGINT reach the trainer as SIGTERM, which makes it save; the supervisor then ends too.
+- A trainer whose WORKDIR/heartbeat.json says that it is training and stays as it is for --stale seconds
+  hangs: it is killed, and counts as dead. Starting, saving and evaluating may take six times as long.
+- One supervisor a workdir and host: WORKDIR/supervisor.lock is held while it or its trainer lives.
+
+On a slice of several hosts each has a supervisor with a --host of its own. When one host's trainer dies,
+the others' are ended by jax.distributed within a minute, and each supervisor starts its own again. The
+pause must then be longer than that minute, or the new process would meet the old run's coordinator.
+
+Ends with 0: all steps are done; 1: not to be started again; 42: told to stop, and saved; 128 + N: told to
+stop, and killed by signal N before it had saved. Standard library alone.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from launch import restart
+
+_LONGEST = 600.0  # seconds of a pause
+_POLL = 0.2
+_PATIENCE = 6  # times --stale: other phases than training renew no heartbeat
+
+
+class Supervisor:
+    """The life of one trainer and those that follow it.
+
+    Attributes:
+      pause: seconds before the first restart.
+      stale: seconds without a new heartbeat after which a trainer hangs that was training.
+      grace: seconds between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, command, workdir, host="", pause=5.0, stale=600.0, grace=300.0):
+        self.command, self.workdir, self.host = command, workdir, host
+        self.pause, self.stale, self.grace = pause, stale, grace
+        self.told_to_stop = False
+
+    def run(self) -> int:
+        """Until the trainer is done, not to be started again, or this is told to stop: exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        with _lock(self.workdir, self.host) as lock:
+            if lock is None:
+                _say(f"{self.workdir} has a supervisor, or its trainer, on this machine already")
+                return 1
+            pause = self.pause
+            while not self.told_to_stop:
+                step = restart.latest_step(self.workdir)
+                code = self._train(lock)
+                if self.told_to_stop:
+                    _say(f"told to stop; the trainer ended with status {code}")
+                    return code
+                again, why = restart.decide(self.workdir, code, self.host)
+                if not again:
+                    _say(f"not starting again: {why}")
+                    return 0 if code == 0 else 1
+                advanced = restart.latest_step(self.workdir) != step
+                pause = self.pause if advanced else min(pause, _LONGEST)
+                _say(f"starting again in {pause:g} s: {why}")
+                self._sleep(pause)
+                pause *= 2
+        return restart.PREEMPTED
+
+    def _stop(self, number, _) -> None:
+        self.told_to_stop = True
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.told_to_stop:
+            time.sleep(_POLL)
+
+    def _train(self, lock: int) -> int:
+        """Starts the trainer and watches it: the status it ended with, 128 + N for signal N."""
+        # In a session of its own, so that Ctrl-C in a terminal does not reach it beside our SIGTERM.
+        # It holds the lock as well: should the supervisor be killed, the trainer that it leaves behind
+        # keeps another from starting a second one.
+        trainer = subprocess.Popen(self.command, start_new_session=True, pass_fds=(lock,))
+        beat, beat_at, killed_at = self._heartbeat(), time.monotonic(), None
+        while trainer.poll() is None:
+            now = time.monotonic()
+            if (latest := self._heartbeat()) != beat:
+                beat, beat_at = latest, now
+            if killed_at is None:
+                hangs = now - beat_at > self._limit(beat)
+                if hangs:
+                    _say(f"no heartbeat for {now - beat_at:.0f} s: the trainer hangs, killing it")
+                if hangs or self.told_to_stop:
+                    trainer.terminate()
+                    killed_at = now
+            elif now - killed_at > self.grace:
+                _say(f"SIGTERM was not heeded for {self.grace:g} s: SIGKILL")
+                killed_at = float("inf")
+                _kill(trainer.pid)
+            time.sleep(_POLL)
+        _kill(trainer.pid)  # what it may have left, such as the readers of data
+        code = trainer.returncode
+        return code if code >= 0 else 128 - code
+
+    def _heartbeat(self) -> bytes:
+        # What it says is compared with what it said, since the clocks of hosts differ.
+        try:
+            with open(os.path.join(self.workdir, "heartbeat.json"), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def _limit(self, beat: bytes) -> float:
+        """Seconds that a heartbeat may stay as it is."""
+        try:
+            training = json.loads(beat)["phase"] == "training"
+        except (ValueError, KeyError, TypeError):
+            training = False
+        return self.stale if training else self.stale * _PATIENCE
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _lock(workdir: str, host: str):
+    """A file descriptor that holds the lock; None if another process does."""
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, f"supervisor-{host}.lock" if host else "supervisor.lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        except OSError as error:  # a file system without locks
+            _say(
+                f"{path} cannot be locked ({error.strerror}): take care to start one supervisor only"
+            )
+        yield file.fileno()
+
+
+def _say(text: str) -> None:
+    print(f"supervise: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.supervise",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="of the run")
+    parser.add_argument("--host", default="", help="name of this host, of several")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first restart")
+    parser.add_argument(
+        "--stale", type=float, default=600.0, help="seconds without a heartbeat while training"
+    )
+    parser.add_argument("--grace", type=float, default=300.0, help="seconds from TERM to KILL")
+    args = parser.parse_args(arguments[:split])
+    command = arguments[split + 1 :]
+    if not command:
+        parser.error("-- and the trainer's command are needed")
+    supervisor = Supervisor(command, args.workdir, args.host, args.pause, args.stale, args.grace)
+    try:
+        return supervisor.run()
+    except OSError as error:  # there is no such program, the workdir is not writable
+        _say(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Trains all points of a sweep, on this machine or through a launcher, and compares them:
+
+python -m launch.sweep --config=configs/quickstart.py --sweep=configs/sweeps/positions.py \\
+  --output=runs/positions [--on=local|slurm|gke|sky] [--jobs=2] [--config.KEY=VALUE ...] [-- BACKEND FLAGS]
+python -m launch.sweep --collect=runs/positions
+
+All points are checked before the first starts. The same command again goes on with the points that are
+not finished. See docs/sweeps.md.
+"""
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from bipe_jax import cli
+from bipe_jax.errors import PREEMPTED, UserError
+from launch import jobs, local, points, progress
+
+_BACKENDS = ("slurm", "gke", "sky")
+_SHARED = ("slurm",)  # whose runs have the file system of this machine
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}: see python -m launch.sweep --help")
+
+
+def _parse(argv: list[str]):
+    """(arguments, overrides, the backend's flags)."""
+    argv, backend = _split(argv, "--")
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    for argument in overrides:
+        if "=" not in argument:
+            raise UserError(f"{argument}: overrides are --config.KEY=VALUE")
+    parser = _Parser(
+        prog="python -m launch.sweep", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", default="", help="such as configs/quickstart.py[:ARGUMENT]")
+    parser.add_argument("--sweep", default="", help="such as configs/sweeps/positions.py")
+    parser.add_argument("--output", default="", help="directory with a directory for each point")
+    parser.add_argument("--on", default="local", help="local, slurm, gke or sky (local)")
+    parser.add_argument("--jobs", type=int, default=None, help="local runs at a time (1)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    parser.add_argument(
+        "--collect",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="compare the points in --output, or DIR",
+    )
+    args = parser.parse_args([argument for argument in argv if argument not in overrides])
+    pairs = [argument.removeprefix("--config.").split("=", 1) for argument in overrides]
+    return args, [tuple(pair) for pair in pairs], backend
+
+
+def _split(argv: list[str], at: str) -> tuple[list[str], list[str]]:
+    where = argv.index(at) if at in argv else len(argv)
+    return argv[:where], argv[where + 1 :]
+
+
+def main(argv: list[str]) -> int:
+    args, overrides, flags = _parse(argv)
+    if args.collect is not None:
+        from launch.collect import collect  # matplotlib is slow to import
+
+        collect(args.collect or _needed(args, "output"))
+        return 0
+    for name in ("config", "sweep", "output"):
+        _needed(args, name)
+    if args.on != "local" and args.on not in _BACKENDS:
+        raise UserError(f"--on={args.on} is unknown: use local, {', '.join(_BACKENDS)}")
+    if args.on == "local" and flags:
+        raise UserError(
+            f"-- {shlex.join(flags)}: flags behind -- are for --on={'|'.join(_BACKENDS)}"
+        )
+    if args.on != "local" and args.jobs is not None:
+        raise UserError(f"--jobs={args.jobs} is for --on=local: {args.on} has a queue of its own")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs} must be at least 1")
+    checked = points.check(points.read(args.sweep), args.config, overrides, args.output, args.sweep)
+    if args.on != "local":
+        return _submit(checked, args, flags)
+    if args.dry_run:
+        for point in _unfinished(checked):
+            jobs.execute([*jobs.TRAIN, *point.job.arguments()], dry_run=True)
+        return 0
+    status = local.run(checked, args.jobs or 1)
+    if status != PREEMPTED:
+        cli.say(f"To compare them: python -m launch.sweep --collect={shlex.quote(args.output)}")
+    return status
+
+
+def _needed(args, name: str) -> str:
+    if not getattr(args, name):
+        raise UserError(f"--{name} is needed: see python -m launch.sweep --help")
+    return getattr(args, name)
+
+
+def _unfinished(checked: Sequence[points.Checked]) -> list[points.Checked]:
+    """Says which points there is nothing to do for, and returns the others."""
+    left = []
+    for point in checked:
+        if progress.finished(point.job.workdir, point.config):
+            cli.say(f"{point.job.name}: finished before")
+        else:
+            left.append(point)
+    return left
+
+
+def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
+    try:
+        backend = importlib.import_module(f"launch.{args.on}")
+    except ImportError as error:
+        raise UserError(
+            f"--on={args.on} cannot be used here ({error}); nothing was launched"
+        ) from None
+    if args.on not in _SHARED and not os.path.isdir(args.output):
+        cli.say(
+            f"{args.output} is not on this machine: which points are finished is not known here"
+        )
+    left = []
+    for point in _unfinished(checked):
+        if beat := progress.heartbeat(point.job.workdir):
+            cli.say(f"{point.job.name}: running on {beat.host} ({beat.phase})")
+        else:
+            left.append(point)
+    if not left:
+        cli.say("Nothing to launch")
+        return 0
+    backend.submit([point.job for point in left], flags, args.dry_run)
+    if not args.dry_run and (args.on in _SHARED or os.path.isdir(args.output)):
+        for point in checked:
+            progress.record(point.job.workdir, point.config)
+    return 0
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Trains on Cloud TPU VMs, which are had by queued resources. See docs/tpu_vm.md.
+
+python -m launch.tpu_vm create    NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--spot|--reserved]
+python -m launch.tpu_vm bootstrap NAME --zone=Z --slice=v5e:4x4 [--nfs=SERVER:/EXPORT]
+python -m launch.tpu_vm run       NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--config.KEY=VALUE]
+python -m launch.tpu_vm watch     ...   all three, and again after each preemption, until the run is done
+python -m launch.tpu_vm status|logs|stop|delete NAME --zone=Z --slice=v5e:4x4
+
+Each can be repeated: what is there already is left as it is. --dry-run prints the calls of gcloud and runs
+none. A slice is named as in bipe_jax.preflight: a generation and a grid of chips, and *N for N slices.
+"""
+
+import argparse
+import contextlib
+import re
+import sys
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs, machines, slices
+from launch.tpu_vm import accelerators, actions
+from launch.tpu_vm.gcloud import Resource
+
+_ZONE = r"[a-z]+-[a-z]+\d+-([a-z]|ai\d[a-z])"
+_NAME = r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (--help says more)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m launch.tpu_vm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=actions.ALL)
+    parser.add_argument("name", help="of the queued resource")
+    parser.add_argument("--zone", required=True, help="such as us-west4-a")
+    parser.add_argument("--slice", required=True, help=slices.KNOWN)
+    parser.add_argument("--project", default="", help="default: gcloud's")
+    parser.add_argument("--dry-run", action="store_true", help="print gcloud's calls, run none")
+    job = parser.add_argument_group(
+        "create, run, watch",
+        "--config=FILE --workdir=DIR, as the VMs see it, [--config.KEY=VALUE …], and:",
+    )
+    job.add_argument("--skip-preflight", action="store_true", help="do not compile the step first")
+    new = parser.add_argument_group("create, watch; more flags of gcloud's create follow --")
+    tier = new.add_mutually_exclusive_group()
+    tier.add_argument("--spot", action="store_true", help="cheap, and taken back at any time")
+    tier.add_argument("--reserved", action="store_true", help="from the project's reservation")
+    new.add_argument("--runtime-version", default="", help="default: by generation")
+    parser.add_argument("--nfs", default="", help="bootstrap, watch: SERVER:/EXPORT, as /mnt/bipe")
+    watch = parser.add_argument_group("watch")
+    watch.add_argument(
+        "--delete", action="store_true", help="delete the slice when the run is done"
+    )
+    logs = parser.add_argument_group("logs")
+    logs.add_argument("--worker", default="0", help="number of a VM of the slice, or all")
+    logs.add_argument("--node", type=int, default=0, help="number of the slice, of several")
+    logs.add_argument("--follow", action="store_true", help="go on printing")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Raises UserError: a wrong argument, a job that does not fit, or gcloud failed."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    of_job = [word for word in argv[:split] if re.match(r"--(config[=.]|workdir=)", word)]
+    args = _parser().parse_args([word for word in argv[:split] if word not in of_job])
+    args.extra = argv[split + 1 :]
+    if not re.fullmatch(_NAME, args.name):
+        raise UserError(f"{args.name!r} is no name: use small letters, digits and -, at most 42")
+    if not re.fullmatch(_ZONE, args.zone):
+        raise UserError(f"--zone={args.zone} is not the form of a zone, such as us-west4-a")
+    if args.nfs and not re.fullmatch(r"[\w.-]+:/[\w./-]*", args.nfs):
+        raise UserError(f"--nfs={args.nfs} is not the form SERVER:/EXPORT, such as 10.0.0.2:/share")
+    slice_ = slices.parse(args.slice)
+    accelerators.check(slice_)
+    if not 0 <= args.node < slice_.slices or not re.fullmatch(r"\d+|all", args.worker):
+        raise UserError(
+            f"--node={args.node} --worker={args.worker}: there are {slice_.slices} node(s)"
+        )
+    if args.action in actions.OF_A_JOB:
+        args.job = machines.job_of(of_job)
+    if not args.dry_run:
+        jobs.need("gcloud", "launch.tpu_vm")
+    resource = Resource(args.name, args.zone, slice_, args.project, args.dry_run)
+    actions.ALL[args.action](resource, args)
+
+
+if __name__ == "__main__":
+    with cli.user_errors(), contextlib.suppress(KeyboardInterrupt):
+        main(sys.argv[1:])  # Ctrl-C ends `watch` and `logs --follow`

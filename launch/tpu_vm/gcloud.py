@@ -1,0 +1,151 @@
+"""gcloud's calls for one queued resource, and what it answers."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+
+from bipe_jax import cli
+from bipe_jax.errors import UserError
+from launch import jobs
+from launch.slices import Slice
+from launch.tpu_vm import accelerators
+
+ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
+
+
+class Final(UserError):
+    """What no further try would mend."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resource:
+    """A queued resource, whether it is there or not.
+
+    Attributes:
+      name: of the queued resource, and of its nodes: NAME, or NAME-0 and so on of several slices.
+      project: "" is gcloud's own default.
+    """
+
+    name: str
+    zone: str
+    slice: Slice
+    project: str = ""
+    dry_run: bool = False
+
+    def nodes(self) -> list[str]:
+        count = self.slice.slices
+        return [self.name] if count == 1 else [f"{self.name}-{i}" for i in range(count)]
+
+    def _line(self, group: str, action: str, *arguments: str, track=()) -> list[str]:
+        place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
+        return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *place, "--quiet"]
+
+    def state(self) -> str:
+        """One of Google's states, or ABSENT; in a dry run, which asks nobody, ABSENT.
+
+        Raises:
+          UserError: gcloud cannot tell, or what is there is another slice.
+        """
+        line = self._line("queued-resources", "describe", self.name, "--format=json")
+        if self.dry_run:
+            jobs.execute(line, dry_run=True)
+            return ABSENT
+        done = subprocess.run(line, capture_output=True, text=True)
+        if done.returncode:
+            if "NOT_FOUND" in done.stderr:
+                return ABSENT
+            reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
+            raise UserError(f"{shlex.join(line)}: {reason}")
+        try:
+            found = json.loads(done.stdout)
+            state = found["state"]["state"]
+            node = found["tpu"]["nodeSpec"][0].get("node", {})
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{shlex.join(line)} answered what is not understood: {error!r}"
+            ) from None
+        there = node.get("acceleratorType")
+        wanted = accelerators.name(self.slice)
+        if there and there != wanted:
+            raise Final(
+                f"{self.name} is there in {self.zone} as {there}, not {wanted} ({self.slice.name}): use "
+                "another name"
+            )
+        return state
+
+    def create(self, tier: list[str], runtime: str, extra: list[str]) -> None:
+        """Asks for it; Google queues the request.
+
+        Args:
+          tier: ["--spot"], ["--reserved"] or [].
+          extra: more flags of `gcloud compute tpus queued-resources create`.
+        """
+        count = self.slice.slices
+        nodes = (
+            [f"--node-id={self.name}"]
+            if count == 1
+            else [f"--node-count={count}", f"--node-prefix={self.name}"]
+        )
+        flags = [
+            *accelerators.flags(self.slice),
+            f"--runtime-version={runtime or accelerators.runtime(self.slice)}",
+        ]
+        line = [*nodes, *flags, *tier, *extra]
+        line = self._line(
+            "queued-resources", "create", self.name, *line, track=accelerators.track(self.slice)
+        )
+        jobs.execute(line, self.dry_run)
+
+    def delete(self) -> None:
+        """With its VMs and their disks."""
+        line = self._line("queued-resources", "delete", self.name, "--force")
+        jobs.execute(line, self.dry_run)
+
+    def copy(self, files: list[str]) -> None:
+        """To the home directory of all VMs."""
+        for node in self.nodes():
+            jobs.execute(
+                self._line("tpu-vm", "scp", *files, f"{node}:", "--worker=all"), self.dry_run
+            )
+
+    def ssh(self, command: str, node: str, worker: str = "all") -> None:
+        """Runs a shell command on VMs of a node; what it prints is on the terminal."""
+        line = self._line("tpu-vm", "ssh", node, f"--worker={worker}", f"--command={command}")
+        jobs.execute(line, self.dry_run)
+
+    def ask(self, command: str, tell: bool = False) -> list[tuple[str, str, str]]:
+        """Runs what answers as launch/tpu_vm/worker.py does on all VMs.
+
+        Args:
+          tell: print the command before, and the answers after.
+
+        Returns:
+          (host, state, text) of each VM.
+
+        Raises:
+          UserError: a VM cannot be reached, or the command failed there.
+        """
+        answers = []
+        for node in self.nodes():
+            line = self._line("tpu-vm", "ssh", node, "--worker=all", f"--command={command}")
+            if self.dry_run:
+                jobs.execute(line, dry_run=True)
+                continue
+            if tell:
+                cli.say(f"+ {shlex.join(line)}")
+            done = subprocess.run(line, capture_output=True, text=True)
+            rows = [row.split(" ", 3) for row in done.stdout.splitlines()]
+            rows = [(*row[1:], "")[:3] for row in rows if row[0] == "bipe_jax" and len(row) > 2]
+            for host, state, text in rows:
+                if state in ("error", "refused"):
+                    raise (Final if state == "refused" else UserError)(f"{host}: {text}")
+            if done.returncode or len(rows) < self.slice.hosts:
+                last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+                raise UserError(
+                    f"{len(rows)} of {self.slice.hosts} hosts of {node} answered: {last}"
+                )
+            answers += rows
+        for answer in answers if tell else ():
+            cli.say(" ".join(answer))
+        return answers

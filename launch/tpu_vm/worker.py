@@ -1,0 +1,180 @@
+"""What the launcher has each TPU VM do: start the supervisor as a systemd service, stop it, show it.
+
+It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action ends in one line on standard output,
+"bipe_jax HOST STATE what there is to say", which the launcher reads; "error" may pass, "refused" will not.
+
+A service, since systemd passes a shutdown on as SIGTERM, at preemption and maintenance, and starts it
+again when the VM is back. Standard library alone.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+
+_SERVICE = "bipe_jax"
+_UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
+_LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
+
+
+def unit(workdir: str, arguments: list[str], hosts: int) -> str:
+    """The service that supervises `python -m bipe_jax.train ARGUMENTS` on this host."""
+    # Longer than the others need to see that one has died: see launch/supervise.py.
+    pause = 90 if hosts > 1 else 5
+    name = [f"--host={socket.gethostname()}"] if hosts > 1 else []
+    python = [sys.executable, "-m"]
+    line = [*python, "launch.supervise", f"--workdir={workdir}", *name, f"--pause={pause}"]
+    line += ["--", *python, "bipe_jax.train", *arguments]
+    return f"""\
+[Unit]
+Description=bipe_jax training in {workdir.replace("%", "%%")}
+Wants=network-online.target
+After=network-online.target remote-fs.target
+RequiresMountsFor={_quoted(workdir)}
+
+[Service]
+User={getpass.getuser()}
+WorkingDirectory={os.getcwd().replace("%", "%%")}
+Environment=PYTHONUNBUFFERED=1
+ExecStart={" ".join(_quoted(word) for word in line)}
+# SIGTERM goes to the supervisor alone, which passes it on and waits until the trainer has saved.
+KillMode=mixed
+KillSignal=SIGTERM
+TimeoutStopSec=330
+# The supervisor itself restarts the trainer; this is for its own death. 1: not to be started again.
+Restart=on-failure
+RestartSec={pause}
+RestartPreventExitStatus=1 2
+SuccessExitStatus=42
+LimitMEMLOCK=infinity
+LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _quoted(word: str) -> str:
+    """As systemd reads the words of a command."""
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(character, escaped)
+    return f'"{word}"'
+
+
+def state() -> str:
+    """nothing, running, done, stopped (from outside) or failed (given up): of the service."""
+    asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
+    line = ["systemctl", "show", _SERVICE, "-p", asked]
+    shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    found = dict(row.partition("=")[::2] for row in shown.splitlines())
+    if found.get("LoadState") != "loaded":
+        return "nothing"
+    if found["ActiveState"] not in ("inactive", "failed"):
+        return "running"
+    if found["ExecMainStartTimestampMonotonic"] == "0":
+        return "stopped"  # and the VM has started anew since
+    ended = {"0": "done", "1": "failed", "2": "failed"}
+    return ended.get(found["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
+
+
+def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
+    """Its type, such as ext4 or nfs4."""
+    with open(mounts, encoding="utf-8") as file:
+        fields = [line.split() for line in file]
+    path = os.path.realpath(path) + "/"
+    under = [(len(at), kind) for _, at, kind, *_ in fields if path.startswith(at.rstrip("/") + "/")]
+    return max(under, default=(0, "unknown"), key=lambda pair: pair[0])[1]
+
+
+def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: bool) -> str:
+    """Starts the service unless it runs: what there is to say.
+
+    Raises:
+      ValueError: it would not do what was asked for.
+    """
+    with open("../commit", encoding="utf-8") as file:
+        here = file.read().strip()
+    if here != commit:
+        raise ValueError(f"has commit {here[:12]}, not {commit[:12]}: bootstrap it again")
+    os.makedirs(workdir, exist_ok=True)
+    if shared and (kind := filesystem(workdir)) in _LOCAL_DISKS:
+        raise ValueError(
+            f"{workdir} is on a disk of this VM ({kind}): several hosts need one that they share, and a "
+            "spot slice one that outlives it (bootstrap --nfs=SERVER:/EXPORT mounts it)"
+        )
+    wanted = unit(workdir, arguments, hosts)
+    if state() == "running":
+        with open(_UNIT, encoding="utf-8") as file:
+            if file.read() != wanted:
+                raise ValueError("another run is there: stop it first")
+        return "it ran already"
+    with open(_UNIT, "w", encoding="utf-8") as file:
+        file.write(wanted)
+    for command in (
+        ["cp", _UNIT, "/etc/systemd/system"],
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "enable", _SERVICE],
+        ["systemctl", "restart", "--no-block", _SERVICE],
+    ):
+        subprocess.run(["sudo", *command], check=True)
+    return "started"
+
+
+def stop() -> str:
+    """SIGTERM to the supervisor, and at the next boot it stays away; returns when it has saved."""
+    if state() == "nothing":
+        return "nothing was there"
+    subprocess.run(["sudo", "systemctl", "disable", _SERVICE], check=True)
+    subprocess.run(["sudo", "systemctl", "stop", _SERVICE], check=True)
+    return "stopped"
+
+
+def heartbeat() -> str:
+    """What the run's heartbeat.json says."""
+    try:
+        with open(_UNIT, encoding="utf-8") as file:
+            command = next(line for line in file if line.startswith("ExecStart="))
+        words = shlex.split(command.removeprefix("ExecStart="))
+        workdir = next(word for word in words if word.startswith("--workdir=")).partition("=")[2]
+        workdir = workdir.replace("%%", "%").replace("$$", "$")
+        with open(os.path.join(workdir, "heartbeat.json"), encoding="utf-8") as file:
+            beat = json.load(file)
+        return f"step {beat['step']}, {beat['phase']}, {time.time() - beat['time']:.0f} s ago"
+    except (OSError, StopIteration, ValueError, KeyError):
+        return "no heartbeat yet"
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(prog="python -m launch.tpu_vm.worker")
+    parser.add_argument("action", choices=("start", "stop", "status"))
+    parser.add_argument("--workdir")
+    parser.add_argument("--commit")
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument(
+        "--shared", action="store_true", help="the workdir must not be on a disk of the VM"
+    )
+    args = parser.parse_args(arguments[:split])
+    try:
+        if args.action == "start":
+            rest = arguments[split + 1 :]
+            said = start(args.workdir, rest, args.commit, args.hosts, args.shared)
+        else:
+            said = stop() if args.action == "stop" else heartbeat()
+        found = state()
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        kind = "refused" if isinstance(error, ValueError) else "error"
+        print(f"bipe_jax {socket.gethostname()} {kind} {error}", flush=True)
+        return 1
+    print(f"bipe_jax {socket.gethostname()} {found} {said}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,546 @@
+"""Sweeps: their algebra, names and checks; real runs on this machine that are killed and go on; tables."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from bipe_jax import cli, plot
+from bipe_jax.errors import PREEMPTED, UserError
+from launch import collect, jobs, points, progress, sweep
+from launch.algebra import chain, product, zipit
+from launch.algebra import sweep as values_of
+from launch.table import Table
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
+RATE = "optimizer.learning_rate"
+
+
+# The algebra.
+
+
+def test_the_algebra_gives_points_in_order():
+    seeds, rates = values_of("seed", [0, 1]), values_of(RATE, [1.0, 2.0])
+    loop = [{"seed": s, RATE: r} for s in (0, 1) for r in (1.0, 2.0)]
+    assert product(seeds, rates) == loop
+    assert zipit(seeds, rates) == [loop[0], loop[3]]
+    assert chain(seeds, rates) == [{"seed": 0}, {"seed": 1}, {RATE: 1.0}, {RATE: 2.0}]
+    nested = product(chain(seeds, values_of("seed", [5])), zipit(rates, values_of("steps", [7, 8])))
+    assert [(p["seed"], p[RATE], p["steps"]) for p in nested] == [
+        (seed, *pair) for seed in (0, 1, 5) for pair in ((1.0, 7), (2.0, 8))
+    ]
+
+
+@pytest.mark.parametrize(
+    "build, says",
+    [
+        (lambda: values_of("seed", []), r"sweep\('seed', \.\.\.\) has no values"),
+        (lambda: values_of("segments.rule", "newline"), "the values must be a list"),
+        (lambda: zipit(values_of("seed", [1]), values_of("steps", [1, 2])), "have 1, 2 points"),
+        (lambda: product(values_of("seed", [1]), values_of("seed", [2])), "product: .* set 'seed'"),
+        (lambda: zipit(values_of("seed", [1]), values_of("seed", [2])), "zipit: .* set 'seed'"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(build, says):
+    with pytest.raises(UserError, match=says):
+        build()
+
+
+# Points: names, and checks.
+
+
+def checked(of_points, output="/nowhere/sweep", config="configs/smoke.py", overrides=()):
+    return points.check(of_points, config, overrides, str(output), "sweeps/x.py")
+
+
+def names(of_points, **changes) -> list[str]:
+    return [point.job.name for point in checked(of_points, **changes)]
+
+
+def test_names_do_not_depend_on_other_points():
+    few = values_of(RATE, [1e-3, 3e-3])
+    more = values_of(RATE, [1e-4, 3e-3, 1e-2, 1e-3])
+    assert set(names(few)) < set(names(more))
+    assert names([{"seed": 1, RATE: 1e-3}]) == names([{RATE: 1e-3, "seed": 1}])
+    assert names([{RATE: 1}]) == names([{RATE: 1.0}])
+    # The same run, whether a key is the sweep's or the command line's, has the same id.
+    by_line = names(values_of("seed", [1]), overrides=[(RATE, "0.5")])[0]
+    assert by_line.rpartition("--")[2] == names([{"seed": 1, RATE: 0.5}])[0].rpartition("--")[2]
+
+
+def test_ids_follow_what_is_computed():
+    point = values_of("seed", [1])
+    first = names(point)
+    assert names(point, overrides=[("steps", "99")]) != first
+    assert names(point, config="configs/smoke.py:rope") != first
+    how = [("mesh.fsdp", "2"), ("log.every", "1"), ("data.workers", "1"), ("model.remat", "none")]
+    assert names(point, overrides=how) == first
+    # What is swept counts, whatever it is.
+    assert len({name[-8:] for name in names(values_of("mesh.fsdp", [2, 4]))}) == 2
+
+
+@pytest.mark.parametrize(
+    "key, value, readable",
+    [
+        (RATE, 3e-5, "learning_rate-3e-05"),
+        ("position.relative", (), "relative-none"),
+        (
+            "position.relative",
+            (("alibi", "segment", ("slope_scale", 48.0)), ("rope", "position")),
+            "relative-alibi.segment.slope_scale.48_rope.position",
+        ),
+        ("evaluation.lengths", (64, 128), "lengths-64_128"),
+        ("optimizer.name", "lion", "optimizer.name-lion"),  # schedule.name is another
+        ("data.train", "a b/ü;x*.jsonl@0.5; y.jsonl@1.0", "train-a-b-x-.jsonl-0.5-y.jsonl-1.0"),
+        ("data.train", "/very" * 90, "train--very-very-very-very-ve..ery-very-very-very-very"),
+    ],
+)  # fmt: skip
+def test_names_are_readable_and_safe(key, value, readable):
+    job = jobs.Job("configs/base.py", "", ((key, value),))
+    name = points.name_of({key: value}, cli.read_config(job.config_arguments()))
+    assert re.fullmatch(re.escape(readable) + "--[0-9a-f]{8}", name)
+    assert re.fullmatch("[A-Za-z0-9._-]{1,140}", name)
+
+
+def test_shipped_sweeps_fit_the_quickstart_and_the_authors_model():
+    assert len(SHIPPED) == 5
+    for config in ("configs/quickstart.py", "configs/bipe_rope_151m.py"):
+        for path in SHIPPED:
+            found = checked(points.read(str(path)), config=config)
+            assert len({point.job.workdir for point in found}) == len(found) >= 4
+    for path in SHIPPED:  # each is lines, not a program
+        assert len(path.read_text().splitlines()) <= 16
+
+
+def test_shipped_positions_are_the_quickstarts():
+    from configs import quickstart
+
+    found = checked(points.read("configs/sweeps/positions.py"), config="configs/quickstart.py:nope")
+    for point, name in zip(found, quickstart.ENCODINGS, strict=True):
+        assert point.config.to_dict() == quickstart.get_config(name).to_dict()
+
+
+def sweep_file(tmp_path, body: str) -> str:
+    path = tmp_path / "sweep.py"
+    path.write_text(f"from launch.algebra import *\n\n\ndef get_sweep():\n    {body}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "body, arguments, says",
+    [
+        ("return sweep('model.head', [1])", [], "point 1 of 1.*did you mean 'model.heads'"),
+        ("return sweep('banana', [1])", [], "no key 'banana'"),
+        ("return sweep('steps', [9, 'many'])", [], "point 2 of 2: flag --config.steps=many"),
+        ("return sweep('model.heads', [2, 3])", [], "point 2 of 2: config.model.heads=3 must divide"),
+        (
+            "return sweep('position.absolute', [(('learned', 'position'),)])",
+            ["--config.evaluation.lengths=(64,)"],
+            "point 1 of 1: the learned table of position ends at 32",
+        ),
+        ("return sweep('seed', [1, 2, 1])", [], "point 3 of 3: it has the same name and config as point 1"),
+        ("return sweep('seed', [0]) + sweep('steps', [20])", [], "point 2 of 2: it has the same"),
+        ("return product(sweep('seed', [1]), sweep('seed', [2]))", [], "product: two of the sweeps"),
+        ("return []", [], "has no points"),
+        ("return {'seed': 1}", [], "must return a list"),
+        ("return 1 / 0", [], "ZeroDivisionError"),
+        ("return sweep('seed', [1])", ["--config.seed=3"], "--config.seed is set by the sweep"),
+        ("return sweep('seed', [1])", ["--config.steps"], "--config.KEY=VALUE"),
+        ("return sweep('seed', [1])", ["--config.stepz=3"], "no field 'stepz'"),
+        ("return sweep('seed', [1])", ["--config=configs/none.py"], "no file 'configs/none.py'"),
+        ("return sweep('seed', [1])", ["--sweep=none.py"], "--sweep=none.py: there is no such file"),
+        ("return sweep('seed', [1])", ["--sweep=README.md"], "must be a Python file"),
+        ("return sweep('seed', [1])", ["--on=mars"], "--on=mars is unknown: use local, slurm, gke, sky"),
+        ("return sweep('seed', [1])", ["--jobs=x"], "argument --jobs: invalid int value: 'x'"),
+        ("return sweep('seed', [1])", ["--confg=x"], "unrecognized arguments: --confg=x"),
+        ("return sweep('seed', [1])", ["--jobs=0"], "--jobs=0 must be at least 1"),
+        ("return sweep('seed', [1])", ["--on=slurm", "--jobs=2"], "--jobs=2 is for --on=local"),
+        ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags behind --"),
+        ("return sweep('seed', [1])", ["--output="], "--output is needed"),
+        ("return sweep('seed', [1])", ["--output=/proc/x"], "/proc/x/.*cannot be written"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_launches_nothing(tmp_path, monkeypatch, body, arguments, says):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    usual = ["--config=configs/smoke.py", f"--sweep={sweep_file(tmp_path, body)}"]
+    with pytest.raises(UserError, match=says) as error:
+        sweep.main([*usual, f"--output={tmp_path}/out", *arguments])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+    path = sweep_file(tmp_path, "return sweep('seed', [1, 2])")
+    last = checked(points.read(path), tmp_path)[1]
+    other = last.config.copy_and_resolve_references()
+    other.model.layers = 7
+    os.makedirs(last.job.workdir)
+    Path(last.job.workdir, "config.json").write_text(json.dumps(other.to_dict()))
+    with pytest.raises(
+        UserError, match=f"point 2 of 2: config.model.layers=2, but .*{last.job.name}"
+    ):
+        sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
+
+
+# Other launchers.
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """A stand-in for launch.slurm; what it was given."""
+    given = []
+    monkeypatch.setitem(
+        sys.modules, "launch.slurm", types.SimpleNamespace(submit=lambda *args: given.append(args))
+    )
+    return given
+
+
+def test_a_backend_gets_what_is_neither_finished_nor_running(tmp_path, backend, capfd):
+    path = sweep_file(tmp_path, "return sweep('seed', [1, 2, 3, 4])")
+    line = ["--config=configs/smoke.py", "--config.steps=7", f"--sweep={path}", "--on=slurm"]
+    line.append(f"--output={tmp_path}/out")
+    held = checked(points.read(path), tmp_path / "out", overrides=[("steps", "7")])
+    jobs_of_all = [point.job for point in held]
+    sweep.main([*line, "--dry-run", "--", "--nodes=2", "--time=1:00"])
+    assert backend == [(jobs_of_all, ["--nodes=2", "--time=1:00"], True)]
+    assert not (tmp_path / "out").exists()
+    sweep.main(line)
+    assert backend.pop() == (jobs_of_all, [], False)
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/point.json")} == {
+        job.name for job in jobs_of_all
+    }
+
+    def beat(job, phase, age):
+        held = {"time": time.time() - age, "phase": phase, "pid": 1, "host": "other", "step": 3}
+        Path(job.workdir, "heartbeat.json").write_text(json.dumps(held))
+
+    beat(jobs_of_all[0], "training", 5)
+    beat(jobs_of_all[1], "training", 500)
+    beat(jobs_of_all[2], "preempted", 5)
+    finish(jobs_of_all[3].workdir, step=7)
+    sweep.main(line)
+    assert backend.pop()[0] == jobs_of_all[1:3]
+    said = capfd.readouterr().err
+    assert f"{jobs_of_all[0].name}: running on other (training)" in said
+    assert f"{jobs_of_all[3].name}: finished before" in said
+
+
+def test_backends_that_are_not_there_are_named(tmp_path, backend, monkeypatch):
+    path = sweep_file(tmp_path, "return sweep('seed', [1])")
+    line = ["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}/out"]
+
+    def missing(*_):
+        jobs.need("no-such-program", "--on=slurm")
+
+    monkeypatch.setattr(sys.modules["launch.slurm"], "submit", missing)
+    with pytest.raises(UserError, match="no-such-program is not on this machine"):
+        sweep.main([*line, "--on=slurm"])
+    monkeypatch.setitem(sys.modules, "launch.sky", None)
+    with pytest.raises(UserError, match=r"--on=sky cannot be used here .*nothing was launched"):
+        sweep.main([*line, "--on=sky"])
+    assert not (tmp_path / "out").exists()
+
+
+# What a run's directory says.
+
+
+def finish(workdir, step: int, perplexity: float = 9.0, evaluation=None) -> None:
+    """What configs/smoke.py leaves after so many steps, as far as sweeps look at it.
+
+    evaluation: changes to it.
+    """
+    os.makedirs(f"{workdir}/checkpoints/{step}/params", exist_ok=True)
+    rows = [
+        {"set": s, "length": n, "perplexity": perplexity + n / 100, "perplexity_error": 0.5, "loss": 2.0}
+        for s in ("Plays", "Python library")
+        for n in (32, 64, 128, 256, 512)
+    ]  # fmt: skip
+    held = {"step": step, "training_length": 32, "data": "quickstart:validation", "results": rows}
+    Path(workdir, "evaluation.json").write_text(json.dumps(held | (evaluation or {})))
+    losses = [json.dumps({"step": i + 1, "loss": 8.0 - i / 10}) for i in range(step)]
+    Path(workdir, "metrics.jsonl").write_text("\n".join(losses) + '\n{"step": 99, "lo')
+
+
+def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
+    config = checked([{}])[0].config
+    run = str(tmp_path)
+    assert not progress.finished(run, config)
+    finish(run, step=20)
+    assert progress.finished(run, config)
+    os.rename(f"{run}/checkpoints/20", f"{run}/checkpoints/20.orbax-checkpoint-tmp")
+    assert not progress.finished(run, config)
+    for change in (
+        {"step": 10},
+        {"data": "other"},
+        {"results": [{"length": 32}]},
+        {"results": None},
+    ):
+        finish(run, 20, evaluation=change)
+        assert not progress.finished(run, config)
+    finish(run, step=20)
+    longer = config.copy_and_resolve_references()
+    longer.steps = 21
+    assert not progress.finished(run, longer)
+    Path(run, "evaluation.json").write_text('{"step": 20, "res')
+    assert not progress.finished(run, config)
+
+
+# This machine.
+
+
+@pytest.fixture(scope="module")
+def line(tokenizer_file, shards, held_out):
+    """A sweep's command line on the tests' corpus, but for its file and output."""
+    settings = {
+        "tokenizer.path": tokenizer_file,
+        "data.evaluation": held_out,
+        "data.shuffle_blocks": 16,
+        "checkpoint.every": 40,
+        "evaluation.lengths": (32, 64),
+        "evaluation.windows": 2,
+    }
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [sys.executable, "-m", "launch.sweep", "--config=configs/smoke.py", *overrides]
+
+
+def wait(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def logged(directory) -> list[dict]:
+    """The complete lines of metrics.jsonl."""
+    try:
+        text = Path(directory, "metrics.jsonl").read_text()
+    except OSError:
+        return []
+    return [json.loads(complete) for complete in text.split("\n")[:-1]]
+
+
+def pid_of(workdir: str) -> int | None:
+    """The living trainer of a directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().endswith(f"--workdir={workdir}\0".encode()):
+                return int(path.parent.name)
+    return None
+
+
+def test_what_is_finished_is_left_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    path = sweep_file(tmp_path, "return sweep('seed', [1, 2])")
+    line = ["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}/out"]
+    held = checked(points.read(path), tmp_path / "out")
+    finish(held[0].job.workdir, step=20)
+    assert sweep.main([*line, "--dry-run"]) == 0
+    printed = capfd.readouterr()
+    assert f"{held[0].job.name}: finished before" in printed.err
+    assert printed.out == shlex.join([*jobs.TRAIN, *held[1].job.arguments()]) + "\n"
+    finish(held[1].job.workdir, step=20)
+    assert sweep.main(line) == 0
+    said = capfd.readouterr().err
+    assert f"{held[0].job.name}: done before" in said and "2 of 2 points are done" in said
+
+
+def test_a_run_that_is_alive_is_not_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    path = sweep_file(tmp_path, "return sweep('seed', [1, 2])")
+    log = Path(checked(points.read(path), tmp_path)[1].job.workdir, "log.txt")
+    log.parent.mkdir()
+    with log.open("ab") as file:  # as the run itself holds it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"{log.parent} is being trained by another process"):
+            sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
+    for host, refused in ((socket.gethostname(), False), ("other", True)):
+        beat = {"time": time.time(), "phase": "training", "pid": 1, "host": host, "step": 3}
+        (log.parent / "heartbeat.json").write_text(json.dumps(beat))
+        with pytest.raises(
+            UserError if refused else TypeError, match="on other" if refused else "not callable"
+        ):
+            sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
+    output, last = tmp_path / "out", 200
+    path = sweep_file(
+        tmp_path,
+        f"return product(sweep('steps', [{last}]), chain(sweep('data.train', [{shards!r}]), product("
+        f"sweep('data.train', [{shards + '@1.0'!r}]), sweep('seed', [1])),"
+        " sweep('data.train', ['/nowhere/*.jsonl'])))",
+    )
+    line = [*line, f"--sweep={path}", f"--output={output}", "--jobs=2"]
+
+    def begin():
+        return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    first = begin()
+    wait(lambda: len(list(output.glob("*/point.json"))) == 3)
+    good, second, bad = sorted(
+        map(str, output.iterdir()), key=lambda p: ("nowhere" in p, "seed" in p)
+    )
+    begun = wait(lambda: next(filter(logged, (good, second)), None))
+    assert pid_of(good) and pid_of(second) and not pid_of(bad)  # two at a time
+    with Path(begun, "log.txt").open("ab") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the run itself holds it
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == PREEMPTED, said
+    assert "0 of 3 points are done, 0 failed, 3 are left\nThe same command goes on" in said
+    saved = len(logged(begun))
+    assert progress.checkpoint.steps(begun)[-1] == saved < last
+
+    # On it goes; one run is killed outright, one cannot work.
+    again = begin()
+    os.kill(wait(lambda: len(logged(begun)) > saved and pid_of(begun)), signal.SIGKILL)
+    _, said = again.communicate(timeout=90)
+    assert again.returncode == 1, said
+    assert f"{Path(begun).name}: running (it died with code -9; going on from step" in said
+    assert f"failed: {Path(bad).name}: a wrong input: " in said and "/nowhere/*.jsonl" in said
+    assert "2 of 3 points are done, 1 failed, 0 are left" in said
+    assert "Traceback" not in said
+    for directory in (good, second):
+        assert [step["step"] for step in logged(directory)] == [*range(1, last + 1)]
+        assert json.loads(Path(directory, "evaluation.json").read_text())["step"] == last
+        assert progress.checkpoint.steps(directory)[-1] == last
+
+    collect.collect(str(output))
+    table = list(csv.DictReader((output / "sweep.csv").open()))
+    assert {row["status"] for row in table} == {"finished", "failed"}
+    assert len(table) == 2 * 2 * 2 + 1
+
+
+def test_no_device_is_taken_by_the_sweep_itself(tmp_path):
+    """It would keep a TPU from the runs."""
+    program = f"""
+from launch import sweep
+from jax._src import xla_bridge
+sweep.main(["--config=configs/quickstart.py", "--sweep=configs/sweeps/positions.py",
+    "--output={tmp_path}", "--dry-run"])
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6 and all(text.startswith("python -m bipe_jax.train ") for text in lines)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_table_shows_what_happens_first(tmp_path):
+    states = ["done"] * 30 + ["running", "failed"] + ["waiting"] * 9
+    runs = [
+        types.SimpleNamespace(
+            name=f"{'long-' * 30}{i}", state=state, shown=state, steps=20, workdir=str(tmp_path),
+            elapsed=3700.0,
+        )
+        for i, state in enumerate(states)
+    ]  # fmt: skip
+    finish(tmp_path, step=20)
+    lines = Table(runs).lines(height=12, width=80)
+    assert len(lines) <= 12 and max(map(len, lines)) < 80
+    assert re.search(r"…\S*30 +running +20/20 +6.100 +1:01:40$", lines[1])
+    assert "failed" in lines[2] and "waiting" in lines[3]
+    assert "41 points: 1 running, 1 failed, 9 waiting, 30 done" in lines
+
+
+# Collecting.
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A sweep of 2 x 5 points: 8 finished, one that ended early, one that has not begun."""
+    held = checked(
+        product(
+            values_of("segments.rule", ["newline", "fixed:8"]),
+            values_of(RATE, [10.0, 9.0, 0.1, 3e-5, 1e-3]),
+        ),
+        tmp_path,
+    )
+    for number, point in enumerate(held):
+        progress.record(point.job.workdir, point.config)
+        if number < 9:
+            finish(point.job.workdir, step=20 if number < 8 else 7, perplexity=5.0 + number)
+    return tmp_path, held
+
+
+def test_collect_makes_one_table_of_all_points(many, capsys):
+    directory, held = many
+    collect.collect(str(directory))
+    table = list(csv.DictReader((directory / "sweep.csv").open()))
+    assert len(table) == 8 * 2 * 5 + 2
+    rows = {(row["point"], row["set"], row["length"]): row for row in table}
+    assert len(rows) == len(table)
+    first = rows[held[0].job.name, "Plays", "64"]
+    assert (first[RATE], first["segments.rule"]) == ("10.0", "newline")
+    assert float(first["perplexity"]) == 5.64 and float(first["perplexity_error"]) == 0.5
+    assert float(first["final_loss"]) == pytest.approx(6.1) and first["step"] == "20"
+    assert {row["status"] for row in table} == {"finished", "unfinished", "not started"}
+    assert rows[held[8].job.name, "", ""]["step"] == "7"
+    # Numbers by their size.
+    order = list(dict.fromkeys(float(row[RATE]) for row in table))
+    assert order == [3e-5, 1e-3, 0.1, 9.0, 10.0]
+    scales = [(("alibi", "segment", ("slope_scale", scale)),) for scale in (6.0, 12.0, 96.0, 192.0)]
+    assert sorted([(), *scales[::-1]], key=collect._order) == [*scales, ()]
+    said = capsys.readouterr()
+    assert f"unfinished at step 7: {held[8].job.name}" in said.err
+    assert f"not started: {held[9].job.name}" in said.err
+    assert "8 of 10 points are finished" in said.err
+    page = (directory / "report.html").read_text()
+    assert "not started" in page and "learning_rate 3e-05, rule newline" in page
+
+
+def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, monkeypatch):
+    directory, _ = many
+    drawn = []
+    monkeypatch.setattr(plot, "draw", lambda evaluations, path: drawn.extend(evaluations))
+    collect.collect(str(directory))
+    perplexities = [evaluation["results"][0]["perplexity"] for evaluation in drawn]
+    worst = 5.0 + 7 + 0.32
+    assert len(drawn) == plot.COLOURS + 1 and perplexities[-1] == worst
+    assert worst not in perplexities[: plot.COLOURS]
+
+
+def test_curves_beyond_the_colours_are_grey_and_counted(tmp_path, monkeypatch):
+    import matplotlib.figure
+
+    seen = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda f, *a, **k: (seen.append(f), save(f, *a, **k))
+    )
+    row = {"set": "a", "perplexity_error": 0.1}
+    curves = [
+        {
+            "name": f"run {i}",
+            "training_length": 8,
+            "results": [{**row, "length": n, "perplexity": i + n} for n in (8, 16)],
+        }
+        for i in range(plot.COLOURS + 3)
+    ]
+    plot.draw(curves, str(tmp_path / "a.png"))
+    texts = [text.get_text() for text in seen[0].legends[0].get_texts()]
+    assert texts == [f"run {i}" for i in range(plot.COLOURS)] + ["3 others"]
+
+
+def test_collect_refuses_what_is_no_sweep(tmp_path):
+    for path, says in (("none", "No such file"), (".", "none of its directories holds a point")):
+        with pytest.raises(UserError, match=says):
+            sweep.main([f"--collect={tmp_path / path}"])
+    with pytest.raises(UserError, match="--output is needed"):
+        sweep.main(["--collect"])
