@@ -1,6 +1,6 @@
-"""Training under a real SLURM on this host (tests/slurm_cluster.py); takes minutes: BIPE_SLURM=1 pytest tests/test_slurm.py
+"""Training under a real SLURM on this host, see slurm_cluster.py: BIPE_SLURM=1 pytest tests/test_slurm.py
 
-Each job is disturbed as SLURM, its users or its hardware would, and must end as an undisturbed one.
+Jobs are disturbed as SLURM, their users and the hardware do it, and must end as an undisturbed one.
 """
 
 import json
@@ -119,7 +119,9 @@ def assert_undisturbed(cluster, number, workdir, sweep):
     wait((sweep / "high" / "evaluation.json").exists, LONG, "no end of the sweep")
     assert losses(workdir) == losses(sweep / "high")
     assert len(losses(workdir)) == STEPS
-    mine, theirs = (json.loads((d / "evaluation.json").read_text()) for d in (workdir, sweep / "high"))
+    mine, theirs = (
+        json.loads((d / "evaluation.json").read_text()) for d in (workdir, sweep / "high")
+    )
     assert mine["results"] == theirs["results"]
 
 

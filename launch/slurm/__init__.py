@@ -3,7 +3,6 @@
 Batch scripts are beside this; docs/slurm.md says how to use them, with sbatch alone too.
 """
 
-import argparse
 import hashlib
 import os
 import shlex
@@ -30,11 +29,11 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
     Raises:
       UserError: there is no sbatch here, it refuses, or an array of theirs is still in the queue.
     """
-    parser = argparse.ArgumentParser(prog="launch.slurm", add_help=False, allow_abbrev=False)
-    parser.add_argument("--jobs", type=int, default=len(jobs))
-    own, flags = parser.parse_known_args(arguments)
-    if own.jobs < 1:
-        raise UserError(f"--jobs={own.jobs} must be at least 1")
+    flags = [flag for flag in arguments if not flag.startswith("--jobs=")]
+    limits = [flag.partition("=")[2] for flag in arguments if flag.startswith("--jobs=")]
+    at_once = limits[-1] if limits else str(len(jobs))
+    if not at_once.isdecimal() or int(at_once) < 1:
+        raise UserError(f"--jobs={at_once} must be a number of runs at a time, 1 or more")
     directory = os.path.commonpath([Path(job.workdir).absolute().parent for job in jobs])
     text = "".join(shlex.join(job.arguments()) + "\n" for job in jobs)
     # An array that waits reads its own lines, whatever is submitted after it.
@@ -45,13 +44,14 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
         _check_queue(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    array = f"--array=0-{len(jobs) - 1}%{own.jobs}"
+    array = f"--array=0-{len(jobs) - 1}%{at_once}"
     _sbatch(directory, [array, *flags], ["sweep.sbatch", str(path)], "%A_%a", dry_run)
 
 
 def submit_one(job: Job, flags: list[str], dry_run: bool) -> None:
     """Submits one job, already checked, with flags of sbatch. Raises UserError as `submit` does."""
     workdir = os.path.abspath(job.workdir)
+    flags = [f"--job-name={job.name or os.path.basename(workdir)}", *flags]
     if not dry_run:
         _check_queue(workdir)
         os.makedirs(workdir, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Checks a run and submits it to SLURM:
+"""Checks a run and submits it to SLURM (docs/slurm.md):
 
 python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--dry-run] [-- FLAGS OF SBATCH]
 """
@@ -7,27 +7,20 @@ import argparse
 import sys
 
 from bipe_jax import cli
-from bipe_jax.errors import UserError
-from launch import jobs, slurm
+from launch import jobs, machines, slurm
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.slurm",
+        description=__doc__,
         allow_abbrev=False,
-        description="Checks a run and submits it; flags of sbatch follow --.",
-        epilog="--config.KEY=VALUE sets a field of the config.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="such as configs/quickstart.py:rope")
-    parser.add_argument("--workdir", required=True, help="on a disk that all nodes share")
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     end = argv.index("--") if "--" in argv else len(argv)
-    args, changes = parser.parse_known_args(argv[:end])
-    for change in changes:
-        if not change.startswith("--config.") or "=" not in change:
-            raise UserError(f"unexpected argument {change!r}: flags of sbatch follow --")
-    pairs = (change.removeprefix("--config.").partition("=") for change in changes)
-    job = jobs.Job(args.config, args.workdir, tuple((key, value) for key, _, value in pairs))
+    args, rest = parser.parse_known_args(argv[:end])
+    job = machines.job_of(rest)
     jobs.check(job)
     slurm.submit_one(job, argv[end + 1 :], args.dry_run)
 
