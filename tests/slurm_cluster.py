@@ -54,9 +54,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=5
 SlurmctldTimeout=60
-KillWait=20
+KillWait=15
 MinJobAge=3600
 GresTypes=gpu
 {nodes}

@@ -65,7 +65,7 @@ def overrides(tmp_path_factory, command, shards, held_out, tokenizer_file):
 
 @pytest.fixture
 def slowly(monkeypatch):
-    """Jobs take two seconds a step until they are restarted."""
+    """Jobs take two seconds a step until they are restarted: SLURM looks at limits each half minute."""
     monkeypatch.setenv("BIPE_PYTHON", f"{sys.executable} tests/slow_python.py")
     monkeypatch.setenv("SLEEP", "2")
 
@@ -79,7 +79,7 @@ def sweep(cluster, environment, overrides, tmp_path_factory) -> Path:
         Job("configs/smoke.py", f"{directory}/{name}", (*overrides, ("optimizer.learning_rate", r)), name)
         for name, r in rates.items()
     ]  # fmt: skip
-    slurm.submit(points, ["--nodes=2", "--cpus-per-task=1"], dry_run=False)
+    slurm.submit(points, TWO, dry_run=False)
     with pytest.raises(slurm.UserError, match=f"for {directory} is in the queue"):
         slurm.submit(points, ["--nodes=2"], dry_run=False)
     return directory
@@ -104,11 +104,13 @@ def launch(cluster, workdir, overrides, *flags) -> str:
     return next(number for number, where in map(str.split, shown) if where == str(workdir))
 
 
-def begun(cluster, workdir, overrides, *flags) -> str:
-    """The number of a job that has done some steps, on two nodes."""
-    number = launch(cluster, workdir, overrides, "--nodes=2", "--cpus-per-task=1", *flags)
-    wait(lambda: len(losses(workdir)) > 7, LONG, f"{log(workdir)}\nno step")
-    return number
+TWO = ("--nodes=2", "--cpus-per-task=1")
+RATE = (("optimizer.learning_rate", 3e-3),)  # of the sweep's point "high"
+
+
+def begun(workdir):
+    """Waits for a job's first save."""
+    wait((workdir / "checkpoints" / "5").exists, LONG, f"{log(workdir)}\nno checkpoint")
 
 
 def assert_undisturbed(cluster, number, workdir, sweep):
@@ -123,9 +125,6 @@ def assert_undisturbed(cluster, number, workdir, sweep):
         json.loads((d / "evaluation.json").read_text()) for d in (workdir, sweep / "high")
     )
     assert mine["results"] == theirs["results"]
-
-
-RATE = (("optimizer.learning_rate", 3e-3),)
 
 
 def test_two_nodes_of_two_tasks_train_and_evaluate(cluster, overrides, tmp_path):
@@ -149,62 +148,85 @@ def test_a_sweep_is_an_array(cluster, sweep):
     ]
 
 
-def test_preempted_by_a_higher_partition(cluster, sweep, overrides, slowly, tmp_path):
-    number = begun(cluster, tmp_path, overrides + RATE)
-    nodes = cluster.job(number)["NodeList"]
+def test_a_higher_partition_and_the_time_limit(cluster, sweep, overrides, slowly, tmp_path):
+    preempted, ended = tmp_path / "preempted", tmp_path / "ended"
+    first = launch(cluster, preempted, overrides + RATE, *TWO)
+    second = launch(cluster, ended, overrides + RATE, *TWO, "--signal=TERM@60", "--time=30")
+
+    begun(preempted)
+    nodes = cluster.job(first)["NodeList"]
     done = cluster.run(
         "sbatch", "--partition=high", f"--nodelist={nodes}", "--nodes=2", "--ntasks=8",
         f"--output={tmp_path}/high.out", "--wrap=date",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert_undisturbed(cluster, number, tmp_path, sweep)
-    assert "ended with status 42" in log(tmp_path)
+    begun(ended)
+    minutes = int(cluster.job(second)["RunTime"].split(":")[1])  # of 00:01:23
+    cluster.run("scontrol", "update", f"JobId={second}", f"TimeLimit={minutes + 2}")
+
+    for number, workdir in ((first, preempted), (second, ended)):
+        assert_undisturbed(cluster, number, workdir, sweep)
+        assert "ended with status 42" in log(workdir)
     assert (tmp_path / "high.out").exists()
 
 
-@pytest.mark.parametrize("batch_host", [True, False])
-def test_a_node_that_dies(cluster, sweep, overrides, slowly, tmp_path, batch_host):
-    """The first node takes the batch script with it; without the other, that sees the trainer fail."""
-    number = begun(cluster, tmp_path, overrides + RATE)
-    hosts = cluster.run("scontrol", "show", "hostnames", cluster.job(number)["NodeList"]).stdout
-    first = cluster.job(number)["BatchHost"]
-    node = first if batch_host else next(host for host in hosts.split() if host != first)
-    cluster.kill_node(node)
+def test_nodes_that_die(cluster, sweep, overrides, slowly, tmp_path):
+    """With a job's first node its batch script dies; without another, that sees the trainer fail."""
+    jobs = {}
+    for at in (0, 1):
+        workdir = tmp_path / str(at)
+        number = launch(cluster, workdir, overrides + RATE, *TWO, "--exclusive")
+        jobs[at] = number, workdir
+    lost = []
+    for at, (number, workdir) in jobs.items():
+        begun(workdir)
+        job = cluster.job(number)
+        hosts = cluster.run("scontrol", "show", "hostnames", job["NodeList"]).stdout.split()
+        assert hosts[0] == job["BatchHost"]
+        lost.append(hosts[at])
+    for node in lost:
+        cluster.kill_node(node)
     try:
-        assert_undisturbed(cluster, number, tmp_path, sweep)
-        assert node not in log(tmp_path).rpartition("tasks on")[2]
+        for number, workdir in jobs.values():
+            assert_undisturbed(cluster, number, workdir, sweep)
     finally:
-        cluster.start_node(node)
-        wait(lambda: len(cluster.nodes("idle")) == 4, 60, f"{node} does not come back")
+        for node in lost:
+            cluster.start_node(node)
+        wait(lambda: len(cluster.nodes("idle")) == 4, 60, f"{lost} do not come back")
 
 
-def test_the_time_limit(cluster, sweep, overrides, slowly, tmp_path):
-    number = begun(cluster, tmp_path, overrides + RATE, "--signal=TERM@60", "--time=30")
-    elapsed = cluster.job(number)["RunTime"].split(":")  # 00:01:23
-    cluster.run("scontrol", "update", f"JobId={number}", f"TimeLimit={int(elapsed[1]) + 2}")
-    assert_undisturbed(cluster, number, tmp_path, sweep)
-    assert "ended with status 42" in log(tmp_path)
+WRONG = ("optimizer.learning_rate=-1", "optimizer.learning_rat=1")
 
 
-@pytest.mark.parametrize("wrong", ["optimizer.learning_rate=-1", "optimizer.learning_rat=1"])
-def test_a_users_error_is_not_requeued(cluster, overrides, tmp_path, wrong):
-    done = cluster.run(
-        "sbatch", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1",
-        f"--output={tmp_path}/slurm-%j.out", "launch/slurm/train.sbatch",
-        "--config=configs/smoke.py", f"--config.{wrong}", f"--workdir={tmp_path}/new",
-    )  # fmt: skip
-    number = done.stdout.strip()
-    wait(lambda: cluster.job(number)["JobState"] == "FAILED", LONG, f"{log(tmp_path)}\nno failure")
+def test_users_errors_are_not_requeued(cluster, overrides, tmp_path):
+    numbers = []
+    for i in range(2):
+        done = cluster.run(
+            "sbatch", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1",
+            f"--output={tmp_path}/slurm-{i}.out", "launch/slurm/train.sbatch",
+            "--config=configs/smoke.py", f"--config.{WRONG[i]}", f"--workdir={tmp_path}/{i}",
+        )  # fmt: skip
+        numbers.append(done.stdout.strip())
+    for number in numbers:
+        wait(
+            lambda n=number: cluster.job(n)["JobState"] == "FAILED",
+            LONG,
+            f"{log(tmp_path)}\nno end",
+        )
     time.sleep(8)  # longer than a requeued job would be held
-    assert cluster.job(number)["JobState"] == "FAILED"
-    assert cluster.job(number)["Restarts"] == "0"
-    key = wrong.partition("=")[0].rpartition(".")[2]
-    assert key in (tmp_path / "new" / "failed").read_text()
-    assert "not starting again: a wrong input: config" in log(tmp_path)
+    for i, number in enumerate(numbers):
+        job = cluster.job(number)
+        assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+        key = WRONG[i].partition("=")[0].rpartition(".")[2]
+        assert key in (tmp_path / str(i) / "failed").read_text()
+        assert (
+            "not starting again: a wrong input: config" in (tmp_path / f"slurm-{i}.out").read_text()
+        )
 
 
 def test_cancelled_by_its_user(cluster, overrides, slowly, tmp_path):
-    number = begun(cluster, tmp_path, overrides)
+    number = launch(cluster, tmp_path, overrides, *TWO)
+    begun(tmp_path)
     cluster.run("scancel", number)
     wait(lambda: "left to SLURM" in log(tmp_path), LONG, f"{log(tmp_path)}\nno end")
     assert "ended with status 42" in log(tmp_path)  # saved all the same
