@@ -2,13 +2,17 @@
 
 import json
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bipe_jax import errors
 from bipe_jax.errors import UserError
 from launch import jobs, restart
+
+ROOT = Path(__file__).parent.parent
 
 
 def job(tmp_path, **overrides):
@@ -84,3 +88,22 @@ def test_hosts_count_one_death_once_each(tmp_path):
         assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert not any(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert restart.decide(str(tmp_path), 137)[0]
+
+
+def test_who_starts_a_run_again_that_was_given_up_has_all_tries(tmp_path):
+    for _ in range(2):
+        assert [restart.decide(str(tmp_path), 1)[0] for _ in range(4)] == [True, True, True, False]
+
+
+def test_deaths_count_where_the_workdir_cannot_be_written_or_holds_nonsense(tmp_path):
+    (tmp_path / "restarts.json.tmp").mkdir()  # fails for root too
+    (tmp_path / "restarts.json").write_text("[1]")
+    line = [sys.executable, "-m", "launch.restart", f"--workdir={tmp_path}", "--code=137"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("not starting again: it died with code 137")
+    assert done.stderr.endswith(f"{tmp_path}/restarts.json is not writable\n")
+    answers = [restart.decide(str(tmp_path), 137)[0] for _ in range(2)]
+    (tmp_path / "restarts.json.tmp").rmdir()  # writable again, midway
+    answers += [restart.decide(str(tmp_path), 137)[0] for _ in range(2)]
+    assert answers == [True, True, True, False]
