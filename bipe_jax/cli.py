@@ -7,6 +7,7 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from bipe_jax import processes
 from bipe_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
@@ -21,7 +22,7 @@ def user_errors():
         # Leaves at once: threads of a failed save would print their tracebacks below the line, and
         # jax.distributed would wait for the other processes. What is to be closed is closed by now.
         sys.stdout.flush()
-        say(f"error: {error}")
+        say_from_here(f"error: {error}")
         os._exit(1)
 
 
@@ -71,12 +72,28 @@ def read_config(arguments: list[str]) -> ConfigDict:
     return config.value
 
 
-def run_with_flags(main) -> None:
-    """Runs main(argv) under absl, for programs with a --config."""
-    with user_errors():
+def flag(name: str) -> str:
+    """The value of --NAME=VALUE, where flags could not be read; "" if it is not there."""
+    values = [a.partition("=")[2] for a in sys.argv if a.startswith(f"--{name}=")]
+    return values[-1] if values else ""
+
+
+def run_with_flags(main, within=contextlib.nullcontext()) -> None:  # noqa: B008
+    """Runs main(argv) under absl, for programs with a --config; flags are read `within` a context too."""
+    with user_errors(), within:
         app.run(main, flags_parser=_parse)
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error beside the progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, on standard error beside the progress bar.
+
+    Of several processes the first one says it.
+    """
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def say_from_here(text: str) -> None:
+    """The same for what this process alone may know: it says who it is, if there are several."""
+    name = processes.name()
+    print(f"{text} ({name})" if name else text, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions, report
+from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions, processes, report
 from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
 from bipe_jax.data.batches import PREPARED
@@ -110,7 +110,6 @@ class Evaluator:
         config = placed.config.copy_and_resolve_references()
         config.evaluation.windows = settings.windows
         placed = dataclasses.replace(placed, config=config)
-        self._mesh = placed.mesh
         self._evaluation = perplexity.Evaluation(
             placed,
             held,
@@ -130,8 +129,7 @@ class Evaluator:
         }
 
     def __call__(self, params: dict, name: str, step: int | None) -> dict:
-        """What evaluation.json holds, of these parameters."""
-        params = inference.place_params(self._mesh, params)
+        """What evaluation.json holds, of parameters that are placed as those of `inference.load`."""
         return {"name": name, "step": step, **self._head, **self._evaluation(params)}
 
 
@@ -183,9 +181,10 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     make_output(output)
     name = os.path.basename(os.path.abspath(output))
     result = Evaluator(placed, settings)(placed.params, name, placed.step)
-    write(result, output)
-    print(tables(result))
-    print(f"Wrote {output}/evaluation.json, extrapolation.png and report.html")
+    if processes.is_first():
+        write(result, output)
+        print(tables(result))
+        print(f"Wrote {output}/evaluation.json, extrapolation.png and report.html")
     return result
 
 
@@ -270,6 +269,7 @@ def main():
     settings = Settings(lengths, args.data, sets, args.windows, args.protocol, args.extend)
     checkpoint.quiet()
     enable_cache()
+    processes.join()
     if args.follow:
         from bipe_jax.follow import follow
 

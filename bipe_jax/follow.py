@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 
-from bipe_jax import checkpoint, cli, inference
+from bipe_jax import checkpoint, cli, inference, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
 
@@ -27,10 +27,12 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
       output: directory for the files; "" takes `path`.
 
     Raises:
-      UserError: a wrong input, or another follower writes to the same directory.
+      UserError: a wrong input, several processes, or another follower writes to the same directory.
     """
     if os.path.isdir(os.path.join(path, "params")):
         raise UserError(f"{path} is one checkpoint, not a run: give the run's workdir to follow it")
+    if processes.name():
+        raise UserError("--follow runs in one process, beside the training: start it by itself")
     output = output or path
     directory = os.path.join(output, "evaluations")
     make_output(directory)
@@ -53,17 +55,15 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
                 if loaded is None:
                     cli.say(f"step {step}: was deleted before it could be read; passed over")
                     continue
-                meta, params = loaded
-                last = meta.config.steps
+                last = loaded.config.steps
                 if evaluator is None:
-                    placed = inference.place(meta.config, params, meta.tokenizer, step)
-                    evaluator = Evaluator(placed, settings)
+                    evaluator = Evaluator(loaded, settings)
                 cli.say(f"step {step}")
-                result = evaluator(params, name, step)
+                result = evaluator(loaded.params, name, step)
                 write(result, output)
                 write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
             elif last is None and done and (loaded := _load(path, max(done))):
-                last = loaded[0].config.steps
+                last = loaded.config.steps
             elif last in done:
                 break
             else:
@@ -90,9 +90,9 @@ def _lock(directory: str):
 
 
 def _load(path: str, step: int):
-    """(meta, params), or None if it is deleted meanwhile."""
+    """An `inference.Placed`, or None if it is deleted meanwhile."""
     try:
-        return checkpoint.load(path, step)
+        return inference.load(path, step=step)
     except Exception:  # whatever a file that vanishes makes of a reader
         until = time.monotonic() + _VANISHING
         while step in checkpoint.steps(path):

@@ -33,21 +33,27 @@ class Placed:
 
 
 def place(config, params: dict, tokenizer=None, step=None) -> Placed:
-    """Puts a model on all devices, whatever mesh it was trained on."""
+    """Puts a model on all devices of all processes, each of which has all parameters."""
+    config = _on_all_devices(config)
+    mesh = sharding.make_mesh(config)
+    params = jax.tree.map(sharding.place, params, _placements(mesh, params))
+    return Placed(config, params, mesh, segments.rule_of(config), tokenizer, step)
+
+
+def _on_all_devices(config):
+    """The config, with a mesh of what is here, whatever mesh it was trained on."""
     config = config.copy_and_resolve_references()
     fsdp = math.gcd(jax.device_count(), config.model.width)
     config.mesh.update(devices=0, data=0, fsdp=fsdp, tensor=1, context=1)
     if not all(encoding.rotates for _, encoding in positions.relative_encodings(config)):
         config.model.attention = "chunked"
-    mesh = sharding.make_mesh(config)
-    params = place_params(mesh, params)
-    return Placed(config, params, mesh, segments.rule_of(config), tokenizer, step)
+    return config
 
 
-def place_params(mesh: jax.sharding.Mesh, params: dict) -> dict:
+def _placements(mesh: jax.sharding.Mesh, params: dict) -> dict:
+    """Where each parameter lies. Of the arguments only the names of the parameters count."""
     specs = jax.tree.map(sharding.parameter_spec, sharding.names(params))
-    shardings = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs)
-    return jax.device_put(params, shardings)
+    return jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs)
 
 
 def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
@@ -70,15 +76,24 @@ def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
     return found | {"tokens": tokens.astype(np.int32)}
 
 
-def load(path, extend: str = "") -> Placed:
-    """Reads a checkpoint and places it.
+def load(path, extend: str = "", step: int | None = None) -> Placed:
+    """Reads a checkpoint; each process reads what its devices hold, none all of it.
 
     Args:
-      path: see `checkpoint.load`. extend: a scaling of its rotary encoding, see `positions.extend`.
+      path, step: see `checkpoint.load`.
+      extend: a scaling of its rotary encoding, see `positions.extend`.
 
     Raises:
       UserError: as those do.
     """
-    meta, params = checkpoint.load(path)
+    meta, shapes = checkpoint.describe(path, step)
     config = positions.extend(meta.config, extend) if extend else meta.config
-    return place(config, params, meta.tokenizer, meta.step)
+    config = _on_all_devices(config)
+    mesh = sharding.make_mesh(config)
+    abstract = jax.tree.map(
+        lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+        shapes,
+        _placements(mesh, shapes),
+    )
+    params = checkpoint.read_params(path, meta.step, abstract)
+    return Placed(config, params, mesh, segments.rule_of(config), meta.tokenizer, meta.step)

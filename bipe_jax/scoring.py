@@ -17,7 +17,11 @@ class Scorer:
 
     def __init__(self, placed: inference.Placed):
         self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
-        self._run = jax.jit(functools.partial(_score, placed.config), static_argnames=("chunk",))
+        self._run = jax.jit(
+            functools.partial(_score, placed.config),
+            static_argnames=("chunk",),
+            out_shardings=sharding.replicated(placed.mesh),
+        )
 
     def batch_rows(self, length: int, windows: int) -> int:
         """How many windows are run at a time: as many as `evaluation.batch_tokens` allows."""
@@ -55,7 +59,8 @@ class Scorer:
                 scored = w.end - w.scored + np.minimum(np.arange(count), w.scored - 1)
                 places[row] = scored - w.start
                 targets[row] = documents[w.document][scored + 1]
-            batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
+            placement = sharding.batch_sharding(self.mesh)
+            batch = {name: sharding.place(array, placement) for name, array in batch.items()}
             with jax.set_mesh(self.mesh):
                 found = self._run(params, batch, places, targets, chunk=chunk)
             log_probs, likeliest = jax.device_get(found)

@@ -155,7 +155,7 @@ def state_shardings(mesh: Mesh, state):
                 return NamedSharding(mesh, spec)
         if name.startswith("params/"):
             raise KeyError(f"no sharding rule matches parameter {name!r}")
-        return NamedSharding(mesh, P())
+        return replicated(mesh)
 
     return jax.tree.map(sharding, names(state), state)
 
@@ -190,6 +190,17 @@ def place_batch(mesh: Mesh, batch: dict, readers: int = 1) -> dict:
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: place(rows) for name, rows in batch.items()}
+
+
+def place(array, placement: NamedSharding) -> jax.Array:
+    """An array that every process has whole -> the global array."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, placement, lambda part: array[part])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of what every device, and so every process, has whole: jitted functions give it to the host."""
+    return NamedSharding(mesh, P())
 
 
 def of_all_processes(value) -> list:

@@ -101,12 +101,11 @@ def compile_on(config, mesh):
     # No array is made here: the mesh may be of devices that are not there, see `preflight`.
     shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
     shardings = sharding.state_shardings(mesh, shapes)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     init = jax.jit(functools.partial(init_state, config), out_shardings=shardings)
     step = jax.jit(
         functools.partial(train_step, config),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, replicated),
+        out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
         compiler_options=OPTIONS[sharding.platform(mesh.abstract_mesh)],
     )

@@ -6,15 +6,16 @@ python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1
 |-----------|----------------------------------------------------|---------------------------------|
 | 0         | all steps are done                                 | no                              |
 | any       | WORKDIR/failed is there: a user's error, its line  | no                              |
+| 1         | WORKDIR is not there: it was never made, or a disk | no                              |
+|           | has vanished, in whose place nothing is to be made |                                 |
 | 42        | preempted, saved                                   | yes                             |
 | other     | died, or lost a peer                               | while checkpoints advance; else |
 |           |                                                    | 3 times                         |
 
-Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; where
-each host of a run decides for itself, in a WORKDIR/restarts-HOST.json of its own (--host), or one death
-that all hosts see would count as many. A run that is given up is counted anew: who starts it again has
-mended something. Where the file cannot be written (a full disk, a file system that is away), a supervisor
-that lives counts for itself; this command, which cannot, says no.
+Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; if that
+cannot be written, the answer is no. Where each host of a run decides for itself, its count is in a
+WORKDIR/restarts-HOST.json (--host), or one death that all hosts see would count as many. A run that is
+given up is counted anew: who starts it again has mended something.
 """
 
 import argparse
@@ -25,7 +26,6 @@ import sys
 
 PREEMPTED = 42  # as in bipe_jax/errors.py
 _MOST = 3  # crashes at one step
-_unwritten: dict[str, dict] = {}  # by path: counts that only this process has
 
 
 def latest_step(workdir: str) -> int:
@@ -48,44 +48,42 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     failed = os.path.join(workdir, "failed")
     with contextlib.suppress(OSError), open(failed, encoding="utf-8", errors="replace") as file:
         return False, f"a wrong input: {file.read().strip()}"
+    if code == 1 and not os.path.isdir(workdir):
+        return (
+            False,
+            f"{workdir} is not there: see the run's last line, or whether a disk is missing",
+        )
     step = latest_step(workdir)
     if code == PREEMPTED:
         return True, f"preempted; going on from step {max(step, 0)}"
     counted_step, crashes = _read(path)
     crashes = crashes + 1 if counted_step == step else 1
-    if crashes > _MOST:
-        _unwritten.pop(path, None)
-        with contextlib.suppress(OSError):
+    why = f"it died with code {code}"
+    try:
+        if crashes > _MOST:
             os.remove(path)
-        return (
-            False,
-            f"it died with code {code}, {crashes} times since the checkpoint of step {step}",
-        )
-    _write(path, {"step": step, "crashes": crashes})
-    return True, f"it died with code {code}; going on from step {max(step, 0)}"
+            return False, f"{why}, {crashes} times since the checkpoint of step {step}"
+        _write(path, {"step": step, "crashes": crashes})
+    except OSError as error:
+        return False, f"{why}, and {path} cannot be written: {error.strerror}"
+    return True, f"{why}; going on from step {max(step, 0)}"
 
 
 def _read(path: str) -> tuple[int | None, int]:
     """(step, crashes at it)."""
     try:
-        if (counted := _unwritten.get(path)) is None:
-            with open(path, encoding="utf-8") as file:
-                counted = json.load(file)
+        with open(path, encoding="utf-8") as file:
+            counted = json.load(file)
         return counted["step"], int(counted["crashes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0
 
 
 def _write(path: str, counted: dict) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(counted, file)
-        os.replace(path + ".tmp", path)
-    except OSError:
-        _unwritten[path] = counted
-    else:
-        _unwritten.pop(path, None)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(counted, file)
+    os.replace(path + ".tmp", path)
 
 
 def main() -> int:
@@ -95,9 +93,6 @@ def main() -> int:
     parser.add_argument("--host", default="", help="that decides for itself, of several")
     args = parser.parse_args()
     again, why = decide(args.workdir, args.code, args.host)
-    if again and _unwritten:
-        again = False
-        why += f": but it cannot be counted, {', '.join(_unwritten)} is not writable"
     print(("starting again: " if again else "not starting again: ") + why, file=sys.stderr)
     return 0 if again else 1
 
