@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 
 import jax
@@ -20,8 +21,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from bipe_jax import rundir
+from bipe_jax import cli, rundir
 from bipe_jax.observe.wandb_board import WandbBoard
+
+_EVERY = 10  # seconds between lines of the progress bar in a file
 
 # Dense bfloat16 FLOPs a second of one device, by the beginning of jax's `device_kind`; the longest
 # match counts. From the makers' data sheets.
@@ -82,6 +85,17 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+class _Lines:
+    """The progress bar in a file, such as the log of a job: a line each time, that nothing overwrites."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            cli.say(text)
+
+    def flush(self) -> None:
+        pass
+
+
 class Log:
     """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard, the progress bar and, if asked, to W&B.
 
@@ -101,12 +115,14 @@ class Log:
         _truncate(self._path, first_step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._board = _Board(os.path.join(self._workdir, "tensorboard"), first_step + 1)
+        watched = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=self._config.steps,
             initial=first_step,
             unit="step",
-            dynamic_ncols=True,
-            mininterval=1,
+            file=None if watched else _Lines(),
+            dynamic_ncols=watched,
+            mininterval=1 if watched else _EVERY,
         )
         self._meter = _Meter(self._config)
 
@@ -164,7 +180,8 @@ class Log:
                         ("loss", "loss", ".3f"), ("tokens_per_second", "tokens/s", ",.0f"),
                     )
                     if values.get(name) is not None
-                )
+                ),
+                refresh=False,
             )  # fmt: skip
 
     def _text_metrics(self, batch: dict, values: dict) -> dict:

@@ -13,10 +13,13 @@ python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1
 |           |                                                    | 3 times                         |
 
 Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; if that
-cannot be written, the answer is no.
+cannot be written, the answer is no. Where each host of a run decides for itself, its count is in a
+WORKDIR/restarts-HOST.json (--host), or one death that all hosts see would count as many. A run that is
+given up is counted anew: who starts it again has mended something.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -43,9 +46,8 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     if code == 0:
         return False, "all steps are done"
     failed = os.path.join(workdir, "failed")
-    if os.path.exists(failed):
-        with open(failed, encoding="utf-8") as file:
-            return False, f"a wrong input: {file.read().strip()}"
+    with contextlib.suppress(OSError), open(failed, encoding="utf-8", errors="replace") as file:
+        return False, f"a wrong input: {file.read().strip()}"
     if code == 1 and not os.path.isdir(workdir):
         return (
             False,
@@ -54,27 +56,27 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     step = latest_step(workdir)
     if code == PREEMPTED:
         return True, f"preempted; going on from step {max(step, 0)}"
-    counted = _read(path)
-    crashes = counted["crashes"] + 1 if counted["step"] == step else 1
+    counted_step, crashes = _read(path)
+    crashes = crashes + 1 if counted_step == step else 1
+    why = f"it died with code {code}"
     try:
+        if crashes > _MOST:
+            os.remove(path)
+            return False, f"{why}, {crashes} times since the checkpoint of step {step}"
         _write(path, {"step": step, "crashes": crashes})
     except OSError as error:
-        why = f"it died with code {code}, and {path} cannot be written"
-        return False, f"{why}: {error.strerror}"
-    if crashes > _MOST:
-        return (
-            False,
-            f"it died with code {code}, {crashes} times since the checkpoint of step {step}",
-        )
-    return True, f"it died with code {code}; going on from step {max(step, 0)}"
+        return False, f"{why}, and {path} cannot be written: {error.strerror}"
+    return True, f"{why}; going on from step {max(step, 0)}"
 
 
-def _read(path: str) -> dict:
+def _read(path: str) -> tuple[int | None, int]:
+    """(step, crashes at it)."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return {"step": None, "crashes": 0}
+            counted = json.load(file)
+        return counted["step"], int(counted["crashes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, 0
 
 
 def _write(path: str, counted: dict) -> None:

@@ -97,3 +97,15 @@ def test_hosts_count_one_death_once_each(tmp_path):
         assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert not any(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert restart.decide(str(tmp_path), 137)[0]
+
+
+def test_who_starts_a_run_again_that_was_given_up_has_all_tries(tmp_path):
+    for _ in range(2):
+        assert [restart.decide(str(tmp_path), 1)[0] for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_count_that_is_nonsense_is_begun_anew(tmp_path):
+    for nonsense in ("[1]", "{", '{"step": -1}', '{"step": -1, "crashes": "x"}'):
+        (tmp_path / "restarts.json").write_text(nonsense)
+        assert restart.decide(str(tmp_path), 137)[0]
+        assert json.loads((tmp_path / "restarts.json").read_text())["crashes"] == 1
