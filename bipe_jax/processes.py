@@ -34,8 +34,8 @@ def start() -> None:
         with status LOST.
     """
     if not _find():
-        # Alone; but what tells of SIGTERM belongs to jax.distributed. Devices of one process need no
-        # network: with gloo, several CPU devices of one process can wait for each other for ever.
+        # Alone; but what tells of SIGTERM belongs to jax.distributed, which would put even CPU devices
+        # of one process on a network.
         jax.config.update("jax_cpu_collectives_implementation", None)
         _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
 

