@@ -17,6 +17,7 @@ cannot be written, the answer is no.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -79,9 +80,14 @@ def _read(path: str) -> dict:
 
 def _write(path: str, counted: dict) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(counted, file)
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(counted, file)
+        os.replace(path + ".tmp", path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise
 
 
 def main() -> int:
