@@ -24,6 +24,7 @@ from bipe_jax import (
     model,
     perplexity,
     positions,
+    processes,
     report,
     segments,
     sharding,
@@ -125,7 +126,9 @@ def measure(placed: inference.Placed, blocks: np.ndarray) -> tuple[dict, dict, d
     coordinates = segments.coordinates(blocks, placed.rule)
     bins = {name: bins_to(int(coordinates[name].max())) for name in BY}
     counts = {name: len(some) for name, some in bins.items()}
-    run = jax.jit(functools.partial(_measures, config, counts))
+    run = jax.jit(
+        functools.partial(_measures, config, counts), out_shardings=sharding.replicated(mesh)
+    )
     devices = sharding.batch_shards(mesh)
     rows = max(config.evaluation.batch_tokens // blocks.shape[1] // devices, 1) * devices
     rows = min(rows, -(-len(blocks) // devices) * devices)
@@ -138,7 +141,8 @@ def measure(placed: inference.Placed, blocks: np.ndarray) -> tuple[dict, dict, d
             name: np.pad(x[some], ((0, rows - size), (0, 0)), "edge") for name, x in inputs.items()
         }
         with jax.set_mesh(mesh):
-            inputs = jax.device_put(inputs, sharding.batch_sharding(mesh))
+            placement = sharding.batch_sharding(mesh)
+            inputs = {name: sharding.place(x, placement) for name, x in inputs.items()}
             of_rows = jax.device_get(run(placed.params, inputs))
         found.append({name: x[:, :size] for name, x in of_rows.items()})
     means = {
@@ -239,10 +243,11 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         bins, means, uniform = measure(placed, chosen[:, :length])
         _add(result, length, bins, means, uniform)
         cli.say(f"{length} tokens: {len(chosen)} blocks")
-    write_json(result, os.path.join(output, "attention.json"))
-    report.write([output], os.path.join(output, "report.html"))
-    print(table(result))
-    print(f"Wrote {output}/attention.json and report.html")
+    if processes.is_first():
+        write_json(result, os.path.join(output, "attention.json"))
+        report.write([output], os.path.join(output, "report.html"))
+        print(table(result))
+        print(f"Wrote {output}/attention.json and report.html")
     return result
 
 
@@ -317,6 +322,7 @@ def main():
         ) from None
     checkpoint.quiet()
     enable_cache()
+    processes.join()
     analyse(args.checkpoint, lengths, args.data, args.output, args.blocks)
 
 

@@ -195,15 +195,22 @@ class Generator:
         # What a token gets must not change with later ones, or what is cached is no longer true.
         self._steady = all(e.steady for _, e in positions.relative_encodings(config))
         shapes = jax.eval_shape(lambda: empty_cache(config, 1, self.size))
+        cache = jax.tree.map(self._placement, shapes)
+        # Fixed, so that what one call gives is what the next one was compiled for.
+        both = (self._placement(jax.ShapeDtypeStruct((1, 1), jnp.float32)), cache)
         self._empty = jax.jit(
-            functools.partial(empty_cache, config),
-            static_argnums=(0, 1),
-            out_shardings=jax.tree.map(self._placement, shapes),
+            functools.partial(empty_cache, config), static_argnums=(0, 1), out_shardings=cache
         )
-        self._extend = jax.jit(functools.partial(extend, config), donate_argnums=1)
+        self._extend = jax.jit(
+            functools.partial(extend, config), donate_argnums=1, out_shardings=both
+        )
         self._whole = jax.jit(functools.partial(_whole, config))
-        self._step = jax.jit(functools.partial(step, config), static_argnums=1, donate_argnums=2)
-        self._draw = jax.jit(_draw, static_argnums=0)
+        self._step = jax.jit(
+            functools.partial(step, config), static_argnums=1, donate_argnums=2, out_shardings=both
+        )
+        self._draw = jax.jit(
+            _draw, static_argnums=0, out_shardings=sharding.replicated(placed.mesh)
+        )
 
     def __call__(
         self,
@@ -256,13 +263,12 @@ class Generator:
         padded = [np.asarray(p, np.int32) for p in prompts]
         padded += [padded[0][:1]] * (rows - len(prompts))
         ended = [False] * len(prompts)
-        key = jax.random.key(seed)
         with jax.set_mesh(placed.mesh):
             logits, cache = self._read(padded)
         for number in range(max_new_tokens):
             goes_on = number + 1 < max_new_tokens
             with jax.set_mesh(placed.mesh):
-                tokens = self._draw(sampling, logits, key, number)
+                tokens = self._draw(sampling, logits, np.uint32(seed), number)
                 if goes_on and self._steady:
                     # Dispatched before the tokens are looked at, so that devices never wait.
                     logits, cache = self._step(placed.params, placed.rule, cache, tokens)
@@ -303,19 +309,24 @@ class Generator:
         lengths = np.array([len(p) for p in prompts], np.int32)
         inputs = inference.padded(prompts, width, placed.rule)
         if not self._steady:
-            inputs = jax.device_put(inputs, sharding.batch_sharding(placed.mesh))
-            return self._whole(placed.params, inputs, lengths), None
+            return self._whole(placed.params, self._put(inputs), lengths), None
         cache = self._empty(rows, self.size)
         logits = None
         for start in range(0, width, piece):
             part = {name: array[:, start : start + piece] for name, array in inputs.items()}
-            part = jax.device_put(part, sharding.batch_sharding(placed.mesh))
             counts = np.clip(lengths - start, 0, piece)
-            found, cache = self._extend(placed.params, cache, part, counts)
+            found, cache = self._extend(placed.params, cache, self._put(part), counts)
             logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
-        of_last = {n: jnp.asarray(array[:, -1]) for n, array in inputs.items()}
+        of_last = {
+            name: sharding.place(array[:, -1], self._placement(array[:, -1]))
+            for name, array in inputs.items()
+        }
         tokens = of_last.pop("tokens")
         return logits, cache | {"next": segments.advance(of_last, tokens, placed.rule)}
+
+    def _put(self, inputs: dict) -> dict:
+        placement = sharding.batch_sharding(self._placed.mesh)
+        return {name: sharding.place(array, placement) for name, array in inputs.items()}
 
     def _placement(self, leaf) -> NamedSharding:
         """Rows are cut over the devices, as a batch's are; arrays of all layers have those in front."""
@@ -329,11 +340,12 @@ def _whole(config, params, inputs, counts):
     return behind_last(*model.hidden(config, params, inputs), counts)
 
 
-def _draw(sampling: Sampling, logits, key, number):
+def _draw(sampling: Sampling, logits, seed, number):
     """(B, V) -> (B,) int32; each row's draws are its own, whatever the others are."""
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     chances = jnp.log(probabilities(sampling, logits))
+    key = jax.random.key(seed)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), number))(
         jnp.arange(len(logits))
     )

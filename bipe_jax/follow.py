@@ -8,7 +8,7 @@ import fcntl
 import os
 import time
 
-from bipe_jax import checkpoint, cli, inference
+from bipe_jax import checkpoint, cli, inference, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
 
@@ -27,10 +27,12 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
       output: directory for the files; "" takes `path`.
 
     Raises:
-      UserError: a wrong input, or another follower writes to the same directory.
+      UserError: a wrong input, several processes, or another follower writes to the same directory.
     """
     if os.path.isdir(os.path.join(path, "params")):
         raise UserError(f"{path} is one checkpoint, not a run: give the run's workdir to follow it")
+    if processes.name():
+        raise UserError("--follow runs in one process, beside the training: start it by itself")
     output = output or path
     directory = os.path.join(output, "evaluations")
     make_output(directory)

@@ -6,9 +6,9 @@ Prints the prompt and what follows it, until --max_new_tokens or the model begin
 """
 
 import argparse
-import sys
+import itertools
 
-from bipe_jax import checkpoint, cli, decode, inference
+from bipe_jax import checkpoint, cli, decode, inference, processes
 from bipe_jax.compiling import enable_cache
 from bipe_jax.errors import UserError
 
@@ -67,16 +67,15 @@ def main():
     args = parser.parse_args()
     checkpoint.quiet()
     enable_cache()
+    processes.join()
     sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
     pieces = generate(
         args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed, args.extend
     )
     first = next(pieces, "")  # errors come before any text
-    print(args.prompt + first, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
-    sys.stdout.flush()
+    for text in itertools.chain([args.prompt + first], pieces, ["\n"]):
+        if processes.is_first():
+            print(text, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 
-from bipe_jax import checkpoint, cli, inference
+from bipe_jax import checkpoint, cli, inference, processes
 from bipe_jax.compiling import enable_cache
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import make_output, write_json
@@ -68,22 +68,21 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
         log_samples=False,
     )
     config = placed.config
-    write_json(
-        {
-            "kind": "harness",
-            "name": os.path.basename(os.path.abspath(output)),
-            "step": placed.step,
-            "training_length": config.sequence_length,
-            "position": config.position.to_dict(),
-            "segment_rule": config.segments.rule,
-            "model": config.model.to_dict(),
-            "max_length": model.max_length,
-            "limit": limit,
-            "lm_eval": lm_eval.__version__,
-            **{name: plain(results[name]) for name in _KEPT if name in results},
-        },
-        os.path.join(output, "harness.json"),
-    )
+    written = {
+        "kind": "harness",
+        "name": os.path.basename(os.path.abspath(output)),
+        "step": placed.step,
+        "training_length": config.sequence_length,
+        "position": config.position.to_dict(),
+        "segment_rule": config.segments.rule,
+        "model": config.model.to_dict(),
+        "max_length": model.max_length,
+        "limit": limit,
+        "lm_eval": lm_eval.__version__,
+        **{name: plain(results[name]) for name in _KEPT if name in results},
+    }
+    if processes.is_first():
+        write_json(written, os.path.join(output, "harness.json"))
     return results
 
 
@@ -169,6 +168,7 @@ def main():
     args = parser.parse_args()
     checkpoint.quiet()
     enable_cache()
+    processes.join()
     results = run(
         args.checkpoint,
         [name for name in args.tasks.split(",") if name],
@@ -181,6 +181,8 @@ def main():
     )
     from lm_eval.utils import make_table
 
+    if not processes.is_first():
+        return
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))

@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import sys
+import threading
 
 import jax
 from jax.experimental import multihost_utils
 
-from bipe_jax.errors import PREEMPTED, Transient, UserError
+from bipe_jax.errors import LOST, PREEMPTED, Transient, UserError
 
 _START_TIMEOUT = 300  # seconds that the first ones wait for the last: nodes may still pull images
 # A process that has not been heard of for so long is dead, and the others end too.
@@ -28,10 +30,13 @@ def start() -> None:
 
     Raises:
       UserError: the variables are wrong.
-      Transient: the other processes could not be reached.
+      Transient: the other processes could not be reached. If some do not come in time, the process ends
+        with status LOST.
     """
     if not _find():
-        # Alone; but what tells of SIGTERM belongs to jax.distributed.
+        # Alone; but what tells of SIGTERM belongs to jax.distributed. Devices of one process need no
+        # network: with gloo, several CPU devices of one process can wait for each other for ever.
+        jax.config.update("jax_cpu_collectives_implementation", None)
         _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
 
 
@@ -75,10 +80,14 @@ def name() -> str:
 
 def _initialize(*which) -> None:
     global _joined
+    # When its own time is up, JAX aborts with C++'s stack and no word of what was waited for.
+    waiting = threading.Timer(_START_TIMEOUT, _give_up)
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             *which,
-            initialization_timeout=_START_TIMEOUT,
+            initialization_timeout=2 * _START_TIMEOUT,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
@@ -90,19 +99,47 @@ def _initialize(*which) -> None:
             f"the processes of the run did not find each other ({reason}): see that all were started, "
             "and that they reach the first one's port"
         ) from None
+    finally:
+        waiting.cancel()
+
+
+def _give_up() -> None:
+    print(
+        f"error: not all processes of the run came within {_START_TIMEOUT:g} s: see that all were "
+        "started, and that they reach the first one's port",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)
 
 
 def _read(given: list) -> tuple[str, int, int]:
     address, count, number = given
     try:
-        if ":" not in address or not 0 <= int(number) < int(count):
+        port = int(address.rpartition(":")[2])
+        if ":" not in address or not 0 < port < 1 << 16 or not 0 <= int(number) < int(count):
             raise ValueError
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         shown = ", ".join(f"{n}={v}" for n, v in zip(_VARIABLES, given, strict=True))
         raise UserError(
             f"{shown}: set all three, such as host:1234, 4 and this process's number from 0 to 3"
         ) from None
+    if int(number) == 0:
+        _check_free(port)
     return address, int(count), int(number)
+
+
+def _check_free(port: int) -> None:
+    """What JAX makes of a port that is taken is a crash. Raises Transient."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise Transient(
+                f"JAX_COORDINATOR_ADDRESS: port {port} of this machine cannot be had "
+                f"({error.strerror}): choose another"
+            ) from None
 
 
 def _free_port() -> int:

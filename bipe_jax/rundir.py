@@ -7,6 +7,7 @@ import os
 import time
 
 import jax
+from jax.experimental import multihost_utils
 
 from bipe_jax import cli
 from bipe_jax.config import check_resumable, from_dict
@@ -65,6 +66,17 @@ def patiently(write, path: str) -> None:
             time.sleep(pause)
 
 
+def forget_failure(workdir: str) -> None:
+    """Removes why an earlier run failed. All processes call it, as soon as they have found each other.
+
+    Before that, one that starts late would remove what another has just written.
+    """
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(workdir, FAILED))
+    multihost_utils.sync_global_devices("forget_failure")
+
+
 @contextlib.contextmanager
 def failures(workdir: str):
     """Says why a run ends, for those who would start it again (see launch/restart.py).
@@ -72,15 +84,13 @@ def failures(workdir: str):
     A UserError, which another start would meet again, is written to WORKDIR/failed, by whichever
     process has it. If another process was lost, this one ends with status LOST.
     """
-    path = os.path.join(workdir, FAILED)
-    with contextlib.suppress(OSError):
-        os.remove(path)
     try:
         yield
     except Transient:
         raise
     except UserError as error:
-        with contextlib.suppress(OSError), open(path, "w") as file:
+        path = os.path.join(workdir, FAILED)
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             file.write(f"{error}\n")
         raise
     except OSError as error:

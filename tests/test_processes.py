@@ -1,14 +1,10 @@
 """Batches over several real processes: each reads what its devices hold, and together they hold all."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import several
 
 PROGRAM = """
 import json, sys
@@ -16,10 +12,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from tiny import tiny
-from bipe_jax import sharding
+from bipe_jax import processes, sharding
 
-process, count, address, mesh = json.loads(sys.argv[1])
-jax.distributed.initialize(address, count, process)
+mesh = json.loads(sys.argv[1])
+processes.start()
+process, count = jax.process_index(), jax.process_count()
 config = tiny(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
 mesh = sharding.make_mesh(config)
 index, readers = sharding.reader(mesh, config.batch_size)
@@ -40,25 +37,9 @@ print(json.dumps([index, readers]))
 
 def run(count: int, devices: int, mesh: dict) -> list:
     """(reader, readers) that each process reports."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    tests = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": f"{tests.parent}:{tests}",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps([i, count, address, mesh])],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for i in range(count)
-    ]  # fmt: skip
-    done = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0] * count, done
-    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+    done = several.finish(several.start(count, devices, "-c", PROGRAM, json.dumps(mesh)), 120)
+    assert [code for code, _, _ in done] == [0] * count, done
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in done]
 
 
 @pytest.mark.parametrize(

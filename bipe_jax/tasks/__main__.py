@@ -9,7 +9,7 @@ niah-multivalue, niah-multiquery and variable-tracking; niah-multikey:8 has eigh
 
 import argparse
 
-from bipe_jax import checkpoint, cli
+from bipe_jax import checkpoint, cli, processes
 from bipe_jax.compiling import enable_cache
 from bipe_jax.errors import UserError
 from bipe_jax.tasks.evaluation import Settings, evaluate
@@ -52,6 +52,7 @@ def main():
     )
     checkpoint.quiet()
     enable_cache()
+    processes.join()
     evaluate(args.checkpoint, settings, args.output)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import cli, decode, inference, perplexity, report, segments
+from bipe_jax import cli, decode, inference, perplexity, processes, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
@@ -213,11 +213,12 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     output = output or path
     make_output(output)
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(placed, settings)}
-    write_json(result, os.path.join(output, "tasks.json"))
-    heatmap.draw(result, os.path.join(output, "tasks.png"))
-    print(tables(result))
-    report.write([output], os.path.join(output, "report.html"))
-    print(f"Wrote {output}/tasks.json, tasks.png and report.html")
+    if processes.is_first():
+        write_json(result, os.path.join(output, "tasks.json"))
+        heatmap.draw(result, os.path.join(output, "tasks.png"))
+        print(tables(result))
+        report.write([output], os.path.join(output, "report.html"))
+        print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
 
