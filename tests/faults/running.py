@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from bipe_jax import cli, train
+from bipe_jax import cli, rundir, train
 from launch import restart
 from tests.faults import forks, setting
 
@@ -51,7 +51,7 @@ class Run:
 
         def main():
             sys.argv = ["bipe_jax.train", *argv]
-            cli.run_with_flags(train.main)
+            cli.run_with_flags(train.main, rundir.failures(self.workdir))
 
         for number in range(self._processes):
             several = {
