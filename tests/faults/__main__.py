@@ -101,7 +101,7 @@ def main() -> int:
         done(lambda: setting.make(root), "data")
     for processes in sorted({kinds.KINDS[kind][1] for kind, _ in plan}):
         whole = os.path.join(root, f"whole.{processes}")
-        if not os.path.exists(os.path.join(whole, "run", "evaluation.json")):
+        if not os.path.exists(os.path.join(whole, "seconds")):
             shutil.rmtree(whole, ignore_errors=True)
             done(lambda n=processes: running.undisturbed(root, n), f"whole.{processes}")
     outcomes = os.path.join(root, "outcomes")

@@ -33,7 +33,7 @@ def kill_compiling(run, random):
     """While what is compiled is written to the cache of compiled programs."""
     run.environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(run.directory, "cache")
     run.start()
-    run.sleep(random.uniform(0, 15))
+    run.reach(random, ("any",))
     run.signal(signal.SIGKILL)
 
 
