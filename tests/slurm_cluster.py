@@ -211,13 +211,15 @@ def wait(condition, seconds: float, complaint: str):
 @contextlib.contextmanager
 def _named_nodes():
     """The nodes' names lead to this host, as JAX's coordinator is found by its node's name."""
-    line = f"127.0.0.1 {' '.join(NODES)} # tests/slurm_cluster.py {os.getpid()}\n"
-    names = {
-        name
-        for other in _HOSTS.read_text().splitlines()
-        if "slurm_cluster.py" not in other  # another cluster's, which may be gone any moment
-        for name in other.partition("#")[0].split()[1:]
-    }
+    mark = "# tests/slurm_cluster.py"
+    line = f"127.0.0.1 {' '.join(NODES)} {mark} {os.getpid()}\n"
+    names = set()
+    for other in _HOSTS.read_text().splitlines(keepends=True):
+        entry, marked, process = other.partition(mark)
+        if not marked:
+            names.update(entry.partition("#")[0].split()[1:])
+        elif not Path(f"/proc/{process.strip()}").exists():  # it was killed
+            _without(other)
     if names.issuperset(NODES):
         yield
         return
@@ -227,7 +229,11 @@ def _named_nodes():
     try:
         yield
     finally:
-        _HOSTS.write_text(_HOSTS.read_text().replace(line, ""))
+        _without(line)
+
+
+def _without(line: str) -> None:
+    _HOSTS.write_text(_HOSTS.read_text().replace(line, ""))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -3,6 +3,7 @@
 Jobs are disturbed as SLURM, their users and the hardware do it, and must end as an undisturbed one.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -108,14 +109,27 @@ TWO = ("--nodes=2", "--cpus-per-task=1")
 RATE = (("optimizer.learning_rate", 3e-3),)  # of the sweep's point "high"
 
 
-def begun(workdir):
+def begun(cluster, number, workdir):
     """Waits for a job's first save."""
-    wait((workdir / "checkpoints" / "5").exists, LONG, f"{log(workdir)}\nno checkpoint")
+    saved = workdir / "checkpoints" / "5"
+    wait(lambda: saved.exists() or ended(cluster, number), LONG, f"{log(workdir)}\nno save")
+    assert saved.exists(), log(workdir)
+
+
+def ended(cluster, number) -> str:
+    """The state that a job has ended in, or ""."""
+    state = cluster.job(number)["JobState"]
+    return state if state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else ""
+
+
+def completes(cluster, number, workdir):
+    state = wait(lambda: ended(cluster, number), LONG, f"{log(workdir)}\nno end")
+    assert state == "COMPLETED", log(workdir)
 
 
 def assert_undisturbed(cluster, number, workdir, sweep):
     """The job ends well after a restart, with each loss and the evaluation as in the sweep."""
-    wait(lambda: cluster.job(number)["JobState"] == "COMPLETED", LONG, f"{log(workdir)}\nno end")
+    completes(cluster, number, workdir)
     assert int(cluster.job(number)["Restarts"]) == 1, log(workdir)
     assert "Going on from step" in log(workdir)
     wait((sweep / "high" / "evaluation.json").exists, LONG, "no end of the sweep")
@@ -131,7 +145,7 @@ def test_two_nodes_of_two_tasks_train_and_evaluate(cluster, overrides, tmp_path)
     number = launch(
         cluster, tmp_path, overrides, "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"
     )
-    wait(lambda: cluster.job(number)["JobState"] == "COMPLETED", LONG, f"{log(tmp_path)}\nno end")
+    completes(cluster, number, tmp_path)
     assert len(losses(tmp_path)) == STEPS
     assert (tmp_path / "evaluation.json").exists()
     assert json.loads((tmp_path / "config.json").read_text())["mesh"]["devices"] == 4
@@ -148,23 +162,61 @@ def test_a_sweep_is_an_array(cluster, sweep):
     ]
 
 
-def test_a_higher_partition_and_the_time_limit(cluster, sweep, overrides, slowly, tmp_path):
-    preempted, ended = tmp_path / "preempted", tmp_path / "ended"
-    first = launch(cluster, preempted, overrides + RATE, *TWO)
-    second = launch(cluster, ended, overrides + RATE, *TWO, "--signal=TERM@60", "--time=30")
+SHOW = """
+import json, os, sys
+if sys.argv[2] != "bipe_jax.train":
+    sys.exit(1)  # launch.restart: no
+print(json.dumps({"arguments": sys.argv[3:], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                  "setup": os.environ.get("FROM_SETUP")}))
+"""
 
-    begun(preempted)
+
+def test_what_tasks_are_given(cluster, tmp_path, monkeypatch):
+    (tmp_path / "show.py").write_text(SHOW)
+    (tmp_path / "setup.sh").write_text("export FROM_SETUP=yes\n")
+    monkeypatch.setenv("BIPE_PYTHON", f"{sys.executable} {tmp_path}/show.py")
+    monkeypatch.setenv("BIPE_SETUP", f"{tmp_path}/setup.sh")
+    hard = 'it\'s \\ "one" $HOME `id` *'
+    points = [
+        Job("configs/smoke.py", f"{tmp_path}/{i}", (("data.train", hard), ("seed", i)), str(i))
+        for i in range(2)
+    ]
+    points[1] = dataclasses.replace(points[1], overrides=(("mesh.devices", 16),))
+    gpus = ["--ntasks-per-node=2", "--gpus-per-task=1", "--cpus-per-task=1"]
+    slurm.submit(points, ["--jobs=1", *gpus], dry_run=False)
+    few = ["--gres=gpu:2", "--cpus-per-task=1"]
+    number = launch(cluster, tmp_path / "few", (), *few)
+    wait(lambda: log(tmp_path).count("ended with status 0") == 2, 60, "no end")
+    wait(lambda: ended(cluster, number), 60, "no end")
+
+    assert "error: 2 GPUs a node, but 1 tasks: --ntasks-per-node=2" in log(tmp_path / "few")
+    given = [json.loads(found) for found in re.findall(r"^\d: (\{.*\})$", log(tmp_path), re.M)]
+    expected = [
+        [*points[0].arguments(), "--config.mesh.devices=2"],
+        [*points[1].arguments(), "--config.mesh.devices=16"],
+    ]
+    assert sorted(task["arguments"] for task in given) == sorted(expected * 2)
+    # Each task sees both GPUs of the node: JAX takes the one of its number.
+    assert {(task["gpus"], task["setup"]) for task in given} == {("0,1", "yes")}
+
+
+def test_a_higher_partition_and_the_time_limit(cluster, sweep, overrides, slowly, tmp_path):
+    preempted, limited = tmp_path / "preempted", tmp_path / "limited"
+    first = launch(cluster, preempted, overrides + RATE, *TWO)
+    second = launch(cluster, limited, overrides + RATE, *TWO, "--signal=TERM@60", "--time=30")
+
+    begun(cluster, first, preempted)
     nodes = cluster.job(first)["NodeList"]
     done = cluster.run(
         "sbatch", "--partition=high", f"--nodelist={nodes}", "--nodes=2", "--ntasks=8",
         f"--output={tmp_path}/high.out", "--wrap=date",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    begun(ended)
+    begun(cluster, second, limited)
     minutes = int(cluster.job(second)["RunTime"].split(":")[1])  # of 00:01:23
     cluster.run("scontrol", "update", f"JobId={second}", f"TimeLimit={minutes + 2}")
 
-    for number, workdir in ((first, preempted), (second, ended)):
+    for number, workdir in ((first, preempted), (second, limited)):
         assert_undisturbed(cluster, number, workdir, sweep)
         assert "ended with status 42" in log(workdir)
     assert (tmp_path / "high.out").exists()
@@ -175,11 +227,11 @@ def test_nodes_that_die(cluster, sweep, overrides, slowly, tmp_path):
     jobs = {}
     for at in (0, 1):
         workdir = tmp_path / str(at)
-        number = launch(cluster, workdir, overrides + RATE, *TWO, "--exclusive")
+        number = launch(cluster, workdir, overrides + RATE, "--nodes=2", "--cpus-per-task=4")
         jobs[at] = number, workdir
     lost = []
     for at, (number, workdir) in jobs.items():
-        begun(workdir)
+        begun(cluster, number, workdir)
         job = cluster.job(number)
         hosts = cluster.run("scontrol", "show", "hostnames", job["NodeList"]).stdout.split()
         assert hosts[0] == job["BatchHost"]
@@ -208,11 +260,7 @@ def test_users_errors_are_not_requeued(cluster, overrides, tmp_path):
         )  # fmt: skip
         numbers.append(done.stdout.strip())
     for number in numbers:
-        wait(
-            lambda n=number: cluster.job(n)["JobState"] == "FAILED",
-            LONG,
-            f"{log(tmp_path)}\nno end",
-        )
+        wait(lambda n=number: ended(cluster, n), LONG, f"{log(tmp_path)}\nno end")
     time.sleep(8)  # longer than a requeued job would be held
     for i, number in enumerate(numbers):
         job = cluster.job(number)
@@ -226,7 +274,7 @@ def test_users_errors_are_not_requeued(cluster, overrides, tmp_path):
 
 def test_cancelled_by_its_user(cluster, overrides, slowly, tmp_path):
     number = launch(cluster, tmp_path, overrides, *TWO)
-    begun(tmp_path)
+    begun(cluster, number, tmp_path)
     cluster.run("scancel", number)
     wait(lambda: "left to SLURM" in log(tmp_path), LONG, f"{log(tmp_path)}\nno end")
     assert "ended with status 42" in log(tmp_path)  # saved all the same

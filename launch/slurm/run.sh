@@ -34,14 +34,16 @@ train() {
     # JAX gives each task one GPU; others would idle, unnoticed.
     [ "${SLURM_GPUS_ON_NODE:-$tasks}" = "$tasks" ] ||
         refuse "$SLURM_GPUS_ON_NODE GPUs a node, but $tasks tasks: --ntasks-per-node=$SLURM_GPUS_ON_NODE"
+    # Each task is to see all GPUs of its node, from which JAX picks that of the task's number there: srun
+    # is not to know of --gpus-per-task. (--gpu-bind=none would show it other jobs' GPUs as well.)
+    unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
     # Since 22.05 srun does not take this from sbatch.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
     say "$SLURM_NTASKS tasks on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
     mkdir -p "$workdir" || refuse "--workdir=$workdir cannot be made"
     rm -f "$workdir/failed" # of an earlier try
-    # Each task sees all GPUs of its node, even with --gpus-per-task: JAX picks by SLURM_LOCALID.
-    srun --kill-on-bad-exit=1 --gpu-bind=none --label \
+    srun --kill-on-bad-exit=1 --label \
         "${python[@]}" -m bipe_jax.train "$@" "$devices"
     code=$?
     say "the trainer ended with status $code"
