@@ -1,9 +1,12 @@
-"""Real trainings under faults, and what each mend of the survival code is there for."""
+"""A few real trainings under faults (see tests/faults), and what kept some from surviving, one by one."""
 
 import errno
 import os
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,6 +16,41 @@ from test_train import assert_same_run
 from bipe_jax import checkpoint, checksums, cli, metrics, rundir, step, tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
+
+# The longest first; of the others of tests.faults, each takes the half minute that failing saves do.
+KINDS = (
+    "peer-stopped",
+    "full-then-free",
+    "peer-term",
+    "several",
+    "kill",
+    "term",
+    "damaged",
+    "data",
+)
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory):
+    root = Path(__file__).parent.parent
+    line = [sys.executable, "-m", "tests.faults", f"--runs={len(KINDS)}", "--seed=7", "--jobs=2"]
+    line += [f"--kinds={','.join(KINDS)}", f"--directory={tmp_path_factory.mktemp('faults')}"]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_survives(harness, kind):
+    assert f"\n{kind} --seed=7: survived" in "\n" + harness.stdout, harness.stdout + harness.stderr
+
+
+def test_the_harness_counts_what_survived(harness):
+    assert harness.returncode == 0
+    table = [line.split() for line in harness.stdout.split("\n\n")[-1].splitlines()]
+    assert table == [
+        ["fault", "survived", "lost"],
+        *([kind, "1", "0"] for kind in KINDS),
+        ["all", str(len(KINDS)), "0"],
+    ]
 
 
 def test_sigterm_is_asked_for_once_a_step_also_in_a_run_that_goes_on(config, tmp_path, monkeypatch):

@@ -55,10 +55,10 @@ def _one(root: str, kind: str, seed: int, directory: str) -> tuple[str | None, l
     return None, run.story
 
 
-def _work(root: str, plan: list, worker: int, jobs: int) -> None:
-    """Does the runs of one worker, and prints a line for each."""
-    for number in range(worker, len(plan), jobs):
-        kind, seed = plan[number]
+def _work(root: str, plan: list, todo: int) -> None:
+    """Does runs whose numbers it reads from a pipe, and prints a line for each."""
+    while number := os.read(todo, 4):
+        kind, seed = plan[int.from_bytes(number)]
         directory = os.path.join(root, f"{kind}.{seed}")
         shutil.rmtree(directory, ignore_errors=True)  # of an earlier call
         begun = time.monotonic()
@@ -101,25 +101,27 @@ def main() -> int:
         done(lambda: setting.make(root), "data")
     for processes in sorted({kinds.KINDS[kind][1] for kind, _ in plan}):
         whole = os.path.join(root, f"whole.{processes}")
-        if not os.path.exists(os.path.join(whole, "run", "evaluation.json")):
+        if not os.path.exists(os.path.join(whole, "seconds")):
             shutil.rmtree(whole, ignore_errors=True)
             done(lambda n=processes: running.undisturbed(root, n), f"whole.{processes}")
     outcomes = os.path.join(root, "outcomes")
     open(outcomes, "w").close()
 
-    def worker(number):
-        _work(root, plan, number, args.jobs)
-
+    todo, numbers = os.pipe()
+    for number in range(len(plan)):
+        os.write(numbers, number.to_bytes(4))
     workers = []
-    for number in range(args.jobs):
+    for _ in range(args.jobs):
         if not (pid := os.fork()):
+            os.close(numbers)
             try:
-                worker(number)
+                _work(root, plan, todo)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
         workers.append(pid)
+    os.close(numbers)
     failed = [os.waitpid(pid, 0)[1] for pid in workers]
     with open(outcomes) as file:
         counted = collections.Counter(tuple(line.split()) for line in file)

@@ -16,7 +16,7 @@ import time
 from bipe_jax import checksums
 from bipe_jax.errors import PREEMPTED
 from launch import restart
-from tests.faults import forks
+from tests.faults import forks, setting
 from tests.faults.running import NOTICED, Lost
 
 _GRACE = 20  # seconds from SIGTERM to the end
@@ -33,7 +33,7 @@ def kill_compiling(run, random):
     """While what is compiled is written to the cache of compiled programs."""
     run.environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(run.directory, "cache")
     run.start()
-    run.sleep(random.uniform(0, 15))
+    run.reach(random, ("any",))
     run.signal(signal.SIGKILL)
 
 
@@ -287,19 +287,30 @@ def _harm(path, random, run):
 
 
 def data(run, random):
-    """A shard that is deleted, cut short or changed while it is trained on; then put back."""
+    """Shards that are deleted, cut short or changed while they are trained on; then put back."""
     folder = run.own_data()
+    kept = shutil.copytree(folder, run.directory + "/kept")
     run.start()
-    run.reach(random, ("start", "steps"))
-    path = os.path.join(folder, random.choice(sorted(os.listdir(folder))))
-    shutil.copy(path, run.directory + "/kept")
-    _harm(path, random, run)
+    if random.randrange(2):
+        run.reach(random, ("start",))
+    else:
+        step = random.randint(1, setting.STEPS // 2)
+        run.wait(lambda: run.lines() >= step)
+    names = random.sample(sorted(os.listdir(folder)), random.choice((1, 8)))
+    for name in names:
+        _harm(os.path.join(folder, name), random, run)
+    if random.randrange(2):  # what has been read ahead is lost
+        run.signal(signal.SIGKILL)
+        if code := run.ended():
+            run.again(code)
+        run.start()
     code = run.ended()
-    os.replace(run.directory + "/kept", path)
+    for name in names:
+        shutil.copy(os.path.join(kept, name), folder)
     if not code:
-        return  # it had been read before
+        return  # they had been read before
     again, why = restart.decide(run.workdir, code)
-    if again or path not in why:
+    if again or not any(name in why for name in names):
         raise Lost(f"the rule says {again}: {why}")
 
 

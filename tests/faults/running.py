@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from bipe_jax import cli, train
+from bipe_jax import cli, rundir, train
 from launch import restart
 from tests.faults import forks, setting
 
@@ -30,6 +30,9 @@ class Run:
         self.environment = environment or {}
         self.workdir = os.path.join(directory, "run")
         self._data = root
+        self._usual = 10.0  # seconds that a run takes which nothing disturbs
+        with contextlib.suppress(FileNotFoundError), open(_seconds(root, processes)) as file:
+            self._usual = float(file.read())
         self.running: dict[int, int] = {}  # process id -> number
         self.starts = 0
         self.story: list[str] = []
@@ -51,7 +54,7 @@ class Run:
 
         def main():
             sys.argv = ["bipe_jax.train", *argv]
-            cli.run_with_flags(train.main)
+            cli.run_with_flags(train.main, rundir.failures(self.workdir))
 
         for number in range(self._processes):
             several = {
@@ -88,6 +91,8 @@ class Run:
 
     def signal(self, kind: int, numbers=None) -> None:
         """To all processes that run, or those of some numbers."""
+        if not self.running:
+            self.story.append("it had ended")
         for pid, number in self.running.items():
             if numbers is None or number in numbers:
                 os.kill(pid, kind)
@@ -141,7 +146,8 @@ class Run:
 
     def stop(self) -> None:
         """Kills what runs."""
-        self.signal(signal.SIGKILL)
+        for pid in self.running:
+            os.kill(pid, signal.SIGKILL)
         while self.running:
             self.poll()
             time.sleep(0.01)
@@ -193,9 +199,9 @@ class Run:
             return until
 
         if moment == "start":
-            reached = self.sleep(random.uniform(0, 3))
+            reached = self.sleep(random.uniform(0, 0.4 * self._usual))
         elif moment == "any":
-            reached = self.sleep(random.uniform(0, 12))
+            reached = self.sleep(random.uniform(0, self._usual))
         elif moment == "steps":
             step = random.randint(min(at + 1, setting.STEPS - 1), setting.STEPS - 1)
             reached = self.wait(lambda: self.lines() >= step)
@@ -207,7 +213,7 @@ class Run:
             reached = self.wait(appears(str.isdecimal))
         else:
             reached = self.wait(lambda: setting.STEPS in self.saved())
-            reached = reached and self.sleep(random.uniform(0, 3))
+            reached = reached and self.sleep(random.uniform(0, 0.3 * self._usual))
         self.story.append(f"{moment}: {self.lines()} steps, saved {self.saved()}")
         return reached
 
@@ -215,8 +221,15 @@ class Run:
 def undisturbed(root: str, processes: int) -> None:
     """The run that others are compared with, in ROOT/whole.PROCESSES."""
     run = Run(root, os.path.join(root, f"whole.{processes}"), processes)
+    begun = time.monotonic()
     run.start()
     if code := run.ended():
         raise Lost(
             f"the undisturbed run of {processes} processes ended with {code}: {run.directory}"
         )
+    with open(_seconds(root, processes), "w") as file:
+        file.write(str(time.monotonic() - begun))
+
+
+def _seconds(root: str, processes: int) -> str:
+    return os.path.join(root, f"whole.{processes}", "seconds")

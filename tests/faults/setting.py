@@ -10,7 +10,7 @@ from bipe_jax.data import prepare, sources
 
 STEPS, EVERY = 100, 10
 _VOCAB = 512
-_SHARDS, _SHARD_BYTES = 6, 6000  # the run reads them about twice
+_SHARDS, _SHARD_BYTES = 24, 1000  # more than are open at a time; the run reads them about once
 
 
 def make(root: str) -> None:
@@ -23,7 +23,7 @@ def make(root: str) -> None:
             # Documents of one line, in a frame that has a checksum.
             lines = [json.dumps({"text": line}) + "\n" for line in text.split("\n\n") if line]
             data = zstandard.ZstdCompressor(write_checksum=True).compress("".join(lines).encode())
-            with open(os.path.join(root, name, f"{number}.jsonl.zst"), "wb") as file:
+            with open(os.path.join(root, name, f"{number:02}.jsonl.zst"), "wb") as file:
                 file.write(data)
     path = os.path.join(root, "tokenizer.model")
     with open(path, "wb") as file:
