@@ -6,7 +6,7 @@ logits = bipe_jax.apply(config, params, tokens)
 
 import jax
 
-from bipe_jax import checkpoint, model, segments
+# What the functions need is imported by them, so that `python -m bipe_jax.checkpoint` is not loaded twice.
 
 
 def load(path):
@@ -21,6 +21,8 @@ def load(path):
     Raises:
       bipe_jax.errors.UserError: there is no complete checkpoint.
     """
+    from bipe_jax import checkpoint
+
     meta, params = checkpoint.load(path)
     return meta.config, params
 
@@ -36,6 +38,8 @@ def apply(config, params: dict, tokens) -> jax.Array:
     Returns:
       (B, L, V) float32.
     """
+    from bipe_jax import model, segments
+
     tokens = jax.numpy.asarray(tokens)
     coordinates = segments.coordinates(tokens, segments.rule_of(config))
     return model.apply(config, params, {"tokens": tokens, **coordinates})

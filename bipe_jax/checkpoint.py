@@ -16,7 +16,9 @@ import argparse
 import base64
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,13 +29,12 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bipe_jax import checksums, cli, sharding
+from bipe_jax import checksums, cli, rundir, sharding
 from bipe_jax.config import from_dict
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.tokenizer import Tokenizer
 
 _DIRECTORY = "checkpoints"
-_PAUSES = (1, 5, 15)  # seconds before a save that failed is tried again
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
 
 
@@ -46,11 +47,18 @@ class Meta:
     tokenizer: Tokenizer
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # JAX is asked by the trainer alone, once for each step that it dispatches. The numbers that it is
+        # asked with must not jump: SIGTERM would be heeded at the highest one, maybe never.
+        return False
+
+
 class Checkpoints:
     """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
 
     A save that fails is tried again with the state that the training has reached then, until
-    `_PAUSES` are used up; checkpoints that were complete stay as they are.
+    `rundir.PAUSES` are used up; checkpoints that were complete stay as they are.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
@@ -63,7 +71,8 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
+        self._opened = os.open(self.directory, os.O_RDONLY)
         self._tries, self._again_at = 0, None  # saves that failed in a row; when to try again
         # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
         if jax.process_index() == 0:
@@ -117,14 +126,33 @@ class Checkpoints:
         return None if step is None else _read_meta(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config, tokenizer: Tokenizer) -> None:
-        """Starts saving. Raises Transient if saving has failed too often."""
+        """Starts saving; between failures, when the pause is over.
+
+        Raises:
+          Transient: saving has failed too often. UserError: since the directory has vanished.
+        """
+        if self._again_at is not None and time.monotonic() < self._again_at:
+            return
         items = _model_items(config, state["params"], tokenizer) | {
             "optimizer": ocp.args.StandardSave(state["optimizer"]),
             "data": ocp.args.JsonSave(data_state),
         }
         self._again_at = None
         with self._noted():
-            self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
+            self._see_directory()
+            if not self._manager.save(int(state["step"]), args=ocp.args.Composite(**items)):
+                raise RuntimeError(f"step {int(state['step'])} is taken for saved")
+
+    def _vanished(self) -> bool:
+        """Whether the directory is not there, or another in its place: Orbax would make it anew."""
+        try:
+            return not os.path.samestat(os.fstat(self._opened), os.stat(self.directory))
+        except FileNotFoundError:
+            return True
+
+    def _see_directory(self) -> None:
+        if self._vanished():
+            raise FileNotFoundError(errno.ENOENT, "it has vanished", str(self.directory))
 
     def restore(self, abstract: dict) -> tuple[dict, dict]:
         """The latest (state, data state); `abstract` gives shapes, dtypes and shardings.
@@ -154,11 +182,11 @@ class Checkpoints:
         return state, restored.data
 
     def failed(self) -> bool:
-        """Whether a save has failed and should be made again now. Raises Transient as `save`."""
-        with self._noted():
-            self._manager.check_for_errors()
-            if not self._manager.is_saving_in_progress() and self._again_at is None:
-                self._tries = 0
+        """Whether a save has failed and should be made again now. Raises as `save`."""
+        if not self._manager.is_saving_in_progress():
+            with self._noted():
+                self._manager.wait_until_finished()  # raises, once, what went wrong
+                self._tries = self._tries if self._again_at else 0
         return self._again_at is not None and time.monotonic() >= self._again_at
 
     def finish(self, save: Callable[[], None]) -> None:
@@ -166,6 +194,8 @@ class Checkpoints:
         while True:
             with self._noted():
                 self._manager.wait_until_finished()
+                if self._again_at is None:
+                    self._see_directory()
             if self._again_at is None:
                 return
             time.sleep(max(0.0, self._again_at - time.monotonic()))
@@ -178,6 +208,7 @@ class Checkpoints:
         # Waits for a save that is still under way; what went wrong before matters more.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self._manager.close()
+        os.close(self._opened)
 
     @contextlib.contextmanager
     def _noted(self):
@@ -187,19 +218,29 @@ class Checkpoints:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
+            vanished = self._vanished()
+            with contextlib.suppress(Exception):
+                if not vanished:
+                    self._manager.reload()  # Orbax has forgotten those that it would have deleted
             # Several processes would have to agree on it: they start again instead.
-            pauses = _PAUSES if jax.process_count() == 1 else ()
+            pauses = rundir.PAUSES if jax.process_count() == 1 else ()
+            if pauses:
+                with contextlib.suppress(OSError):
+                    _remove_unfinished(self.directory)
+                    if vanished:  # what Orbax has made in its place, if it is empty
+                        os.rmdir(self.directory)
+                        os.rmdir(self.directory.parent)
             if self._tries == len(pauses):
-                raise Transient(
-                    f"{failure}; the last complete one is step {self.latest}: make room, then run the "
+                # Where the directory has vanished, another start would begin a new run.
+                kind = UserError if vanished else Transient
+                raise kind(
+                    f"{failure}; the last complete one is step {self.latest}: mend that, then run the "
                     "same command"
                 ) from error
             pause = pauses[self._tries]
             cli.say(f"{failure}; trying again in {pause:g} s")
             self._tries += 1
             self._again_at = time.monotonic() + pause
-            with contextlib.suppress(OSError):
-                _remove_unfinished(self.directory)
 
 
 def _remove_unfinished(directory) -> None:

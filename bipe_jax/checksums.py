@@ -1,4 +1,7 @@
-"""SHA-256 of a checkpoint's files, in the form that `sha256sum --check` reads too."""
+"""SHA-256 of a checkpoint's files, in the form that `sha256sum --check` reads too.
+
+The first line, a comment, says how many there are, so that a list that was cut off is known as such.
+"""
 
 import concurrent.futures
 import hashlib
@@ -8,6 +11,7 @@ from collections.abc import Iterable
 NAME = "checksums.sha256"
 # Orbax writes these once more when it completes a checkpoint, and adds files while it deletes one.
 _LEFT_OUT = (NAME, "_CHECKPOINT_METADATA", "commit_success.txt")
+_HEAD = "# files: "
 _THREADS = 8  # hashing lets other threads run
 
 
@@ -32,17 +36,19 @@ def write(directory: str) -> None:
         sums = pool.map(lambda name: _hash(os.path.join(directory, name)), names)
         text = "".join(f"{sum_}  {name}\n" for sum_, name in zip(sums, names, strict=True))
     with open(os.path.join(directory, NAME), "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(f"{_HEAD}{len(names)}\n{text}")
 
 
 def read(directory: str) -> list[tuple[str, str]] | None:
     """(name, sum) of each file of a directory, None if it has no checksums. Raises ValueError."""
     try:
         with open(os.path.join(directory, NAME), encoding="utf-8") as file:
-            pairs = [line.rstrip("\n").split("  ", 1)[::-1] for line in file]
+            head, *lines = file.read().split("\n")
     except FileNotFoundError:
         return None
-    if not all(len(pair) == 2 and len(pair[1]) == 64 for pair in pairs):
+    pairs = [line.split("  ", 1)[::-1] for line in lines[:-1]]
+    good = all(len(pair) == 2 and len(pair[1]) == 64 for pair in pairs)
+    if not good or head != f"{_HEAD}{len(pairs)}" or lines[-1:] != [""]:
         raise ValueError(f"{NAME} is cut off or damaged")
     return [tuple(pair) for pair in pairs]
 

@@ -79,9 +79,15 @@ def read_config(arguments: list[str]) -> ConfigDict:
     return config.value
 
 
-def run_with_flags(main) -> None:
-    """Runs main(argv) under absl, for programs with a --config."""
-    with user_errors():
+def flag(name: str) -> str:
+    """The value of --NAME=VALUE, where flags could not be read; "" if it is not there."""
+    values = [a.partition("=")[2] for a in sys.argv if a.startswith(f"--{name}=")]
+    return values[-1] if values else ""
+
+
+def run_with_flags(main, within=contextlib.nullcontext()) -> None:  # noqa: B008
+    """Runs main(argv) under absl, for programs with a --config; flags are read `within` a context too."""
+    with user_errors(), within:
         app.run(main, flags_parser=_parse)
 
 

@@ -6,17 +6,25 @@ nothing) plus 6 L D a layer for causal attention (each query sees half of the L 
 What is recomputed does not count.
 """
 
+import contextlib
 import json
 import math
 import os
+import sys
 import time
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
+from bipe_jax import cli, rundir
 from bipe_jax.observe.wandb_board import WandbBoard
+
+_EVERY = 10  # seconds between lines of the progress bar in a file
 
 # Dense bfloat16 FLOPs a second of one device, by the beginning of jax's `device_kind`; the longest
 # match counts. From the makers' data sheets.
@@ -77,6 +85,17 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+class _Lines:
+    """The progress bar in a file, such as the log of a job: a line each time, that nothing overwrites."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            cli.say(text)
+
+    def flush(self) -> None:
+        pass
+
+
 class Log:
     """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard, the progress bar and, if asked, to W&B.
 
@@ -92,18 +111,18 @@ class Log:
         self._open(first_step)
 
     def _open(self, first_step: int):
-        path = os.path.join(self._workdir, "metrics.jsonl")
-        _truncate(path, first_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = tensorboardX.SummaryWriter(
-            os.path.join(self._workdir, "tensorboard"), purge_step=first_step + 1, flush_secs=10
-        )
+        self._path = os.path.join(self._workdir, "metrics.jsonl")
+        _truncate(self._path, first_step)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = _Board(os.path.join(self._workdir, "tensorboard"), first_step + 1)
+        watched = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=self._config.steps,
             initial=first_step,
             unit="step",
-            dynamic_ncols=True,
-            mininterval=1,
+            file=None if watched else _Lines(),
+            dynamic_ncols=watched,
+            mininterval=1 if watched else _EVERY,
         )
         self._meter = _Meter(self._config)
 
@@ -111,7 +130,9 @@ class Log:
         return self
 
     def __exit__(self, error, *_):
-        self._close()
+        # What went wrong before, such as a disk that is full, matters more.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self._close()
         if self._wandb:
             self._wandb.close(failed=error is not None)
 
@@ -144,12 +165,12 @@ class Log:
             k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
         }
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        rundir.patiently(self._file.flush, self._path)  # a flush that failed goes on where it was
         self._bar.update(1)
         if full:
-            for name, value in values.items():
-                if not isinstance(value, str | None):
-                    self._board.add_scalar(name, value, step)
+            self._board.add(
+                step, {k: v for k, v in values.items() if not isinstance(v, str | None)}
+            )
             if self._wandb:
                 self._wandb.add(step, values)
             self._bar.set_postfix_str(
@@ -159,7 +180,8 @@ class Log:
                         ("loss", "loss", ".3f"), ("tokens_per_second", "tokens/s", ",.0f"),
                     )
                     if values.get(name) is not None
-                )
+                ),
+                refresh=False,
             )  # fmt: skip
 
     def _text_metrics(self, batch: dict, values: dict) -> dict:
@@ -171,6 +193,28 @@ class Log:
             **self._data(),
             **segment_statistics(batch["segment"], batch["offset"], len(batch["offset"])),
         }
+
+
+class _Board:
+    """TensorBoard's events. The writer of tensorboardX has a thread, without which the training hangs
+    when the disk has failed it once."""
+
+    def __init__(self, directory: str, purge_step: int):
+        os.makedirs(directory, exist_ok=True)
+        self._directory = directory
+        self._events = EventsWriter(os.path.join(directory, "events"))
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: dict) -> None:
+        scalars = [summary.scalar(name, value).value[0] for name, value in values.items()]
+        self._write(step=step, summary=Summary(value=scalars))
+
+    def _write(self, **content) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **content))
+        rundir.patiently(self._events.flush, self._directory)
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def _truncate(path: str, last_step: int) -> None:

@@ -6,6 +6,7 @@ A topology is a generation and a grid of chips, v5e:16x16; "*2" behind it is two
 the extra `preflight`. Exits with status 1 and says what to change if the step does not fit.
 """
 
+import importlib.util
 import itertools
 import math
 import os
@@ -77,9 +78,12 @@ def describe(topology: str, config) -> Slice:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                f"--topology={topology}: compiling for TPUs needs the extra `preflight`: "
+                "pip install -e '.[preflight]'"
+            ) from None
         reason = " ".join(str(error).split())[:200]
-        if "libtpu" in reason or "not found" in reason.lower():
-            reason += " (pip install -e '.[preflight]')"
         raise UserError(f"--topology={topology}: {reason}: use one of {_KNOWN}") from None
     kind = found.devices[0].device_kind
     peak = metrics.peak_flops(config, kind)

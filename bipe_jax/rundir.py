@@ -1,16 +1,23 @@
 """A run's directory: whose it is, and why the run in it failed."""
 
 import contextlib
+import errno
 import json
 import os
+import time
 
 import jax
+from jax.experimental import multihost_utils
 
 from bipe_jax import cli
 from bipe_jax.config import check_resumable, from_dict
 from bipe_jax.errors import LOST, Transient, UserError
 
 FAILED, CONFIG = "failed", "config.json"
+PAUSES = (1, 5, 15)  # seconds before what a disk has failed is tried again
+# What a disk makes of a write; errors of writing do not name the file.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+_MEND = "mend that, then run the same command"
 
 
 def make(workdir: str) -> None:
@@ -47,6 +54,29 @@ def record(config, workdir: str) -> None:
         os.replace(path + ".tmp", path)
 
 
+def patiently(write, path: str) -> None:
+    """Calls `write()`, again after pauses if the disk fails it. Raises Transient when it still does."""
+    for pause in (*PAUSES, None):
+        try:
+            return write()
+        except OSError as error:
+            if pause is None:
+                raise Transient(f"{path}: {error.strerror}: {_MEND}") from None
+            cli.say_from_here(f"{path}: {error.strerror}; trying again in {pause:g} s")
+            time.sleep(pause)
+
+
+def forget_failure(workdir: str) -> None:
+    """Removes why an earlier run failed. All processes call it, as soon as they have found each other.
+
+    Before that, one that starts late would remove what another has just written.
+    """
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(workdir, FAILED))
+    multihost_utils.sync_global_devices("forget_failure")
+
+
 @contextlib.contextmanager
 def failures(workdir: str):
     """Says why a run ends, for those who would start it again (see launch/restart.py).
@@ -54,23 +84,20 @@ def failures(workdir: str):
     A UserError, which another start would meet again, is written to WORKDIR/failed, by whichever
     process has it. If another process was lost, this one ends with status LOST.
     """
-    path = os.path.join(workdir, FAILED)
-    with contextlib.suppress(OSError):
-        os.remove(path)
     try:
         yield
     except Transient:
         raise
     except UserError as error:
-        with contextlib.suppress(OSError), open(path, "w") as file:
+        path = os.path.join(workdir, FAILED)
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             file.write(f"{error}\n")
         raise
     except OSError as error:
-        if not os.path.abspath(error.filename or "").startswith(os.path.abspath(workdir)):
+        ours = os.path.abspath(error.filename or "").startswith(os.path.abspath(workdir))
+        if not ours and error.errno not in _DISK:
             raise
-        raise Transient(
-            f"{error.filename}: {error.strerror}: mend that, then run the same command"
-        ) from None
+        raise Transient(f"{error.filename or workdir}: {error.strerror}: {_MEND}") from None
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -62,12 +62,27 @@ def make_mesh(config, devices=None) -> Mesh:
             f"{len({d.process_index for d in devices})} processes: start as many as the config says "
             "(do they find each other?), or set it to 0"
         )
+    # Between slices the network is slow: only the gradients' sum over `data` crosses it.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    shape = mesh_shape(config, len(devices), slices)
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        within = (shape[0] // slices, *shape[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(config, devices: int, slices: int = 1) -> tuple[int, ...]:
+    """The sizes of AXES over so many devices. Raises UserError as make_mesh does."""
     sizes = {axis: config.mesh[axis] for axis in AXES}
     rest = sizes["fsdp"] * sizes["tensor"] * sizes["context"]
-    sizes["data"] = sizes["data"] or len(devices) // rest
-    if math.prod(sizes.values()) != len(devices):
+    sizes["data"] = sizes["data"] or devices // rest
+    if math.prod(sizes.values()) != devices:
         shown = " x ".join(f"{axis} {config.mesh[axis] or 'any'}" for axis in AXES)
-        raise UserError(f"config.mesh: {shown} does not multiply to the {len(devices)} devices")
+        raise UserError(f"config.mesh: {shown} does not multiply to the {devices} devices")
     for field, axis in (
         ("model.width", "fsdp"),
         ("model.heads", "tensor"),
@@ -82,21 +97,11 @@ def make_mesh(config, devices=None) -> Mesh:
             raise UserError(
                 f"config.{field}={value} does not divide over config.mesh.{axis}={sizes[axis]}"
             )
-    # Between slices the network is slow: only the gradients' sum over `data` crosses it.
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes["data"] % slices:
         raise UserError(
             f"config.mesh leaves data {sizes['data']}, which does not divide over {slices} slices"
         )
-    shape = tuple(sizes.values())
-    if slices == 1:
-        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    else:
-        within = (sizes["data"] // slices, *shape[1:])
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
-        )
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes.values())
 
 
 def check_batch(config, mesh: Mesh) -> None:

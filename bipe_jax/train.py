@@ -172,23 +172,24 @@ def main(_):
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    with rundir.failures(workdir):
-        validate(cli.CONFIG.value)
-        wandb_board.check(cli.CONFIG.value)
-        last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
-        profile = trace.parse(_PROFILE.value, last)
-        # What the evaluation at the end would refuse is refused before the training.
-        evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
-        processes.start()
-        with observe.Observer(observe.process_start(), profile) as observer:
-            if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
-                processes.leave_at_sigterm()
-                with observer.phase("evaluating"):
-                    evaluate.evaluate(workdir)
-                return
+    validate(cli.CONFIG.value)
+    wandb_board.check(cli.CONFIG.value)
+    last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
+    profile = trace.parse(_PROFILE.value, last)
+    # What the evaluation at the end would refuse is refused before the training.
+    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
+    processes.start()
+    rundir.forget_failure(workdir)
+    with observe.Observer(observe.process_start(), profile) as observer:
+        if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
+            processes.leave_at_sigterm()
+            with observer.phase("evaluating"):
+                evaluate.evaluate(workdir)
+            return
     cli.say(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    # Flags that cannot be read are a failure of the run too.
+    cli.run_with_flags(main, rundir.failures(cli.flag("workdir")))

@@ -22,6 +22,7 @@ from launch.table import Table
 
 _LOG = "log.txt"
 _PAUSE = 0.2  # seconds between looks at the runs
+_CLEARING = 2.0  # seconds
 
 
 class Run:
@@ -56,15 +57,19 @@ class Run:
         return os.path.join(self.workdir, _LOG)
 
     def start(self) -> None:
-        with _locked(self.log) as file:
-            # A session of its own: Ctrl-C on the terminal is for the sweep, which passes SIGTERM on.
-            self._process = subprocess.Popen(
-                self._line,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        try:
+            with _locked(self.log) as file:
+                # A session of its own: Ctrl-C on the terminal is for the sweep, which passes SIGTERM on.
+                self._process = subprocess.Popen(
+                    self._line,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+        except (OSError, UserError) as error:  # its directory is gone: the other runs are not
+            self.state, self.why = "failed", str(error)
+            return
         self._began, self.state = time.monotonic(), "running"
 
     def signal(self, number: int) -> None:
@@ -77,6 +82,7 @@ class Run:
         code = self._process.poll() if self.alive else None
         if code is None:
             return
+        _clear(self._process.pid)
         self._took, self._process = self.elapsed, None
         if code == 0:
             self.state, self.why = "done", ""
@@ -88,6 +94,15 @@ class Run:
                 self.start()
             else:
                 self.state = "failed"
+
+
+def _clear(group: int) -> None:
+    """Kills what a process that ended may have left, which would hold the lock."""
+    end = time.monotonic() + _CLEARING
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:  # dead ones count until init has seen them
+            os.killpg(group, signal.SIGKILL)
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -120,7 +135,10 @@ def run(points: Sequence[Checked], at_once: int) -> int:
     for run in runs:
         beat = progress.heartbeat(run.workdir)
         if beat and beat.host != socket.gethostname():  # which the lock may not know of
-            raise UserError(f"{run.workdir} is being trained on {beat.host}: nothing was launched")
+            raise UserError(
+                f"{run.workdir} is being trained on {beat.host} ({beat.phase}); if that is dead, remove "
+                "its heartbeat.json; nothing was launched"
+            )
     for run, point in zip(runs, points, strict=True):
         progress.record(run.workdir, point.config)
         with _locked(run.log):

@@ -7,7 +7,9 @@ import os
 import re
 from collections.abc import Collection
 
-from bipe_jax import cli
+from jax.sharding import AbstractMesh
+
+from bipe_jax import cli, sharding
 from bipe_jax.errors import UserError
 from launch import jobs, slices
 
@@ -148,7 +150,10 @@ def ready(given: list[jobs.Job], machines: Machines, skip_preflight: bool) -> li
         # Machines that do not find each other would train as many runs.
         overrides = dict(job.overrides) | {"mesh.devices": machines.devices}
         job = dataclasses.replace(job, overrides=tuple(overrides.items()))
-        jobs.check(job)
+        config = jobs.check(job)
+        if not machines.slice:  # nothing compiles the step first
+            shape = sharding.mesh_shape(config, machines.devices)
+            sharding.check_batch(config, AbstractMesh(shape, sharding.AXES))
         done.append(job)
     for job in done:
         if machines.slice:

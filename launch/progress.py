@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import time
 
 from bipe_jax import checkpoint, evaluate
@@ -10,7 +11,9 @@ from bipe_jax.errors import UserError
 
 _POINT = "point.json"  # the config of a point, written when its sweep is launched
 _ENDED = ("preempted", "failed", "done")  # phases of a heartbeat
-_ALIVE = 60  # seconds that a heartbeat, written every 10, may be old
+# Seconds that the heartbeat of a living run may be old (docs/observing.md): while it trains, or ten times
+# what a step takes; in other phases nothing renews it.
+_TRAINING, _OTHERWISE = 60, 3600
 _TAIL = 1 << 14  # bytes of metrics.jsonl that hold some steps' full lines
 
 
@@ -77,12 +80,27 @@ class Heartbeat:
 
 
 def heartbeat(workdir: str) -> Heartbeat | None:
-    """None if the run has ended, or has not been heard of for a minute."""
+    """None if the run has ended, or has not been heard of for too long."""
     beat = read_json(os.path.join(workdir, "heartbeat.json")) or {}
     at, phase = beat.get("time"), beat.get("phase")
-    if not isinstance(at, (int, float)) or time.time() - at > _ALIVE or phase in _ENDED:
+    if not isinstance(at, (int, float)) or phase in _ENDED:
+        return None
+    step = beat.get("step_seconds") or 0.0
+    if time.time() - at > (max(_TRAINING, 10 * step) if phase == "training" else _OTHERWISE):
+        return None
+    if beat.get("host") == socket.gethostname() and not _lives(beat.get("pid")):
         return None
     return Heartbeat(str(phase), beat.get("pid"), beat.get("host"))
+
+
+def _lives(pid) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def job(name="first", **overrides):
 
 def manifests(capsys, arguments, jobs=None):
     capsys.readouterr()
-    gke.submit(jobs or [job()], arguments, dry_run=True)
+    gke.submit(jobs or [job(batch_size=32)], arguments, dry_run=True)
     return list(yaml.safe_load_all(capsys.readouterr().out))
 
 
@@ -204,6 +204,7 @@ def test_pods_names_are_names_of_the_dns(text):
         (["--gpus=h900:8", *GPU[1:]], "--gpus=h900:8 is unknown: .* h100, h100-mega"),
         (["--gpus=h100:3", *GPU[1:]], "--gpus=h100:3 is unknown"),
         ([*GPU, "--nodes=0"], "--nodes=0 must be at least 1"),
+        (GPU, "config.batch_size=8 .* do not divide over 32 devices"),
         ([*GPU, "--nodes=two"], "invalid int value: 'two'"),
         ([TPU[0], *TPU[2:]], "--image"),
         ([*TPU[:2]], r"--workdir=/runs/first is in none of the volumes"),
@@ -303,9 +304,9 @@ def test_the_command_prints_the_manifest_or_one_line(capsys):
     assert done.returncode == 0, done.stderr
     assert list(yaml.safe_load_all(done.stdout)) == manifests(capsys, TPU, [job(steps=9)])
     assert "--skip-preflight: nobody has checked" in done.stderr
-    done = subprocess.run([*line, "--frobnicate"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*line[:3], "--frobnicate"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: unexpected argument '--frobnicate': flags are --name=value\n"
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_the_image_has_the_user_whom_the_pods_name():

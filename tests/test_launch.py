@@ -79,8 +79,33 @@ def test_restarts_go_on_while_checkpoints_advance(tmp_path):
     assert not again and why.endswith("config.steps=0 must be at least 1")
 
 
+def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_path):
+    """And is not made: a network's disk may come back to its place."""
+    gone = tmp_path / "gone"
+    again, why = restart.decide(str(gone), 1)
+    assert not again and why.startswith(f"{gone} is not there: ")
+    assert not gone.exists()
+    assert restart.decide(str(gone), 137)[0]  # killed before it made it
+    (tmp_path / "run" / "restarts.json.tmp").mkdir(parents=True)
+    again, why = restart.decide(str(tmp_path / "run"), 137)
+    assert not again
+    assert why.endswith("run/restarts.json cannot be written: Is a directory")
+
+
 def test_hosts_count_one_death_once_each(tmp_path):
     for _ in range(3):
         assert all(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert not any(restart.decide(str(tmp_path), 137, host)[0] for host in ("a", "b", "c"))
     assert restart.decide(str(tmp_path), 137)[0]
+
+
+def test_who_starts_a_run_again_that_was_given_up_has_all_tries(tmp_path):
+    for _ in range(2):
+        assert [restart.decide(str(tmp_path), 1)[0] for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_count_that_is_nonsense_is_begun_anew(tmp_path):
+    for nonsense in ("[1]", "{", '{"step": -1}', '{"step": -1, "crashes": "x"}'):
+        (tmp_path / "restarts.json").write_text(nonsense)
+        assert restart.decide(str(tmp_path), 137)[0]
+        assert json.loads((tmp_path / "restarts.json").read_text())["crashes"] == 1

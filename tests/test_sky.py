@@ -66,7 +66,7 @@ def test_skypilot_takes_the_tasks_without_a_network(tmp_path, capsys):
     configs = [yaml.safe_load((ROOT / "launch/sky" / name).read_text()) for name in
                ("tpu.yaml", "gpu.yaml")]  # fmt: skip
     configs += tasks(capsys, [*TPU, "--spot"], [job(), job("second", steps=30)])
-    configs += tasks(capsys, GPU)
+    configs += tasks(capsys, GPU, [job(batch_size=32)])
     configs += tasks(capsys, ["--gpus=a100-80gb:1", "--volume=shared:/runs"])
     for config in configs:
         config["workdir"] = str(ROOT)
@@ -119,7 +119,7 @@ def test_slices_that_skypilot_cannot_name_are_refused(text):
 @pytest.mark.parametrize("name, arguments", [("tpu", TPU), ("gpu", GPU)])
 def test_only_what_is_said_is_filled_in(capsys, name, arguments):
     template = yaml.safe_load((ROOT / "launch" / "sky" / f"{name}.yaml").read_text())
-    (made,) = tasks(capsys, arguments)
+    (made,) = tasks(capsys, arguments, [job(batch_size=32)])
     changed = {key for key in made if made[key] != template.get(key)}
     assert made.keys() == template.keys()
     assert changed <= {"name", "resources", "num_nodes", "file_mounts", "run"}
@@ -165,7 +165,7 @@ def test_the_script_runs_the_worker_in_its_own_process(tmp_path, capsys):
 
 
 def test_nodes_find_the_first(tmp_path, capsys):
-    (made,) = tasks(capsys, GPU)
+    (made,) = tasks(capsys, GPU, [job(batch_size=32)])
     _, variables = run_script(
         made["run"],
         tmp_path,

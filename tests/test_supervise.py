@@ -113,6 +113,15 @@ def until(condition, seconds=10):
         time.sleep(0.02)
 
 
+def alive(pid):
+    """A zombie that nobody waits for is dead, and holds no lock."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def beats(workdir):
     until((workdir / "heartbeat.json").exists)
 
@@ -208,6 +217,7 @@ def test_there_is_one_supervisor_and_no_second_trainer_beside_an_orphan(supervis
     assert code == 1 and "has a supervisor, or its trainer, on this machine already" in said
     (_, orphan, _) = starts(supervise.workdir)[-1]
     os.kill(orphan, signal.SIGTERM)
+    until(lambda: not alive(orphan))
     code, _ = end(supervise("0"))
     assert code == 0 and words(supervise.workdir) == ["beat", "0"]
 

@@ -19,7 +19,7 @@ import pytest
 
 from bipe_jax import cli, plot
 from bipe_jax.errors import PREEMPTED, UserError
-from launch import collect, jobs, points, progress, sweep
+from launch import collect, jobs, local, points, progress, sweep
 from launch.algebra import chain, product, zipit
 from launch.algebra import sweep as values_of
 from launch.table import Table
@@ -298,7 +298,54 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
     assert not progress.finished(run, config)
 
 
+@pytest.mark.parametrize(
+    "age, changes, alive",
+    [
+        (59, {}, True),
+        (61, {}, False),
+        (200, {"step_seconds": 30.0}, True),
+        (2000, {"phase": "starting"}, True),  # compiling
+        (2000, {"phase": "evaluating"}, True),
+        (4000, {"phase": "evaluating"}, False),
+        (1, {"phase": "done"}, False),
+        (2000, {"phase": "saving", "host": socket.gethostname(), "pid": os.getpid()}, True),
+        (1, {"host": socket.gethostname(), "pid": 2**22 + 1}, False),  # more than Linux has
+        (1, {"host": socket.gethostname(), "pid": None}, False),
+    ],
+)
+def test_a_run_lives_as_long_as_its_phase_may_be_quiet(tmp_path, age, changes, alive):
+    beat = {"time": time.time() - age, "phase": "training", "pid": 1, "host": "other", "step": 3}
+    (tmp_path / "heartbeat.json").write_text(json.dumps(beat | changes))
+    assert (progress.heartbeat(str(tmp_path)) is not None) == alive
+
+
 # This machine.
+
+
+def test_a_run_whose_directory_vanishes_fails_alone(tmp_path):
+    run, other = (local.Run(point) for point in checked(values_of("seed", [0, 1]), tmp_path))
+    os.makedirs(other.workdir)
+    other._line = [sys.executable, "-c", "raise SystemExit(0)"]
+    local._loop([run, other], 2, [], Table([run, other]))
+    assert (run.state, other.state) == ("failed", "done")
+    assert f"No such file or directory: '{run.log}'" in run.why
+
+
+def test_what_a_dead_run_leaves_does_not_keep_it_from_starting_again(tmp_path):
+    (point,) = checked(values_of("seed", [0]), tmp_path)
+    run = local.Run(point)
+    os.makedirs(run.workdir)
+    # The first time it leaves a child that holds the log, and dies; the second time it is done.
+    run._line = [
+        sys.executable,
+        "-c",
+        "import os, subprocess, sys\n"
+        f"if os.path.exists({run.workdir + '/restarts.json'!r}): sys.exit()\n"
+        "subprocess.Popen(['sleep', '60'])\n"
+        "os.abort()\n",
+    ]
+    local._loop([run], 1, [], Table([run]))
+    assert run.state == "done", run.why
 
 
 @pytest.fixture(scope="module")

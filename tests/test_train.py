@@ -138,10 +138,12 @@ def test_a_tiny_model_overfits(config):
     assert float(values["loss"]) < 0.05
 
 
-def test_metrics_are_those_of_the_step(config, tmp_path):
+def test_metrics_are_those_of_the_step(config, tmp_path, capfd):
     config.log.peak_flops = 1e9
     train(config, str(tmp_path))
     lines = read_metrics(tmp_path)
+    shown = capfd.readouterr().err  # what nobody watches is a line each time, such as the last
+    assert "\r" not in shown and f"| {config.steps}/{config.steps} [" in shown.splitlines()[-1]
     full = [line for line in lines if "perplexity" in line]
     assert [line["step"] for line in full] == [3, 6, 9, 12]
     for line in full:

@@ -11,7 +11,6 @@ none. A slice is named as in bipe_jax.preflight: a generation and a grid of chip
 """
 
 import argparse
-import contextlib
 import re
 import sys
 
@@ -92,5 +91,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with cli.user_errors(), contextlib.suppress(KeyboardInterrupt):
-        main(sys.argv[1:])  # Ctrl-C ends `watch` and `logs --follow`
+    with cli.user_errors():
+        try:
+            main(sys.argv[1:])
+        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run goes on
+            sys.exit(130)

@@ -1,0 +1,30 @@
+"""Checks a run and submits it to SLURM (docs/slurm.md):
+
+python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--dry-run] [-- FLAGS OF SBATCH]
+"""
+
+import argparse
+import sys
+
+from bipe_jax import cli
+from launch import jobs, machines, slurm
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.slurm",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    end = argv.index("--") if "--" in argv else len(argv)
+    args, rest = parser.parse_known_args(argv[:end])
+    job = machines.job_of(rest)
+    jobs.check(job)
+    slurm.submit_one(job, argv[end + 1 :], args.dry_run)
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main(sys.argv[1:])
