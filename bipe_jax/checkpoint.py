@@ -48,6 +48,27 @@ class Meta:
 
 
 class _Manager(ocp.CheckpointManager):
+    """Attributes:
+    failure: what went wrong with this process's part of a save, while Orbax waits for the others.
+    """
+
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self):
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def wait_until_finished(self):
+        # When one process has failed, Orbax lets all wait for 20 minutes for it to succeed.
+        while jax.process_count() > 1 and self.is_saving_in_progress():
+            if self.failure:
+                raise self.failure
+            time.sleep(_PAUSE)
+        super().wait_until_finished()
+
     def reached_preemption(self, step: int) -> bool:
         # JAX is asked by the trainer alone, once for each step that it dispatches. The numbers that it is
         # asked with must not jump: SIGTERM would be heeded at the highest one, maybe never.
@@ -183,7 +204,7 @@ class Checkpoints:
 
     def failed(self) -> bool:
         """Whether a save has failed and should be made again now. Raises as `save`."""
-        if not self._manager.is_saving_in_progress():
+        if self._manager.failure or not self._manager.is_saving_in_progress():
             with self._noted():
                 self._manager.wait_until_finished()  # raises, once, what went wrong
                 self._tries = self._tries if self._again_at else 0
@@ -205,9 +226,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        # Waits for a save that is still under way; what went wrong before matters more.
+        # Waits for a save that is still under way, unless with another process that was lost; what went
+        # wrong before matters more.
+        lost = jax.process_count() > 1 and kind and issubclass(kind, jax.errors.JaxRuntimeError)
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
-            self._manager.close()
+            if not lost:
+                self._manager.close()
         os.close(self._opened)
 
     @contextlib.contextmanager
@@ -219,12 +243,12 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:300]
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
             vanished = self._vanished()
-            with contextlib.suppress(Exception):
-                if not vanished:
-                    self._manager.reload()  # Orbax has forgotten those that it would have deleted
             # Several processes would have to agree on it: they start again instead.
             pauses = rundir.PAUSES if jax.process_count() == 1 else ()
             if pauses:
+                with contextlib.suppress(Exception):
+                    if not vanished:
+                        self._manager.reload()  # it has forgotten those that it would have deleted
                 with contextlib.suppress(OSError):
                     _remove_unfinished(self.directory)
                     if vanished:  # what Orbax has made in its place, if it is empty
@@ -233,8 +257,10 @@ class Checkpoints:
             if self._tries == len(pauses):
                 # Where the directory has vanished, another start would begin a new run.
                 kind = UserError if vanished else Transient
+                # Orbax counts one that is under way too.
+                complete = self.latest if vanished else max(steps(self.directory), default=None)
                 raise kind(
-                    f"{failure}; the last complete one is step {self.latest}: mend that, then run the "
+                    f"{failure}; the last complete one is step {complete}: mend that, then run the "
                     "same command"
                 ) from error
             pause = pauses[self._tries]

@@ -189,6 +189,25 @@ def test_the_error_of_one_process_ends_all(base, tmp_path):
     assert "/missing" in (workdir / "failed").read_text()
 
 
+def test_a_save_that_one_process_cannot_make_ends_all(base, tmp_path):
+    """One of two may write no file of more than 4 KiB. Orbax would wait for 20 minutes."""
+    program = (
+        "import os, resource, runpy, sys\n"
+        "if os.environ['JAX_PROCESS_ID'] == '1':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "runpy.run_module('bipe_jax.train', run_name='__main__', alter_sys=True)\n"
+    )
+    changes = base | {"mesh.fsdp": 2}
+    begun = time.monotonic()
+    done = several.finish(several.start(2, 1, "-c", program, *arguments(tmp_path, changes)[2:]))
+    assert time.monotonic() - begun < 90  # training begins, and a dead process is noticed
+    assert done[1][0] == 1 and done[0][0] not in (0, PREEMPTED), done
+    line = next(line for line in done[1][2].splitlines() if line.startswith("error: "))
+    assert f"saving a checkpoint to {tmp_path}/checkpoints failed" in line
+    assert "the last complete one is step None" in line
+    assert not (tmp_path / "failed").exists()  # another start may do better
+
+
 def test_processes_that_do_not_come_are_missed():
     program = (
         "from bipe_jax import cli, processes\nprocesses._START_TIMEOUT = 3\n"
