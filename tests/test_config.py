@@ -329,6 +329,7 @@ FREE = {
     "optimizer.clip_norm": 2.0,
     "schedule.name": "cosine",
     "spikes.threshold": 5.0,
+    "log.wandb": "project",
     "spikes.policy": "skip",
     "mesh.devices": 8,
     "schedule.warmup_steps": 2,

@@ -16,18 +16,11 @@ from test_train import assert_same_run
 from bipe_jax import checkpoint, checksums, cli, metrics, rundir, step, tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
+from tests.faults import kinds
 
-# The longest first; of the others of tests.faults, each takes the half minute that failing saves do.
-KINDS = (
-    "peer-stopped",
-    "full-then-free",
-    "peer-term",
-    "several",
-    "kill",
-    "term",
-    "damaged",
-    "data",
-)
+# All of them take minutes: BIPE_SLOW=1.
+FEW = ("kill", "term", "damaged")
+KINDS = tuple(kinds.KINDS) if "BIPE_SLOW" in os.environ else FEW
 
 
 @pytest.fixture(scope="module")

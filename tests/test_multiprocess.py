@@ -1,6 +1,7 @@
 """Whole runs in several real processes: equal to one process, stopped, lost, gone on with elsewhere."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import LOST, PREEMPTED, UserError
 from bipe_jax.train import train
 from configs import smoke
+
+slow = pytest.mark.skipif("BIPE_SLOW" not in os.environ, reason="takes a minute: set BIPE_SLOW=1")
 
 # Trains several runs, one after the other, and says what became of each.
 PROGRAM = """
@@ -134,6 +137,7 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
         train(config, str(tmp_path / "two" / "stream"))
 
 
+@slow
 def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
     """4 processes, SIGTERM to one of them; then 1, stopped; then 2, which evaluate."""
     workdir, whole = tmp_path / "run", tmp_path / "whole"
@@ -190,6 +194,7 @@ def test_the_error_of_one_process_ends_all(base, tmp_path):
     assert "/missing" in (workdir / "failed").read_text()
 
 
+@slow
 def test_a_save_that_one_process_cannot_make_ends_all(base, tmp_path):
     """One of two may write no file of more than 4 KiB. Orbax would wait for 20 minutes."""
     program = (

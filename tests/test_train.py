@@ -282,11 +282,12 @@ def test_disk_full_while_saving_loses_nothing(config, tmp_path):
     """A limit on the size of files makes every larger write fail, as a full disk does."""
     program = (
         "import resource, signal, sys\n"
-        "from bipe_jax import checkpoint, cli, train\n"
+        "from bipe_jax import checkpoint, cli, rundir, train\n"
         "from bipe_jax.config import from_dict\n"
         "import json\n"
         "config = from_dict(json.loads(sys.argv[1]))\n"
         "checkpoint.quiet()\n"
+        "rundir.PAUSES = (0.1, 0.1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with cli.user_errors():\n"
         "    train.train(config, sys.argv[2], stop_at=4)\n"
