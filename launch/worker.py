@@ -93,6 +93,8 @@ def attempt(workdir: str, command: list[str]) -> int:
             if not again:
                 os.remove(running)
                 return STOP
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(failed)
         with open(running, "w", encoding="utf-8"):
             pass
     code = run(command)

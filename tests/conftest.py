@@ -19,6 +19,14 @@ from bipe_jax.data import sources
 VOCAB_SIZE = 512
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves out what is marked as slow, unless BIPE_SLOW=1."""
+    if "BIPE_SLOW" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes a while: set BIPE_SLOW=1"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """What is compiled once is not compiled again, here and in the processes that tests start."""

@@ -18,9 +18,7 @@ from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
 from tests.faults import kinds
 
-# All of them take minutes: BIPE_SLOW=1.
-FEW = ("kill", "term", "damaged")
-KINDS = tuple(kinds.KINDS) if "BIPE_SLOW" in os.environ else FEW
+KINDS = tuple(kinds.KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +29,13 @@ def harness(tmp_path_factory):
     return subprocess.run(line, cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_survives(harness, kind):
     assert f"\n{kind} --seed=7: survived" in "\n" + harness.stdout, harness.stdout + harness.stderr
 
 
+@pytest.mark.slow
 def test_the_harness_counts_what_survived(harness):
     assert harness.returncode == 0
     table = [line.split() for line in harness.stdout.split("\n\n")[-1].splitlines()]

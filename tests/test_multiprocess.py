@@ -1,7 +1,6 @@
 """Whole runs in several real processes: equal to one process, stopped, lost, gone on with elsewhere."""
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import LOST, PREEMPTED, UserError
 from bipe_jax.train import train
 from configs import smoke
-
-slow = pytest.mark.skipif("BIPE_SLOW" not in os.environ, reason="takes a minute: set BIPE_SLOW=1")
 
 # Trains several runs, one after the other, and says what became of each.
 PROGRAM = """
@@ -87,6 +84,7 @@ def wait_for(path: Path, running) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_file):
     """Bit for bit, on each mesh: XLA and gloo add the parts of two devices in the same order."""
 
@@ -137,7 +135,7 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
         train(config, str(tmp_path / "two" / "stream"))
 
 
-@slow
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
     """4 processes, SIGTERM to one of them; then 1, stopped; then 2, which evaluate."""
     workdir, whole = tmp_path / "run", tmp_path / "whole"
@@ -194,7 +192,7 @@ def test_the_error_of_one_process_ends_all(base, tmp_path):
     assert "/missing" in (workdir / "failed").read_text()
 
 
-@slow
+@pytest.mark.slow
 def test_a_save_that_one_process_cannot_make_ends_all(base, tmp_path):
     """One of two may write no file of more than 4 KiB. Orbax would wait for 20 minutes."""
     program = (

@@ -424,6 +424,7 @@ def test_a_run_that_is_alive_is_not_started_again(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     output, last = tmp_path / "out", 200
     path = sweep_file(
