@@ -138,6 +138,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
         raise RuntimeError("Failed to open libtpu.so")
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[preflight\]'"):
         preflight.describe("v5e:2x2", tiny())
 
