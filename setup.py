@@ -59,7 +59,7 @@ setup(
             "torch>=2.8",
             "transformers>=5.23,<5.25",
         ],  # only the tests of bipe_jax.convert to-hf need it
-        "wandb": ["wandb>=0.22"],  # config.log.wandb
+        "wandb": ["wandb>=0.31"],  # config.log.wandb
         "quickstart": QUICKSTART,
         "test": TEST + QUICKSTART,
     },
