@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.timing import Program, Timed, measure
 from bipe_jax.attention import BACKENDS, attention, choose
 from bipe_jax.errors import UserError
-from bipe_jax.positions.bias import Alibi
+from bipe_jax.positions.alibi import Alibi
 from configs import quickstart
 
 _TOKENS_PER_SEGMENT = 10

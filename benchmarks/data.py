@@ -29,8 +29,8 @@ import time
 
 import numpy as np
 
-from bipe_jax import segments, tokenizer
-from bipe_jax.data import sources
+from bipe_jax import segments
+from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.batches import PREPARED, Batches, annotate, workers_of
 from bipe_jax.data.prepare import prepare
 from configs import quickstart

@@ -14,12 +14,12 @@ import json
 import os
 import random
 
-from bipe_jax import checkpoint, cli, tokenizer
-from bipe_jax.compiling import enable_cache
-from bipe_jax.data import sources
+from bipe_jax import checkpoint, cli
+from bipe_jax.data import sources, tokenizer
 from bipe_jax.tasks import generators, haystack, samples
 from bipe_jax.tasks.evaluation import Settings, evaluate
 from bipe_jax.train import train
+from bipe_jax.training.compiling import enable_cache
 from configs import quickstart
 
 _LENGTH = 128

@@ -33,10 +33,11 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Program, Timed, measure
-from bipe_jax import metrics, segments, sharding
+from bipe_jax import segments, sharding
 from bipe_jax.config import validate
 from bipe_jax.data.batches import annotate
-from bipe_jax.step import compile_on, init_state
+from bipe_jax.training import metrics
+from bipe_jax.training.step import compile_on, init_state
 from configs.quickstart import ENCODINGS
 
 _TOKENS_PER_SEGMENT = 10

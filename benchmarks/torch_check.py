@@ -16,7 +16,7 @@ import torch
 from benchmarks import torch_decoder
 from bipe_jax import model, segments
 from bipe_jax.data.batches import annotate
-from bipe_jax.step import init_state, train_step
+from bipe_jax.training.step import init_state, train_step
 from configs import quickstart
 
 # Rounding's, at most. Adam's first steps make much of the sign of gradients that are all but 0.

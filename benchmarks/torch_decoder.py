@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bipe_jax import positions
-from bipe_jax.positions.bias import alibi_slopes
+from bipe_jax.positions.alibi import alibi_slopes
 
 VARIANTS = ("eager", "sdpa", "compile")
 

@@ -17,24 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import (
-    checkpoint,
-    cli,
-    inference,
-    model,
-    perplexity,
-    positions,
-    processes,
-    report,
-    segments,
-    sharding,
-    text,
-)
+from bipe_jax import checkpoint, cli, model, positions, processes, report, segments, sharding
 from bipe_jax.attention.chunked import CHUNK, Side, scores
-from bipe_jax.compiling import enable_cache
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import make_output, write_json
+from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.report import text
+from bipe_jax.training.compiling import enable_cache
 
 BY = ("segment", "position")
 MULTIPLES = (1, 4)  # of the training length
@@ -111,7 +101,7 @@ def _measures(config, counts, params, inputs) -> dict:
     return model.run(config, params, inputs, attend_and_measure(config, inputs, counts))[2]
 
 
-def measure(placed: inference.Placed, blocks: np.ndarray) -> tuple[dict, dict, dict]:
+def measure(placed: loaded.Placed, blocks: np.ndarray) -> tuple[dict, dict, dict]:
     """Where attention goes, on average over the blocks and their queries.
 
     Args:
@@ -213,7 +203,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     """
     if blocks < 1:
         raise UserError(f"--blocks={blocks} must be at least 1")
-    placed = inference.load(path)
+    placed = loaded.load(path)
     config = placed.config
     lengths = lengths or perplexity.default_lengths(config, MULTIPLES)
     lengths = sorted(set(lengths))

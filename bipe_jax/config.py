@@ -12,8 +12,8 @@ from bipe_jax.data.packing import PACKINGS
 from bipe_jax.data.sources import ON_ERROR
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
-from bipe_jax.optimizer import OPTIMIZERS, SCHEDULES
-from bipe_jax.spikes import POLICIES
+from bipe_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+from bipe_jax.training.spikes import POLICIES
 
 
 class _Number:

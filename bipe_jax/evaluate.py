@@ -12,13 +12,14 @@ import json
 import os
 from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, inference, perplexity, plot, positions, processes, report
-from bipe_jax.compiling import enable_cache
+from bipe_jax import checkpoint, cli, plot, positions, processes, report
 from bipe_jax.data import sources
 from bipe_jax.data.batches import PREPARED
 from bipe_jax.errors import UserError
-from bipe_jax.protocols import SAME_TOKENS, protocol
-from bipe_jax.text import table, visible
+from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
+from bipe_jax.report.text import table, visible
+from bipe_jax.training.compiling import enable_cache
 
 MULTIPLES = (1, 2, 4, 8, 16)
 BOS_RULE = "BOS where a document begins, nowhere else"
@@ -67,7 +68,7 @@ def resolve(settings: Settings, config) -> Settings:
     return settings
 
 
-def documents(placed: inference.Placed, settings: Settings) -> Iterator[dict]:
+def documents(placed: loaded.Placed, settings: Settings) -> Iterator[dict]:
     """Yields {"set": str, "tokens": (T,) int32}.
 
     Raises:
@@ -102,7 +103,7 @@ class Evaluator:
       UserError: a wrong input; see docs/evaluation.md.
     """
 
-    def __init__(self, placed: inference.Placed, settings: Settings):
+    def __init__(self, placed: loaded.Placed, settings: Settings):
         self.settings = settings = resolve(settings, placed.config)
         held = list(documents(placed, settings))
         if settings.extend:
@@ -129,11 +130,11 @@ class Evaluator:
         }
 
     def __call__(self, params: dict, name: str, step: int | None) -> dict:
-        """What evaluation.json holds, of parameters that are placed as those of `inference.load`."""
+        """What evaluation.json holds, of parameters that are placed as those of `loaded.load`."""
         return {"name": name, "step": step, **self._head, **self._evaluation(params)}
 
 
-def _extended(placed: inference.Placed, settings: Settings, held: list) -> inference.Placed:
+def _extended(placed: loaded.Placed, settings: Settings, held: list) -> loaded.Placed:
     """The model with its rotary encoding scaled. How far segments ran in training is measured here."""
     length = placed.config.sequence_length
     blocks = perplexity.training_range([d["tokens"] for d in held], length, placed.rule)
@@ -175,7 +176,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     Raises:
       UserError: a wrong input; see docs/evaluation.md.
     """
-    placed = inference.load(path)
+    placed = loaded.load(path)
     resolve(settings, placed.config)
     output = output or path
     make_output(output)
@@ -271,7 +272,7 @@ def main():
     enable_cache()
     processes.join()
     if args.follow:
-        from bipe_jax.follow import follow
+        from bipe_jax.evaluation.follow import follow
 
         follow(args.checkpoint, settings, args.output)
     else:

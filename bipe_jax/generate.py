@@ -8,9 +8,10 @@ Prints the prompt and what follows it, until --max_new_tokens or the model begin
 import argparse
 import itertools
 
-from bipe_jax import checkpoint, cli, decode, inference, processes
-from bipe_jax.compiling import enable_cache
+from bipe_jax import checkpoint, cli, processes
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import decode, loaded
+from bipe_jax.training.compiling import enable_cache
 
 
 def generate(
@@ -29,7 +30,7 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("--prompt is not UTF-8: the tokenizer reads nothing else") from None
-    placed = inference.load(path, extend)
+    placed = loaded.load(path, extend)
     tokenizer = placed.tokenizer
     tokens = tokenizer.encode(prompt)
     generator = decode.Generator(placed, len(tokens) + max(max_new_tokens, 1))

@@ -9,8 +9,8 @@ import time
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
-from bipe_jax.observe import events, heartbeat
-from bipe_jax.observe.clock import PHASES
+from bipe_jax.training.observing import events, heartbeat
+from bipe_jax.training.observing.clock import PHASES
 
 _SHOWN = 5  # slow steps
 

@@ -10,11 +10,12 @@ import math
 import os
 import sys
 
-from bipe_jax import checkpoint, cli, inference, processes
-from bipe_jax.compiling import enable_cache
+from bipe_jax import checkpoint, cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import make_output, write_json
-from bipe_jax.perplexity import default_lengths
+from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.perplexity import default_lengths
+from bipe_jax.training.compiling import enable_cache
 
 MULTIPLES = (1, 4)  # of the training length: the last that the model can be run at is --max_length
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness found
@@ -40,7 +41,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     try:
         import lm_eval
 
-        from bipe_jax.harness_model import Harness
+        from bipe_jax.evaluation.harness_model import Harness
     except ImportError as error:
         raise UserError(
             f"tasks of the lm-evaluation-harness need it: pip install -e '.[eval]' ({error})"
@@ -50,18 +51,18 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     if (num_fewshot or 0) < 0:
         raise UserError(f"--num_fewshot={num_fewshot} must be at least 0")
     manager, names = find_tasks(tasks, include_path)
-    placed = inference.load(path, extend)
+    placed = loaded.load(path, extend)
     model = Harness(placed, max_length or max(default_lengths(placed.config, MULTIPLES)))
     output = output or path
     make_output(output)
-    loaded = load_tasks(manager, names)
+    dictionary = load_tasks(manager, names)
     cli.say(
         f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
         f"{placed.config.sequence_length:,}"
     )
     results = lm_eval.simple_evaluate(
         model,
-        tasks=loaded,
+        tasks=dictionary,
         num_fewshot=num_fewshot,
         limit=limit,
         task_manager=manager,
@@ -114,15 +115,15 @@ def load_tasks(manager, names: list[str]) -> list:
     Raises:
       UserError: a task's data or a package that it needs cannot be had; or it cannot be run here.
     """
-    loaded = []
+    tasks = []
     for name in names:
         try:
             found = manager.load([name])
             in_order = (
                 [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
             )
-            loaded += in_order
-            manager.load(loaded)  # refuses a task that comes twice
+            tasks += in_order
+            manager.load(tasks)  # refuses a task that comes twice
         except Exception as error:  # tasks are others' programs, and raise what they like
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -135,7 +136,7 @@ def load_tasks(manager, names: list[str]) -> list:
                 raise UserError(
                     f"--tasks: {name} runs what the model writes; that is not done here"
                 )
-    return loaded
+    return tasks
 
 
 def plain(value):

@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from bipe_jax import cli, metrics, roofline, sharding
+from bipe_jax import cli, sharding
 from bipe_jax.config import validate
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
-from bipe_jax.roofline import GIB
 from bipe_jax.segments import Rule
-from bipe_jax.step import compile_on
+from bipe_jax.training import metrics, roofline
+from bipe_jax.training.roofline import GIB
+from bipe_jax.training.step import compile_on
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, such as v5e:16x16; default: the config's")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat and accumulation; print the best")

@@ -12,26 +12,16 @@ import sys
 import jax
 from absl import flags
 
-from bipe_jax import (
-    cli,
-    evaluate,
-    finetune,
-    metrics,
-    observe,
-    processes,
-    rundir,
-    segments,
-    sharding,
-    spikes,
-    tokenizer,
-)
+from bipe_jax import cli, evaluate, processes, rundir, segments, sharding
 from bipe_jax.checkpoint import Checkpoints, quiet
-from bipe_jax.compiling import enable_cache
 from bipe_jax.config import check_resumable, validate
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.observe import trace, wandb_board
-from bipe_jax.step import compile_on
+from bipe_jax.training import finetune, metrics, observing, spikes
+from bipe_jax.training.compiling import enable_cache
+from bipe_jax.training.observing import trace, wandb_board
+from bipe_jax.training.step import compile_on
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
 _STOP_AT = flags.DEFINE_integer(
@@ -48,7 +38,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
     one writes.
 
     Args:
-      observer: an `observe.Observer` that goes on observing afterwards; None: one of its own.
+      observer: an `observing.Observer` that goes on observing afterwards; None: one of its own.
 
     Returns:
       Whether all steps are done.
@@ -64,7 +54,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
     first_process = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
-        observer = observer or stack.enter_context(observe.Observer())
+        observer = observer or stack.enter_context(observing.Observer())
         observer.open(workdir)
         # What an earlier run left, and what can go on or start from it.
         rundir.claim(config, workdir)
@@ -180,7 +170,7 @@ def main(_):
     evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
     processes.start()
     rundir.forget_failure(workdir)
-    with observe.Observer(observe.process_start(), profile) as observer:
+    with observing.Observer(observing.process_start(), profile) as observer:
         if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
             processes.leave_at_sigterm()
             with observer.phase("evaluating"):

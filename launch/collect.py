@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Sequence
 
-from bipe_jax import cli, config, defaults, plot, report, results, webpage
+from bipe_jax import cli, config, defaults, plot, report
 from bipe_jax.errors import UserError
-from bipe_jax.text import table
+from bipe_jax.report import results, webpage
+from bipe_jax.report.text import table
 from launch import progress
 from launch.points import short_key, shortened, words
 

@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 
-from bipe_jax.text import table
+from bipe_jax.report.text import table
 from launch import progress
 
 _EVERY = 1.0  # seconds

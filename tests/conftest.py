@@ -13,8 +13,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 import jax
 import pytest
 
-from bipe_jax import tokenizer
-from bipe_jax.data import sources
+from bipe_jax.data import sources, tokenizer
 
 VOCAB_SIZE = 512
 

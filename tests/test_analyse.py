@@ -9,8 +9,9 @@ import numpy_reference
 import pytest
 import tiny
 
-from bipe_jax import analyse, inference, model, segments
+from bipe_jax import analyse, model, segments
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import loaded
 
 ENCODINGS = {
     "none": ((), ()),
@@ -65,7 +66,7 @@ def test_measures_equal_a_float64_softmax_of_all_logits(encoding, kv_heads, weig
     config, params = tiny_model(encoding, model__kv_heads=kv_heads)
     config.evaluation.batch_tokens = 54  # 2 of the 3 blocks at a time
     blocks = blocks_of(config, 3, 27)  # beyond the training length
-    placed = inference.place(config, params)
+    placed = loaded.place(config, params)
     bins, means, uniform = analyse.measure(placed, blocks)
 
     coordinates = segments.coordinates(blocks, placed.rule)

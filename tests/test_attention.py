@@ -8,7 +8,7 @@ import pytest
 from tiny import largest_array, tiny
 
 from bipe_jax.attention import attention
-from bipe_jax.positions.bias import Alibi
+from bipe_jax.positions.alibi import Alibi
 
 # The package has a function of that name, too.
 module = importlib.import_module("bipe_jax.attention.chunked")

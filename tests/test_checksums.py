@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, checksums
+from bipe_jax import checkpoint
+from bipe_jax.checkpoint import checksums
 from bipe_jax.errors import UserError
 from bipe_jax.train import train
 

@@ -16,10 +16,12 @@ from safetensors.numpy import save_file
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import checkpoint, decode, defaults, inference, model, tokenizer
+from bipe_jax import checkpoint, defaults, model
 from bipe_jax.convert import authors, files, incoming, llama, mapping
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import decode, loaded
 from bipe_jax.train import train
 from configs.quickstart import ENCODINGS
 
@@ -195,7 +197,7 @@ def test_command_and_evaluation(converted, tmp_path, command, held_out, spm):
     assert done.returncode == 0, done.stderr
     note, wrote = done.stderr.splitlines()
     assert "Note: segments end at the ids (13, 869)" in note and "Wrote" in wrote
-    placed = inference.load(tmp_path / "ours")
+    placed = loaded.load(tmp_path / "ours")
     assert placed.step == 0 and placed.tokenizer.vocab_size == PIECES
     assert _params_equal(placed.params, converted["params"])
     arguments = ("--lengths=32,64", f"--data={held_out}", "--windows=2")
@@ -217,7 +219,7 @@ def test_decoding(converted):
     for _ in range(6):
         likeliest = _logits(converted["config"], converted["tensors"], held[None])[0, -1].argmax()
         held = np.append(held, likeliest)
-    placed = inference.load(converted["ours"])
+    placed = loaded.load(converted["ours"])
     (found,) = decode.Generator(placed, 18)([prompt], 6)
     assert list(found) == list(held[12:])
 
@@ -234,7 +236,7 @@ def test_no_training_goes_on_from_a_model_alone(converted):
 @pytest.mark.parametrize("relative", [("rope", "segment"), ("rope", "position")])
 def test_a_new_run_starts_from_it(converted, tmp_path, shards, held_out, relative, capsys):
     """The same encoding or another one; its first loss is that of the converted parameters."""
-    config = inference.load(converted["ours"]).config
+    config = loaded.load(converted["ours"]).config
     config.initial_checkpoint = converted["ours"]
     config.segments.rule, config.position.relative = "sentence", (relative,)
     config.mesh.update(data=0, fsdp=1)
@@ -246,7 +248,7 @@ def test_a_new_run_starts_from_it(converted, tmp_path, shards, held_out, relativ
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     batches = Batches(
         checkpoint.load(str(tmp_path / "run"))[0].config,
-        inference.load(converted["ours"]).tokenizer,
+        loaded.load(converted["ours"]).tokenizer,
     )
     batch = next(batches)
     batches.close()

@@ -16,9 +16,10 @@ from test_model import draw, draw_tokens
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import checkpoint, decode, generate, inference, segments
-from bipe_jax.decode import Generator, Sampling
+from bipe_jax import checkpoint, generate, segments
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import decode, loaded
+from bipe_jax.evaluation.decode import Generator, Sampling
 from configs.quickstart import ENCODINGS
 
 CASES = {
@@ -46,7 +47,7 @@ NEW = 12
 @functools.cache
 def placed(case):
     config = tiny(**CASES[case])
-    return inference.place(config, draw(config))
+    return loaded.place(config, draw(config))
 
 
 def full_logits(model, tokens):
@@ -93,7 +94,7 @@ def test_an_encoding_that_depends_on_later_tokens_is_computed_anew(monkeypatch):
 
     monkeypatch.setitem(decode.positions.RELATIVE, "rope", Stretched)
     config = tiny(**CASES["bipe_rope"])
-    model = inference.place(config, draw(config))
+    model = loaded.place(config, draw(config))
     forward = jax.jit(functools.partial(bipe_jax.apply, config))
     prompts = [np.append(prompt, 1) for prompt in PROMPTS[2:4]]  # padding would be new segments
     for prompt, answer in zip(prompts, Generator(model, 60)(prompts, 3), strict=True):
@@ -172,7 +173,7 @@ def test_draws_follow_the_probabilities_and_the_seed():
 
 @pytest.mark.parametrize("spec", ["ntk:4", "yarn:4:6", "dynamic-ntk:2:6"])
 def test_an_extended_model_decodes_as_its_config_says(run, spec):
-    model = inference.load(run, spec)
+    model = loaded.load(run, spec)
     kind, coordinate, *options = model.config.position.relative[0]
     assert (kind, coordinate, dict(options)["scaling"]) == ("rope", "segment", spec.split(":")[0])
     prompt = model.tokenizer.encode("To be\nor not\nto be. " * 4)
@@ -218,7 +219,7 @@ def test_wrong_input_is_refused_by_name():
         with pytest.raises(UserError, match=f"seed={seed} must be from 0"):
             generator(PROMPTS, 1, seed=seed)
     config = tiny(position__absolute=(("learned", "position"),), position__relative=())
-    model = inference.place(config, draw(config))
+    model = loaded.place(config, draw(config))
     with pytest.raises(UserError, match="table of position ends at 16 tokens"):
         Generator(model, 17)
     Generator(model, 16)([PROMPTS[4]], 8)
@@ -245,7 +246,7 @@ def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path
     arguments = ("generate", f"--checkpoint={run}", f"--prompt={prompt}", "--max_new_tokens=20")
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    model = inference.load(run)
+    model = loaded.load(run)
     tokens = model.tokenizer.encode(prompt)
     answer = Generator(model, 200)([tokens], 20, stop=model.tokenizer.ends)[0]
     assert done.stdout == model.tokenizer.decode([*tokens, *answer]) + "\n"
@@ -270,7 +271,7 @@ def generated(path, prompt, count):
 
 def test_a_learned_table_of_position_is_used_to_its_last_row(tmp_path, run):
     """The cache may be larger than what the model can read."""
-    trained = inference.load(run)
+    trained = loaded.load(run)
     config = trained.config
     config.position.absolute, config.position.relative = (("learned", "position"),), ()
     params = bipe_jax.model.init(config, jax.random.key(0))
@@ -283,7 +284,7 @@ def test_a_learned_table_of_position_is_used_to_its_last_row(tmp_path, run):
 
 
 def test_a_text_that_ends_within_a_character_is_given_whole(run, monkeypatch):
-    tokenizer = inference.load(run).tokenizer
+    tokenizer = loaded.load(run).tokenizer
     byte = {text: tokenizer._processor.piece_to_id(text) for text in ("<0xC3>", "<0xA9>")}
     for given, wanted in (([0xC3], "\ufffd"), ([0xC3, 0xA9], "é"), ([0xC3, 0xA9, 0xC3], "é\ufffd")):
         ids = [byte[f"<0x{value:X}>"] for value in given]

@@ -9,10 +9,11 @@ import pytest
 from tiny import tiny
 
 from bipe_jax import evaluate as evaluation
-from bipe_jax import inference, model, perplexity, protocols, scoring, segments
+from bipe_jax import model, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Settings, evaluate
+from bipe_jax.evaluation import loaded, perplexity, protocols, scoring
 from bipe_jax.train import train
 
 LENGTHS = (32, 64, 128)
@@ -70,7 +71,7 @@ def test_what_context_is_left_out_of_blocks_and_kept_by_sliding():
 @pytest.mark.parametrize("name", ["same-tokens", "non-overlapping", "sliding:12"])
 def test_numbers_equal_a_plain_loop(run, name):
     """Each target by itself: full logits of the tokens before it, in float64 from there on."""
-    placed = inference.load(run)
+    placed = loaded.load(run)
     config, rule = placed.config, placed.rule
     config.evaluation.windows = 8
     generator = np.random.default_rng(0)
@@ -195,7 +196,7 @@ def test_bootstrapped_errors():
 
 def test_errors_are_over_documents(run):
     """Sixteen copies of two documents: a quarter of the error of the two."""
-    placed = inference.load(run)
+    placed = loaded.load(run)
     placed.config.evaluation.windows = 1000
     generator = np.random.default_rng(1)
     two = [
@@ -223,7 +224,7 @@ def test_errors_are_over_documents(run):
 
 def test_memory_grows_linearly_with_length(run):
     """Bytes that XLA allots to the compiled scorer: 8 times the length takes at most 9 times as much."""
-    placed = inference.load(run)
+    placed = loaded.load(run)
 
     def size(length):
         tokens = np.zeros((1, length), np.int32)
@@ -277,9 +278,9 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     elif "original" in options:
         blocks = [row["segments_per_block"] for row in plain["results"] if row["length"] == 32]
         assert min(blocks) / 2 < options["original"] < max(blocks) * 2
-    placed = inference.load(run)
+    placed = loaded.load(run)
     placed.config.position.relative = (("rope", "segment", *options.items()),)
-    placed = inference.place(placed.config, placed.params, placed.tokenizer)
+    placed = loaded.place(placed.config, placed.params, placed.tokenizer)
     documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
     protocol = protocols.protocol("same-tokens", (32, 256))
     sizes = placed.tokenizer.byte_lengths()
@@ -313,7 +314,7 @@ def test_prepared_data_gives_what_its_text_gives(run, tokenizer_file, held_out, 
             assert blocks[name] == (value if isinstance(value, str) else pytest.approx(value, 0.02))
         assert blocks["loss"] == pytest.approx(text["loss"], rel=1e-6)
     other = tmp_path / "other.model"
-    from bipe_jax import tokenizer
+    from bipe_jax.data import tokenizer
 
     other.write_bytes(tokenizer.train(["Some other text. " * 50] * 50, 270, 50_000).model)
     prepare(held_out, str(tmp_path / "q"), str(other), length=64, packing="concat")
@@ -346,7 +347,7 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
 
 @pytest.mark.parametrize("scale", [math.nan, 1e3])
 def test_diverged_parameters_are_refused(run, scale):
-    placed = inference.load(run)
+    placed = loaded.load(run)
     documents = [{"set": "s", "tokens": np.arange(100, dtype=np.int32)}]
     protocol = protocols.protocol("same-tokens", (32,))
     sizes = placed.tokenizer.byte_lengths()

@@ -13,9 +13,12 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, checksums, cli, metrics, rundir, step, tokenizer
+from bipe_jax import checkpoint, cli, rundir
+from bipe_jax.checkpoint import checksums
+from bipe_jax.data import tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
+from bipe_jax.training import metrics, step
 from tests.faults import kinds
 
 KINDS = tuple(kinds.KINDS)

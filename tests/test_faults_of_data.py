@@ -19,8 +19,7 @@ import pytest
 import zstandard
 from etils import epath
 
-from bipe_jax import tokenizer
-from bipe_jax.data import shards, sources
+from bipe_jax.data import shards, sources, tokenizer
 from bipe_jax.data.stream import Documents, Stream
 from bipe_jax.errors import UserError
 

@@ -10,12 +10,14 @@ import numpy_reference as reference
 import pytest
 from test_train import assert_same_run, read_checkpoint, read_metrics
 
-from bipe_jax import checkpoint, errors, finetune, model, positions, tokenizer
+from bipe_jax import checkpoint, errors, model, positions
 from bipe_jax import train as trainer
 from bipe_jax.config import validate
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.train import train
+from bipe_jax.training import finetune
 
 ROPE = {"position.absolute": (), "position.relative": (("rope", "position"),)}
 BIPE = {"position.absolute": (("learned", "offset"),), "position.relative": (("rope", "segment"),)}

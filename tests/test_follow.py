@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bipe_jax import checkpoint, follow
+from bipe_jax import checkpoint
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Settings, evaluate
+from bipe_jax.evaluation import follow
 from bipe_jax.train import train
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,10 @@ from lm_eval.tasks import TaskManager
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import decode, harness, harness_model, inference, model
+from bipe_jax import harness, model
 from bipe_jax.errors import UserError
-from bipe_jax.perplexity import default_lengths
+from bipe_jax.evaluation import decode, harness_model, loaded
+from bipe_jax.evaluation.perplexity import default_lengths
 
 EXAMPLES = [
     {"question": "To be, or not", "choices": [" to be", " at all", "hing"], "answer": 0},
@@ -40,7 +41,7 @@ PASSAGES = ["A short one.\n", "Long. " * 60, "Ünïcode ☂ and\nlines\n"]
 
 @pytest.fixture(scope="module")
 def placed(run):
-    return inference.load(run)
+    return loaded.load(run)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ def test_a_learned_table_of_position_is_filled_and_no_further():
         sequence_length=48,
         model__vocab_size=259,
     )
-    placed = inference.place(config, model.init(config, jax.random.key(0)), Characters())
+    placed = loaded.place(config, model.init(config, jax.random.key(0)), Characters())
     assert default_lengths(config, harness.MULTIPLES) == (48,)
     (answer,) = harness_model.Harness(placed, 48).generate_until(
         requests("generate_until", [("x" * 100, {"until": [], "max_gen_toks": 20})]),
@@ -282,7 +283,7 @@ class Characters:
 
 def test_texts_begin_with_the_end_where_there_is_no_beginning():
     config = tiny(model__vocab_size=259)
-    placed = inference.place(config, model.init(config, jax.random.key(0)), Characters())
+    placed = loaded.place(config, model.init(config, jax.random.key(0)), Characters())
     harnessed, plain = harness_model.Harness(placed, 32), Plain(placed, 32)
     pairs = [("", "ab"), ("  ", "ab"), ("a", "b")]
     tokens = [[0, 98, 99], [0, 33, 33, 98, 99], [98, 99]]

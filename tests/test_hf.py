@@ -20,9 +20,11 @@ from safetensors.numpy import load_file
 from test_model import draw
 from tiny import tiny
 
-from bipe_jax import checkpoint, decode, inference, positions, segments, tokenizer
+from bipe_jax import checkpoint, positions, segments
 from bipe_jax.convert import from_hf, incoming, llama, to_hf
+from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import decode, loaded
 from configs.quickstart import ENCODINGS
 
 VOCAB, SEPARATORS = 512, (1, 2, 7)
@@ -194,7 +196,7 @@ def test_generate(case, load, torch):
 @pytest.mark.parametrize("case", ["bipe_rope", "bipe_alibi", "rope"])
 def test_generate_as_we_decode(case, load, torch):
     prompts = prompts_of(2, 60, 21)
-    ours = decode.Generator(inference.place(*built(case)), 60 + 2 * NEW)
+    ours = decode.Generator(loaded.place(*built(case)), 60 + 2 * NEW)
     answers = ours([p.astype(np.int32) for p in prompts], 2 * NEW)
     theirs = generate(load(case), padded(torch, prompts), max_new_tokens=2 * NEW)
     assert theirs.tolist() == [answer.tolist() for answer in answers]

@@ -10,8 +10,18 @@ import statistics
 import numpy as np
 import pytest
 
-from bipe_jax import segments, tokenizer
-from bipe_jax.data import inspect, packing, page, prepare, prepared, sample, stream, survey
+from bipe_jax import segments
+from bipe_jax.data import (
+    inspect,
+    packing,
+    page,
+    prepare,
+    prepared,
+    sample,
+    stream,
+    survey,
+    tokenizer,
+)
 from bipe_jax.errors import UserError
 
 RULES = "sentence,newline,fixed:16"

@@ -13,7 +13,7 @@ from tiny import tiny
 from bipe_jax.attention import choose, kernels
 from bipe_jax.attention.chunked import Side, chunked
 from bipe_jax.errors import UserError
-from bipe_jax.positions.bias import COLUMNS, Alibi, alibi_slopes, linear_columns
+from bipe_jax.positions.alibi import COLUMNS, Alibi, alibi_slopes, linear_columns
 
 BACKENDS = {
     "splash": functools.partial(kernels.splash, interpret=True),

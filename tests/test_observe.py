@@ -15,14 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import goodput, metrics, spikes
+from bipe_jax import goodput
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.observe import events, heartbeat, process_start, trace, wandb_board
-from bipe_jax.observe import observer as observer_module
-from bipe_jax.observe.clock import PHASES, Clock
-from bipe_jax.observe.observer import Observer
-from bipe_jax.observe.slow import SlowSteps
 from bipe_jax.train import train
+from bipe_jax.training import metrics, spikes
+from bipe_jax.training.observing import events, heartbeat, process_start, trace, wandb_board
+from bipe_jax.training.observing import observer as observer_module
+from bipe_jax.training.observing.clock import PHASES, Clock
+from bipe_jax.training.observing.observer import Observer
+from bipe_jax.training.observing.slow import SlowSteps
 
 
 def lines_of(path) -> list[dict]:
@@ -627,7 +628,7 @@ def test_weights_and_biases_keeps_every_line_of_a_run_that_goes_back(config, tmp
 
 
 def test_the_log_goes_to_weights_and_biases_too(config, tmp_path, tokenizer_file, monkeypatch):
-    from bipe_jax import tokenizer
+    from bipe_jax.data import tokenizer
 
     config.log.wandb = "a-project"
     monkeypatch.setattr(wandb_board.importlib.util, "find_spec", lambda name: None)

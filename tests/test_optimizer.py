@@ -12,8 +12,8 @@ from tiny import tiny
 
 from bipe_jax import model, sharding
 from bipe_jax.data.batches import annotate
-from bipe_jax.optimizer import decay_mask, learning_rate, make_optimizer
 from bipe_jax.segments import Rule
+from bipe_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
 PEAK = 3e-3
 STEPS = 50

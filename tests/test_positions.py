@@ -9,8 +9,8 @@ from bipe_jax import positions
 from bipe_jax.config import validate
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
-from bipe_jax.positions.bias import Alibi, alibi_slopes
-from bipe_jax.positions.rotary import Rope
+from bipe_jax.positions.alibi import Alibi, alibi_slopes
+from bipe_jax.positions.rope import Rope
 
 # Row by row: the usual, far beyond any training length, and backwards as offsets are.
 COORDINATES = np.array(

@@ -15,8 +15,9 @@ import jax
 import pytest
 from tiny import tiny
 
-from bipe_jax import metrics, model, preflight, roofline, sharding, step
+from bipe_jax import model, preflight, sharding
 from bipe_jax.errors import UserError
+from bipe_jax.training import metrics, roofline, step
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "base")

@@ -19,8 +19,7 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 from tiny import tiny
 
-from bipe_jax import tokenizer
-from bipe_jax.data import jobs, records
+from bipe_jax.data import jobs, records, tokenizer
 from bipe_jax.data.mixing import drawn, integer_weights, permuted
 from bipe_jax.data.prepare import prepare, split_names
 from bipe_jax.data.prepared import Prepared, open_prepared

@@ -9,8 +9,9 @@ import xml.etree.ElementTree
 
 import pytest
 
-from bipe_jax import axes, report, svg
+from bipe_jax import report
 from bipe_jax.errors import UserError
+from bipe_jax.report import axes, svg
 
 LENGTHS = (64, 128, 1024)
 HEAD = {

@@ -12,10 +12,11 @@ from test_model import draw, draw_tokens
 from tiny import tiny
 
 import bipe_jax
-from bipe_jax import inference, positions, segments
+from bipe_jax import positions, segments
 from bipe_jax.config import from_dict, validate
-from bipe_jax.decode import Generator
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.decode import Generator
 from bipe_jax.positions import Rope
 
 SCALINGS = {
@@ -140,7 +141,7 @@ def test_decoding_follows_the_whole_forward_pass(scaling):
     """Dynamic NTK turns all keys anew when a new segment begins, as each token does here."""
     config = config_with("segment", theta=4.0, scaling=scaling, factor=8.0, original=3.0)
     config.segments.rule = "fixed:1"
-    model = inference.place(config, draw(config))
+    model = loaded.place(config, draw(config))
     prompts = [
         draw_tokens(seed, 1, length)[0].astype(np.int32) for seed, length in ((1, 2), (2, 9))
     ]

@@ -10,7 +10,8 @@ import pytest
 import sentencepiece
 from tiny import tiny
 
-from bipe_jax import segments, tokenizer
+from bipe_jax import segments
+from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.segments import Rule
 

@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from bipe_jax import model, sharding, step
+from bipe_jax import model, sharding
 from bipe_jax.attention import kernels
 from bipe_jax.attention.chunked import Side, reference
 from bipe_jax.checkpoint import Checkpoints
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.segments import Rule
+from bipe_jax.training import step
 from configs.quickstart import ENCODINGS
 
 # (devices of the axes data, fsdp, tensor, context) -> parts of the batch.

@@ -14,10 +14,12 @@ import optax
 import pytest
 from test_train import assert_same_run, random_batch, read_checkpoint, read_metrics
 
-from bipe_jax import finetune, segments, sharding, spikes, step, tokenizer
+from bipe_jax import segments, sharding
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.train import train
+from bipe_jax.training import finetune, spikes, step
 
 
 def draws(count=300, seed=0):

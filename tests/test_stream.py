@@ -17,9 +17,9 @@ import pytest
 import zstandard
 from tiny import tiny
 
-from bipe_jax import segments, tokenizer
+from bipe_jax import segments
 from bipe_jax.config import validate
-from bipe_jax.data import sources
+from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.batches import Batches, annotate
 from bipe_jax.data.prepare import prepare
 from bipe_jax.data.stream import Stream, parts

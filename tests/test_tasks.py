@@ -15,9 +15,11 @@ import pytest
 import sentencepiece as spm
 from tiny import tiny
 
-from bipe_jax import decode, inference, results, segments
-from bipe_jax import tokenizer as tokenizers
+from bipe_jax import segments
+from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import decode, loaded
+from bipe_jax.report import results
 from bipe_jax.tasks import evaluation, generators, haystack, samples
 from bipe_jax.tasks.__main__ import main as tasks_main
 from bipe_jax.tasks.evaluation import Settings
@@ -96,7 +98,7 @@ def placed(tokenizer):
     """A model without parameters: enough for a generator that does not use them."""
     config = tiny(segments__separators=(), evaluation__batch_tokens=2 * LONG)
     rule = segments.resolve("sentence", tokenizer.pieces())
-    return inference.Placed(config, {}, None, rule, tokenizer, 7)
+    return loaded.Placed(config, {}, None, rule, tokenizer, 7)
 
 
 @pytest.fixture
@@ -370,7 +372,7 @@ def test_wrong_input_is_refused_in_a_line(placed, reader, others, tmp_path):
         given = {"tasks": ("passkey",), "lengths": (500,), "samples": 2} | settings
         with pytest.raises(UserError, match=line):
             evaluation.measure(
-                inference.Placed(placed.config, {}, None, placed.rule, tokenizer), Settings(**given)
+                loaded.Placed(placed.config, {}, None, placed.rule, tokenizer), Settings(**given)
             )
         assert not reader.calls
 

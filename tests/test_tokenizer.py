@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
 
-from bipe_jax import tokenizer
+from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 
 TEXTS = [

@@ -17,10 +17,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import bipe_jax
-from bipe_jax import checkpoint, metrics, model, segments, step
+from bipe_jax import checkpoint, model, segments
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.train import train
+from bipe_jax.training import metrics, step
 from configs import bipe_rope_151m
 
 
@@ -173,7 +174,7 @@ def test_metrics_are_those_of_the_step(config, tmp_path, capfd):
 
 
 def test_bits_per_byte_counts_the_bytes_of_the_text(config, tokenizer_file, tmp_path):
-    from bipe_jax import tokenizer
+    from bipe_jax.data import tokenizer
 
     tokens = tokenizer.load(tokenizer_file)
     text = "Naïve café — 3.14 \U0001f600\n\tindented   text.\n"
@@ -263,7 +264,7 @@ def test_resuming_with_another_model_is_refused(config, tmp_path_factory, change
 
 
 def test_another_vocabulary_is_refused(config, texts, tmp_path):
-    from bipe_jax import tokenizer
+    from bipe_jax.data import tokenizer
 
     train(config, str(tmp_path / "run"), stop_at=2)
     other = tmp_path / "other.model"

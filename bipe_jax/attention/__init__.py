@@ -23,7 +23,7 @@ from bipe_jax import sharding
 from bipe_jax.attention import kernels
 from bipe_jax.attention.chunked import Side, chunked, reference
 from bipe_jax.errors import UserError
-from bipe_jax.positions.bias import COLUMNS
+from bipe_jax.positions.alibi import COLUMNS
 
 BACKENDS = ("splash", "cudnn", "chunked", "reference")
 

@@ -19,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from bipe_jax.attention.chunked import RESIDUAL, Side
-from bipe_jax.positions.bias import linear_columns
+from bipe_jax.positions.alibi import linear_columns
 
 TILE = 128  # lengths are padded to a multiple of it
 _BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many

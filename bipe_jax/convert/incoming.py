@@ -4,8 +4,9 @@ import os
 
 from etils import epath
 
-from bipe_jax import checkpoint, cli, segments, tokenizer
+from bipe_jax import checkpoint, cli, segments
 from bipe_jax.convert import files, llama, mapping
+from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 
 

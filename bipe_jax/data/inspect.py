@@ -11,11 +11,12 @@ import argparse
 import os
 import sys
 
-from bipe_jax import cli, segments, text
-from bipe_jax import tokenizer as tokenizers
+from bipe_jax import cli, segments
 from bipe_jax.data import page, prepared, sample, survey
+from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.data.packing import PACKINGS
 from bipe_jax.errors import UserError
+from bipe_jax.report import text
 
 RULES = ("sentence", "newline", "newline-and-spaced-period")
 

@@ -17,8 +17,7 @@ import time
 
 from etils import epath
 
-from bipe_jax import tokenizer
-from bipe_jax.data import sources
+from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.records import SetWriter, writing
 from bipe_jax.data.stream import parts
 from bipe_jax.errors import UserError

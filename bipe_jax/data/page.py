@@ -2,10 +2,10 @@
 
 import math
 
-from bipe_jax import axes, svg, webpage
 from bipe_jax.data.sample import Block
 from bipe_jax.data.survey import Survey
-from bipe_jax.text import escaped
+from bipe_jax.report import axes, svg, webpage
+from bipe_jax.report.text import escaped
 
 _MOST_SETS = 24  # that have pictures
 _SEPARATORS = 40  # pieces of a rule that are listed

@@ -16,8 +16,8 @@ import re
 import tqdm
 from etils import epath
 
-from bipe_jax import cli, tokenizer
-from bipe_jax.data import jobs, on_beam, sources
+from bipe_jax import cli
+from bipe_jax.data import jobs, on_beam, sources, tokenizer
 from bipe_jax.data.packing import PACKINGS
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing

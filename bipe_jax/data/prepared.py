@@ -14,7 +14,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from bipe_jax import tokenizer as tokenizers
+from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.data.batches import PREPARED
 from bipe_jax.data.mixing import drawn, integer_weights, permuted
 from bipe_jax.data.records import read_field

@@ -8,7 +8,7 @@ import numpy as np
 from bipe_jax import segments
 from bipe_jax.data import packing
 from bipe_jax.data.survey import Statistics
-from bipe_jax.text import visible
+from bipe_jax.report.text import visible
 
 _MARK_EVERY = 16  # tokens of a segment
 _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

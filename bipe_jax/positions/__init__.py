@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
-from bipe_jax.positions.bias import Alibi
-from bipe_jax.positions.rotary import Rope
+from bipe_jax.positions.alibi import Alibi
+from bipe_jax.positions.rope import Rope
 from bipe_jax.positions.scaling import NEED_ORIGINAL, SCALINGS
 from bipe_jax.segments import COORDINATES
 

@@ -6,13 +6,12 @@ It shows what each directory has of evaluation.json (bipe_jax.evaluate), tasks.j
 
 from collections.abc import Sequence
 
-from bipe_jax import results, svg, webpage
 from bipe_jax.errors import UserError
-from bipe_jax.report import attention, breakdowns, perplexity, tasks
+from bipe_jax.report import attention, breakdowns, perplexity, results, svg, tasks, webpage
 from bipe_jax.report.parts import unique
-from bipe_jax.results import Run
-from bipe_jax.text import escaped
-from bipe_jax.webpage import Markup
+from bipe_jax.report.results import Run
+from bipe_jax.report.text import escaped
+from bipe_jax.report.webpage import Markup
 
 _STYLE = """
 .large { grid-template-columns: repeat(auto-fill, minmax(min(23rem, 100%), 1fr)); }

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from bipe_jax import axes, svg, webpage
+from bipe_jax.report import axes, svg, webpage
 from bipe_jax.report.parts import legend, span, unique
-from bipe_jax.results import Run
-from bipe_jax.text import escaped
+from bipe_jax.report.results import Run
+from bipe_jax.report.text import escaped
 
 _BY = {"segment": "distance in segments", "position": "distance in tokens"}
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from bipe_jax import axes, svg, webpage
+from bipe_jax.report import axes, svg, webpage
 from bipe_jax.report.parts import legend, runs_legend, span, unique
-from bipe_jax.results import Run
-from bipe_jax.text import escaped
-from bipe_jax.webpage import Markup
+from bipe_jax.report.results import Run
+from bipe_jax.report.text import escaped
+from bipe_jax.report.webpage import Markup
 
 _BY = {
     "position": ("Loss by position in the block", "position (tokens)"),

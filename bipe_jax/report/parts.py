@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from bipe_jax import svg
-from bipe_jax.results import Run
-from bipe_jax.text import escaped
+from bipe_jax.report import svg
+from bipe_jax.report.results import Run
+from bipe_jax.report.text import escaped
 
 
 def unique(values: Iterable) -> list:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from bipe_jax import axes, svg, webpage
+from bipe_jax.report import axes, svg, webpage
 from bipe_jax.report.parts import runs_legend, unique
-from bipe_jax.results import Run
-from bipe_jax.text import escaped
+from bipe_jax.report.results import Run
+from bipe_jax.report.text import escaped
 
 
 def section(runs: Sequence[Run]) -> list[str]:

@@ -10,9 +10,9 @@ niah-multivalue, niah-multiquery and variable-tracking; niah-multikey:8 has eigh
 import argparse
 
 from bipe_jax import checkpoint, cli, processes
-from bipe_jax.compiling import enable_cache
 from bipe_jax.errors import UserError
 from bipe_jax.tasks.evaluation import Settings, evaluate
+from bipe_jax.training.compiling import enable_cache
 
 
 def _numbers(flag: str, given: str, kind) -> tuple:

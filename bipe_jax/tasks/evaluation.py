@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import cli, decode, inference, perplexity, processes, report, segments
+from bipe_jax import cli, processes, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
+from bipe_jax.evaluation import decode, loaded, perplexity
+from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, heatmap, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
-from bipe_jax.text import table, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _batches(asked: Iterable[Asked], rows: int) -> Iterator[list[Asked]]:
 
 
 def answer(
-    placed: inference.Placed, asked: Iterable[Asked], length: int, rows: int
+    placed: loaded.Placed, asked: Iterable[Asked], length: int, rows: int
 ) -> Iterator[tuple[Asked, str]]:
     """What the model says to each sample, greedily, until its document or its room ends."""
     tokenizer = placed.tokenizer
@@ -124,7 +125,7 @@ def answer(
             yield one, tokenizer.decode(tokens)
 
 
-def measure(placed: inference.Placed, settings: Settings) -> dict:
+def measure(placed: loaded.Placed, settings: Settings) -> dict:
     """What tasks.json holds, but for the run's name. Raises UserError as `evaluate`."""
     tasks = check(settings)
     config, tokenizer = placed.config, placed.tokenizer
@@ -209,7 +210,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
       UserError: a wrong input; see docs/tasks.md.
     """
     check(settings)
-    placed = inference.load(path, settings.extend)
+    placed = loaded.load(path, settings.extend)
     output = output or path
     make_output(output)
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(placed, settings)}

@@ -11,10 +11,10 @@ from random import Random
 
 import numpy as np
 
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.tasks.generators import Draft, Task
 from bipe_jax.tasks.haystack import Haystack
-from bipe_jax.tokenizer import Tokenizer
 
 _ROOMS = 8  # room for answers is a multiple of so many tokens
 

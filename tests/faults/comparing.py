@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bipe_jax import checkpoint, checksums
+from bipe_jax import checkpoint
+from bipe_jax.checkpoint import checksums
 
 _BELONGS = {
     "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "evaluation.json", "report.html",

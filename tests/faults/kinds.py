@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from bipe_jax import checksums
+from bipe_jax.checkpoint import checksums
 from bipe_jax.errors import PREEMPTED
 from launch import restart
 from tests.faults import forks, setting

@@ -5,8 +5,7 @@ import os
 
 import zstandard
 
-from bipe_jax import tokenizer
-from bipe_jax.data import prepare, sources
+from bipe_jax.data import prepare, sources, tokenizer
 
 STEPS, EVERY = 100, 10
 _VOCAB = 512

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bipe_jax.axes import Axis
-from bipe_jax.text import escaped
+from bipe_jax.report.axes import Axis
+from bipe_jax.report.text import escaped
 
 STYLE = """
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import jax
 
-from bipe_jax import metrics, sharding, step
+from bipe_jax import sharding
+from bipe_jax.training import metrics, step
 
 
 class Chip(NamedTuple):

@@ -1,5 +1,5 @@
 """Observing a run: where its time goes, slow steps, memory, traces, signs of life. docs/observing.md"""
 
-from bipe_jax.observe.observer import Observer, process_start
+from bipe_jax.training.observing.observer import Observer, process_start
 
 __all__ = ["Observer", "process_start"]

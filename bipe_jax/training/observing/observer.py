@@ -11,10 +11,10 @@ import jax
 
 from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED
-from bipe_jax.observe import events, heartbeat
-from bipe_jax.observe.clock import PHASES, Clock
-from bipe_jax.observe.slow import SlowSteps
-from bipe_jax.observe.trace import Trace
+from bipe_jax.training.observing import events, heartbeat
+from bipe_jax.training.observing.clock import PHASES, Clock
+from bipe_jax.training.observing.slow import SlowSteps
+from bipe_jax.training.observing.trace import Trace
 
 _BEAT = 2.0  # seconds between heartbeats in one phase, at least
 _OF_A_STEP = ("data", "step", "other")  # phases that make up a step's time

@@ -8,9 +8,10 @@ import fcntl
 import os
 import time
 
-from bipe_jax import checkpoint, cli, inference, processes
+from bipe_jax import checkpoint, cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
+from bipe_jax.evaluation import loaded
 
 _PAUSE = 2.0  # seconds between looks at the directory
 _VANISHING = 10.0  # seconds that deleting a checkpoint may take
@@ -90,9 +91,9 @@ def _lock(directory: str):
 
 
 def _load(path: str, step: int):
-    """An `inference.Placed`, or None if it is deleted meanwhile."""
+    """A `loaded.Placed`, or None if it is deleted meanwhile."""
     try:
-        return inference.load(path, step=step)
+        return loaded.load(path, step=step)
     except Exception:  # whatever a file that vanishes makes of a reader
         until = time.monotonic() + _VANISHING
         while step in checkpoint.steps(path):

@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bipe_jax import inference, model, positions, segments, sharding
+from bipe_jax import model, positions, segments, sharding
 from bipe_jax.attention.chunked import Side, in_parts
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import loaded
 
 PIECE = 256  # tokens of a prompt that are computed at a time
 _SMALLEST = 64  # tokens of the smallest cache
@@ -187,7 +188,7 @@ class Generator:
       UserError: a learned table of position has no rows for so many tokens.
     """
 
-    def __init__(self, placed: inference.Placed, longest: int):
+    def __init__(self, placed: loaded.Placed, longest: int):
         config = placed.config
         positions.check_length(config, longest)
         self._placed, self.size = placed, bucket(longest)
@@ -307,7 +308,7 @@ class Generator:
         piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._steady else self.size
         rows, width = len(prompts), -(-longest // piece) * piece
         lengths = np.array([len(p) for p in prompts], np.int32)
-        inputs = inference.padded(prompts, width, placed.rule)
+        inputs = loaded.padded(prompts, width, placed.rule)
         if not self._steady:
             return self._whole(placed.params, self._put(inputs), lengths), None
         cache = self._empty(rows, self.size)

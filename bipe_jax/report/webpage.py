@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from bipe_jax import svg
-from bipe_jax.text import escaped
+from bipe_jax.report import svg
+from bipe_jax.report.text import escaped
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #1c1c1a; --soft: #5f5e5a; --line: #dddcd7;

@@ -29,10 +29,11 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bipe_jax import checksums, cli, rundir, sharding
+from bipe_jax import cli, rundir, sharding
+from bipe_jax.checkpoint import checksums
 from bipe_jax.config import from_dict
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
-from bipe_jax.tokenizer import Tokenizer
 
 _DIRECTORY = "checkpoints"
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
@@ -474,8 +475,3 @@ def main():
             print(f"  {line}")
     if damaged:
         raise UserError(f"{directory}: {len(damaged)} of {len(numbers)} checkpoints are damaged")
-
-
-if __name__ == "__main__":
-    with cli.user_errors():
-        main()

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bipe_jax import model, sharding, spikes
-from bipe_jax.compiling import OPTIONS
+from bipe_jax import model, sharding
 from bipe_jax.loss import cross_entropy_sum
-from bipe_jax.optimizer import learning_rate, make_optimizer
+from bipe_jax.training import spikes
+from bipe_jax.training.compiling import OPTIONS
+from bipe_jax.training.optimizer import learning_rate, make_optimizer
 
 
 def init_state(config, key) -> dict:

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from bipe_jax import checkpoint, positions, segments, sharding
-from bipe_jax.tokenizer import Tokenizer
+from bipe_jax.data.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from bipe_jax import decode, inference, scoring
 from bipe_jax.errors import UserError
-from bipe_jax.perplexity import check_lengths
-from bipe_jax.protocols import Window
+from bipe_jax.evaluation import decode, loaded, scoring
+from bipe_jax.evaluation.perplexity import check_lengths
+from bipe_jax.evaluation.protocols import Window
 
 _NEW_TOKENS = 256  # where a task does not say; the harness's own number
 
@@ -29,7 +29,7 @@ class Harness(TemplateLM):
       UserError: the model cannot be run at that length, or its tokenizer has neither BOS nor EOS.
     """
 
-    def __init__(self, placed: inference.Placed, max_length: int):
+    def __init__(self, placed: loaded.Placed, max_length: int):
         super().__init__()
         check_lengths(placed.config, (max_length,))
         self.placed, self.max_length = placed, max_length

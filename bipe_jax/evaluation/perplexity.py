@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bipe_jax import inference, metrics, positions, scoring, segments
+from bipe_jax import positions, segments
 from bipe_jax.errors import UserError
-from bipe_jax.protocols import Protocol
+from bipe_jax.evaluation import loaded, scoring
+from bipe_jax.evaluation.protocols import Protocol
+from bipe_jax.training import metrics
 
 _RESAMPLES = 1000
 _LARGEST = 700.0  # nats a token: exp of more is no finite number
@@ -121,7 +123,7 @@ class Evaluation:
       UserError: no document is long enough, or the model cannot run at these lengths.
     """
 
-    def __init__(self, placed: inference.Placed, documents, byte_lengths, lengths,
+    def __init__(self, placed: loaded.Placed, documents, byte_lengths, lengths,
                  protocol: Protocol, progress=lambda text: None):  # fmt: skip
         self._lengths = sorted(set(lengths))
         check_lengths(placed.config, self._lengths)
@@ -197,7 +199,7 @@ class Evaluation:
         )
 
     def __call__(self, params: dict) -> dict:
-        """Scores parameters that are placed as `inference.place` does.
+        """Scores parameters that are placed as `loaded.place` does.
 
         Returns:
           "results": a row for each set and length: "set", "length", "perplexity", "loss" (nats a

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from bipe_jax import cli, rundir
-from bipe_jax.observe.wandb_board import WandbBoard
+from bipe_jax.training.observing.wandb_board import WandbBoard
 
 _EVERY = 10  # seconds between lines of the progress bar in a file
 

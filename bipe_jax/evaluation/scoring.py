@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import inference, model, sharding
+from bipe_jax import model, sharding
+from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.protocols import Window
 from bipe_jax.loss import score
-from bipe_jax.protocols import Window
 
 
 class Scorer:
     """Scores windows with one model; compiles once for each length and number of targets."""
 
-    def __init__(self, placed: inference.Placed):
+    def __init__(self, placed: loaded.Placed):
         self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
         self._run = jax.jit(
             functools.partial(_score, placed.config),
@@ -35,7 +36,7 @@ class Scorer:
         Memory is linear in length: logits are made for some targets at a time, attention is chunked.
 
         Args:
-          params: placed as `inference.place` does.
+          params: placed as `loaded.place` does.
           documents: (T,) int32 each.
 
         Returns:
@@ -52,7 +53,7 @@ class Scorer:
             some = windows[first : first + rows]
             padded = [*some, *[some[-1]] * (rows - len(some))]
             texts = [documents[w.document][w.start : w.end] for w in padded]
-            batch = inference.padded(texts, length, self.rule)
+            batch = loaded.padded(texts, length, self.rule)
             places = np.empty((rows, count), np.int32)
             targets = np.empty((rows, count), np.int32)
             for row, w in enumerate(padded):
