@@ -10,6 +10,7 @@ the run's directory.
 import argparse
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +26,8 @@ from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.report import text
 from bipe_jax.training.compiling import enable_cache
+
+_LOG = logging.getLogger("bipe_jax.analyse")
 
 BY = ("segment", "position")
 MULTIPLES = (1, 4)  # of the training length
@@ -232,7 +235,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     for length in lengths:
         bins, means, uniform = measure(placed, chosen[:, :length])
         _add(result, length, bins, means, uniform)
-        cli.say(f"{length} tokens: {len(chosen)} blocks")
+        _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
         write_json(result, os.path.join(output, "attention.json"))
         report.write([output], os.path.join(output, "report.html"))

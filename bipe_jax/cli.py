@@ -1,6 +1,7 @@
 """What the command-line programs share: one line, and status 1, for the user's errors."""
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -11,19 +12,22 @@ from ml_collections import ConfigDict, config_flags
 from bipe_jax import processes
 from bipe_jax.errors import UserError
 
+_LOG = logging.getLogger(__name__)
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
 
 
 @contextlib.contextmanager
 def user_errors():
-    """A UserError inside ends the program with its line and status 1."""
+    """A UserError inside ends the program with its line and status 1; messages are shown."""
+    log_to_terminal()
     try:
         yield
     except UserError as error:
         # Leaves at once: threads of a failed save would print their tracebacks below the line, and
         # jax.distributed would wait for the other processes. What is to be closed is closed by now.
         sys.stdout.flush()
-        say_from_here(f"error: {error}")
+        _LOG.error("error: %s", error)
         os._exit(1)
     except Exception:
         if not processes.name():
@@ -91,16 +95,29 @@ def run_with_flags(main, within=contextlib.nullcontext()) -> None:  # noqa: B008
         app.run(main, flags_parser=_parse)
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error beside the progress bar.
+class _Terminal(logging.Handler):
+    """Writes messages to standard error, beside the progress bar.
 
-    Of several processes the first one says it.
+    Of several processes the first one writes what is for information; each writes its own warnings
+    and errors, with its name.
     """
-    if processes.is_first():
+
+    def emit(self, record):
+        text, name = self.format(record), processes.name()
+        if record.levelno >= logging.WARNING:
+            text += f" ({name})" if name else ""
+        elif not processes.is_first():
+            return
         print(text, file=sys.stderr, flush=True)
 
 
-def say_from_here(text: str) -> None:
-    """The same for what this process alone may know: it says who it is, if there are several."""
-    name = processes.name()
-    print(f"{text} ({name})" if name else text, file=sys.stderr, flush=True)
+_TERMINAL = _Terminal()
+
+
+def log_to_terminal() -> None:
+    """Shows the messages of bipe_jax and launch on standard error. Calling it again changes nothing."""
+    for name in ("bipe_jax", "launch"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(_TERMINAL)

@@ -9,6 +9,7 @@ directory. With --follow it evaluates each new checkpoint of a run that is still
 import argparse
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.report.text import table, visible
 from bipe_jax.training.compiling import enable_cache
+
+_LOG = logging.getLogger("bipe_jax.evaluate")
 
 MULTIPLES = (1, 2, 4, 8, 16)
 BOS_RULE = "BOS where a document begins, nowhere else"
@@ -90,7 +93,7 @@ def documents(placed: loaded.Placed, settings: Settings) -> Iterator[dict]:
         found.add(document["set"])
         yield document
     if missing := [name for name in sets if name not in found]:
-        cli.say(f"{data} has no document of the set {' or '.join(map(repr, missing))}")
+        _LOG.info(f"{data} has no document of the set {' or '.join(map(repr, missing))}")
 
 
 class Evaluator:
@@ -117,7 +120,7 @@ class Evaluator:
             placed.tokenizer.byte_lengths(),
             settings.lengths,
             protocol(settings.protocol, settings.lengths),
-            cli.say,
+            _LOG.info,
         )
         self._head = {
             "kind": "perplexity",

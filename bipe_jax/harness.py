@@ -6,6 +6,7 @@ Prints the harness's table and writes harness.json. Needs the extra `eval`; most
 """
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
 from bipe_jax.training.compiling import enable_cache
+
+_LOG = logging.getLogger("bipe_jax.harness")
 
 MULTIPLES = (1, 4)  # of the training length: the last that the model can be run at is --max_length
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness found
@@ -56,7 +59,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     output = output or path
     make_output(output)
     dictionary = load_tasks(manager, names)
-    cli.say(
+    _LOG.info(
         f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
         f"{placed.config.sequence_length:,}"
     )

@@ -5,6 +5,7 @@ python -m bipe_jax.plot runs/quickstart runs/rope runs/alibi --output=comparison
 
 import argparse
 import json
+import logging
 import math
 import os
 
@@ -12,6 +13,8 @@ import matplotlib
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger("bipe_jax.plot")
 
 # Distinct for colour-blind readers too (Okabe & Ito 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -113,7 +116,7 @@ def main():
     parser.add_argument("--output", default="extrapolation.png", help="the picture to write")
     args = parser.parse_args()
     draw([read_evaluation(path) for path in args.runs], args.output)
-    cli.say(f"Wrote {args.output}")
+    _LOG.info(f"Wrote {args.output}")
 
 
 if __name__ == "__main__":

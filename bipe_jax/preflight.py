@@ -8,6 +8,7 @@ the extra `preflight`. Exits with status 1 and says what to change if the step d
 
 import importlib.util
 import itertools
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from bipe_jax.segments import Rule
 from bipe_jax.training import metrics, roofline
 from bipe_jax.training.roofline import GIB
 from bipe_jax.training.step import compile_on
+
+_LOG = logging.getLogger("bipe_jax.preflight")
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, such as v5e:16x16; default: the config's")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat and accumulation; print the best")
@@ -257,7 +260,7 @@ def search(config, slice_: Slice):
             continue
         found = fit(tried, mesh)
         fits = found.needed <= slice_.chip.hbm
-        cli.say(
+        _LOG.info(
             f"{'fits' if fits else 'too large'}: {found.needed / GIB:.2f} GiB, "
             f"{guess.seconds * 1e3:.1f} ms: {_overrides(tried)}"
         )

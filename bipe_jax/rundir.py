@@ -3,15 +3,17 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import time
 
 import jax
 from jax.experimental import multihost_utils
 
-from bipe_jax import cli
 from bipe_jax.config import check_resumable, from_dict
 from bipe_jax.errors import LOST, Transient, UserError
+
+_LOG = logging.getLogger(__name__)
 
 FAILED, CONFIG = "failed", "config.json"
 PAUSES = (1, 5, 15)  # seconds before what a disk has failed is tried again
@@ -62,7 +64,7 @@ def patiently(write, path: str) -> None:
         except OSError as error:
             if pause is None:
                 raise Transient(f"{path}: {error.strerror}: {_MEND}") from None
-            cli.say_from_here(f"{path}: {error.strerror}; trying again in {pause:g} s")
+            _LOG.warning(f"{path}: {error.strerror}; trying again in {pause:g} s")
             time.sleep(pause)
 
 
@@ -102,7 +104,5 @@ def failures(workdir: str):
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:300]
-        cli.say_from_here(
-            f"error: the run's processes cannot go on together ({reason}): one was lost"
-        )
+        _LOG.warning(f"error: the run's processes cannot go on together ({reason}): one was lost")
         os._exit(LOST)

@@ -7,6 +7,7 @@ evaluated at 1 to 16 times its training length.
 import base64
 import contextlib
 import itertools
+import logging
 import sys
 
 import jax
@@ -22,6 +23,8 @@ from bipe_jax.training import finetune, metrics, observing, spikes
 from bipe_jax.training.compiling import enable_cache
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.step import compile_on
+
+_LOG = logging.getLogger("bipe_jax.train")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
 _STOP_AT = flags.DEFINE_integer(
@@ -89,7 +92,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
             batches.set_state_of(data_state["readers"])
             rewinds = data_state["rewinds"]
             if first_process:
-                cli.say(f"Going on from step {saved.step} of {workdir}")
+                _LOG.info(f"Going on from step {saved.step} of {workdir}")
         number, last = int(state["step"]), min(config.steps, stop_at or config.steps)
         rundir.record(config, workdir)
         log = None
@@ -176,7 +179,7 @@ def main(_):
             with observer.phase("evaluating"):
                 evaluate.evaluate(workdir)
             return
-    cli.say(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
+    _LOG.info(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)
 
 

@@ -6,17 +6,20 @@ The CSV has a line for each point, data set and length, and one for each point t
 import csv
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
 from collections.abc import Sequence
 
-from bipe_jax import cli, config, defaults, plot, report
+from bipe_jax import config, defaults, plot, report
 from bipe_jax.errors import UserError
 from bipe_jax.report import results, webpage
 from bipe_jax.report.text import table
 from launch import progress
 from launch.points import short_key, shortened, words
+
+_LOG = logging.getLogger(__name__)
 
 _FILLED_IN = ("segments.separators",)  # by the trainer; what they follow from is in the config
 
@@ -67,8 +70,8 @@ def collect(directory: str) -> None:
         if point.status != "finished":
             step = f" at step {point.metrics.step:,}" if point.metrics.step else ""
             why = progress.failure(os.path.join(directory, point.name))
-            cli.say(f"{point.status}{step}: {point.name}{f' ({why})' if why else ''}")
-    cli.say(
+            _LOG.info(f"{point.status}{step}: {point.name}{f' ({why})' if why else ''}")
+    _LOG.info(
         f"{len(done)} of {len(points)} points are finished; wrote {', '.join(written)} in {directory}"
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -11,6 +12,8 @@ import sys
 from bipe_jax import cli
 from bipe_jax.config import check_resumable, from_dict, validate
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 TRAIN = ("python", "-m", "bipe_jax.train")
 
@@ -70,12 +73,12 @@ def preflight(job: Job, topology: str, skip: bool) -> None:
       UserError: it does not fit, or cannot be compiled here.
     """
     if skip:
-        cli.say(
+        _LOG.info(
             f"--skip-preflight: nobody has checked that {job.config} compiles for {topology} and fits "
             "its memory"
         )
         return
-    cli.say(f"Preflight: compiling {job.config} for {topology} ...")
+    _LOG.info(f"Preflight: compiling {job.config} for {topology} ...")
     line = [sys.executable, "-m", "bipe_jax.preflight", *job.config_arguments()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -87,7 +90,7 @@ def preflight(job: Job, topology: str, skip: bool) -> None:
             f"preflight for {topology}: {reason.removeprefix('error: ')}; nothing was launched "
             "(--skip-preflight launches all the same)"
         )
-    cli.say(done.stdout.rstrip())
+    _LOG.info(done.stdout.rstrip())
 
 
 def need(program: str, what: str) -> None:
@@ -108,7 +111,7 @@ def execute(command: list[str], dry_run: bool, given: str | None = None) -> None
     if dry_run:
         print(shlex.join(command), flush=True)
         return
-    cli.say(f"+ {shlex.join(command)}")
+    _LOG.info(f"+ {shlex.join(command)}")
     code = subprocess.run(command, input=given, text=True).returncode
     if code:
         raise UserError(f"{command[0]} ended with status {code}: {shlex.join(command)}")

@@ -6,6 +6,7 @@ other sweep starts it a second time, also after this program was killed.
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -14,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED, UserError
 from launch import jobs, progress, restart
 from launch.points import Checked
 from launch.table import Table
+
+_LOG = logging.getLogger(__name__)
 
 _LOG = "log.txt"
 _PAUSE = 0.2  # seconds between looks at the runs
@@ -199,11 +201,11 @@ def _tell(runs: Sequence[Run], stopped: bool) -> int:
     """Says what failed and what is left; the exit status."""
     for run in runs:
         if run.state == "failed":
-            cli.say(f"failed: {run.name}: {run.why} (see {run.log})")
+            _LOG.info(f"failed: {run.name}: {run.why} (see {run.log})")
     done = sum(run.state.startswith("done") for run in runs)
     failed = sum(run.state == "failed" for run in runs)
     left = len(runs) - done - failed
-    cli.say(f"{done} of {len(runs)} points are done, {failed} failed, {left} are left")
+    _LOG.info(f"{done} of {len(runs)} points are done, {failed} failed, {left} are left")
     if failed or left:
-        cli.say("The same command goes on with the points that are not done")
+        _LOG.info("The same command goes on with the points that are not done")
     return PREEMPTED if stopped and left else 1 if failed else 0

@@ -3,15 +3,18 @@
 import argparse
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Collection
 
 from jax.sharding import AbstractMesh
 
-from bipe_jax import cli, sharding
+from bipe_jax import sharding
 from bipe_jax.errors import UserError
 from launch import jobs, slices
+
+_LOG = logging.getLogger(__name__)
 
 PORT = 8476  # of the coordinator, on the run's first machine
 
@@ -159,7 +162,7 @@ def ready(given: list[jobs.Job], machines: Machines, skip_preflight: bool) -> li
         if machines.slice:
             jobs.preflight(job, machines.slice.name, skip_preflight)
         elif skip_preflight:
-            cli.say("--skip-preflight skips nothing: only TPU slices have a preflight")
+            _LOG.info("--skip-preflight skips nothing: only TPU slices have a preflight")
     return done
 
 

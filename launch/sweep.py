@@ -10,6 +10,7 @@ not finished. See docs/sweeps.md.
 
 import argparse
 import importlib
+import logging
 import os
 import shlex
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Sequence
 from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED, UserError
 from launch import jobs, local, points, progress
+
+_LOG = logging.getLogger("launch.sweep")
 
 _BACKENDS = ("slurm", "gke", "sky")
 _SHARED = ("slurm",)  # whose runs have the file system of this machine
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
         return 0
     status = local.run(checked, args.jobs or 1)
     if status != PREEMPTED:
-        cli.say(f"To compare them: python -m launch.sweep --collect={shlex.quote(args.output)}")
+        _LOG.info(f"To compare them: python -m launch.sweep --collect={shlex.quote(args.output)}")
     return status
 
 
@@ -105,7 +108,7 @@ def _unfinished(checked: Sequence[points.Checked]) -> list[points.Checked]:
     left = []
     for point in checked:
         if progress.finished(point.job.workdir, point.config):
-            cli.say(f"{point.job.name}: finished before")
+            _LOG.info(f"{point.job.name}: finished before")
         else:
             left.append(point)
     return left
@@ -119,17 +122,17 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
             f"--on={args.on} cannot be used here ({error}); nothing was launched"
         ) from None
     if args.on not in _SHARED and not os.path.isdir(args.output):
-        cli.say(
+        _LOG.info(
             f"{args.output} is not on this machine: which points are finished is not known here"
         )
     left = []
     for point in _unfinished(checked):
         if beat := progress.heartbeat(point.job.workdir):
-            cli.say(f"{point.job.name}: running on {beat.host} ({beat.phase})")
+            _LOG.info(f"{point.job.name}: running on {beat.host} ({beat.phase})")
         else:
             left.append(point)
     if not left:
-        cli.say("Nothing to launch")
+        _LOG.info("Nothing to launch")
         return 0
     backend.submit([point.job for point in left], flags, args.dry_run)
     if not args.dry_run and (args.on in _SHARED or os.path.isdir(args.output)):

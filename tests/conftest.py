@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 import jax
 import pytest
 
+from bipe_jax import cli
 from bipe_jax.data import sources, tokenizer
 
 VOCAB_SIZE = 512
@@ -38,6 +39,12 @@ def compilation_cache(tmp_path_factory):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def messages():
+    """Are shown as by the commands."""
+    cli.log_to_terminal()
 
 
 @pytest.fixture(scope="session")

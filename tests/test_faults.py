@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, cli, rundir
+from bipe_jax import checkpoint, rundir
 from bipe_jax.checkpoint import checksums
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import Transient, UserError
@@ -137,7 +137,7 @@ def test_a_write_that_the_disk_failed_goes_on_where_it_was(tmp_path, monkeypatch
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(rundir, "PAUSES", (0, 0))
     heals = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # noqa: E731
-    monkeypatch.setattr(cli, "say_from_here", heals)
+    monkeypatch.setattr(rundir._LOG, "warning", heals)
     with open(tmp_path / "metrics.jsonl", "w") as file:
         file.write("a" * 99 + "\n")
         rundir.patiently(file.flush, file.name)
@@ -155,7 +155,7 @@ def test_a_full_disk_ends_the_log_with_one_line(tmp_path, monkeypatch, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(rundir, "PAUSES", (0, 0))
     said = []
-    monkeypatch.setattr(cli, "say_from_here", said.append)
+    monkeypatch.setattr(rundir._LOG, "warning", said.append)
     board = metrics._Board(str(tmp_path), 1)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))

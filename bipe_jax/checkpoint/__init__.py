@@ -29,11 +29,13 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bipe_jax import cli, rundir, sharding
+from bipe_jax import rundir, sharding
 from bipe_jax.checkpoint import checksums
 from bipe_jax.config import from_dict
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
+
+_LOG = logging.getLogger(__name__)
 
 _DIRECTORY = "checkpoints"
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
@@ -117,7 +119,7 @@ class Checkpoints:
                 return
             damaged.append(aside := path.with_name(f"{step}.damaged"))
             if jax.process_index() == 0:
-                cli.say(f"{path} is damaged ({lines[0]}): set aside as {aside.name}")
+                _LOG.info(f"{path} is damaged ({lines[0]}): set aside as {aside.name}")
                 if aside.exists():
                     _remove(aside)
                 path.rename(aside)
@@ -265,7 +267,7 @@ class Checkpoints:
                     "same command"
                 ) from error
             pause = pauses[self._tries]
-            cli.say(f"{failure}; trying again in {pause:g} s")
+            _LOG.info(f"{failure}; trying again in {pause:g} s")
             self._tries += 1
             self._again_at = time.monotonic() + pause
 

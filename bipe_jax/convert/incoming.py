@@ -1,13 +1,16 @@
 """A checkpoint of another project -> a workdir of ours with one checkpoint, of step 0."""
 
+import logging
 import os
 
 from etils import epath
 
-from bipe_jax import checkpoint, cli, segments
+from bipe_jax import checkpoint, segments
 from bipe_jax.convert import files, llama, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 def convert(source: str, destination: str, format, tokenizer_path: str = "") -> None:
@@ -36,7 +39,7 @@ def convert(source: str, destination: str, format, tokenizer_path: str = "") -> 
     mapping.check(config, tensors.shapes, source, format.IGNORED)
     params = mapping.from_llama(config, tensors.shapes, tensors.read, source)
     checkpoint.save_model(destination, config, params, spm)
-    cli.say(f"Wrote {epath.Path(destination)}/checkpoints/0")
+    _LOG.info(f"Wrote {epath.Path(destination)}/checkpoints/0")
 
 
 def _tokenizer(config, source: str, path: str) -> tokenizer.Tokenizer:
@@ -72,7 +75,7 @@ def _fill_in_separators(config, spm) -> None:
         found = ()
     if found != fixed:
         shown = ", ".join(f"{i} ({pieces[i]!r})" for i in fixed if i < len(pieces))
-        cli.say(
+        _LOG.info(
             f"Note: segments end at the ids {fixed} as in the source's code; with this tokenizer those "
             f"are {shown or 'none'}, while the rule {rule!r} would be {found}"
         )

@@ -8,6 +8,7 @@ A model whose only encoding is rope of position becomes a plain Llama; any other
 
 import itertools
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,9 +17,11 @@ from collections.abc import Callable
 import sentencepiece
 from safetensors.numpy import save_file
 
-from bipe_jax import checkpoint, cli, positions, segments
+from bipe_jax import checkpoint, positions, segments
 from bipe_jax.convert import mapping
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 SHARD_BYTES = 5_000_000_000
 _HERE = os.path.dirname(__file__)
@@ -78,7 +81,7 @@ def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"writing {destination} failed ({reason})") from error
     what = "LlamaForCausalLM" if llama else "trust_remote_code=True"
-    cli.say(f"Wrote {destination} ({what})")
+    _LOG.info(f"Wrote {destination} ({what})")
 
 
 def _check_free(destination: str) -> None:

@@ -8,6 +8,7 @@ source as training takes it, also prepared:DIR, which has its tokenizer with it.
 """
 
 import argparse
+import logging
 import os
 import sys
 
@@ -17,6 +18,8 @@ from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.data.packing import PACKINGS
 from bipe_jax.errors import UserError
 from bipe_jax.report import text
+
+_LOG = logging.getLogger("bipe_jax.data.inspect")
 
 RULES = ("sentence", "newline", "newline-and-spaced-period")
 
@@ -34,7 +37,7 @@ def rules_of(names: str, pieces: list[str]) -> dict:
         try:
             found[name] = segments.resolve(name, pieces)
         except UserError as error:
-            cli.say(f"Left out: {error}")
+            _LOG.info(f"Left out: {error}")
     if not found:
         raise UserError(
             "the tokenizer has no piece with a line or sentence end: use --rule=fixed:N"
@@ -94,7 +97,7 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
         found = survey.of_text(data, model, rules, sets=sets, kind=kind, limit=documents)
     for name in sets:
         if name not in found.sets:
-            cli.say(f"There is no document of the set {name!r}")
+            _LOG.info(f"There is no document of the set {name!r}")
     shown = {
         (name, rule): sample.samples(
             found.sets[name], rules[rule], model, length=length, count=max(blocks, 1), kind=kind

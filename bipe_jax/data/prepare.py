@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 
@@ -22,6 +23,8 @@ from bipe_jax.data.packing import PACKINGS
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger("bipe_jax.data.prepare")
 
 # How a setting is called where it is chosen.
 _FLAGS = {
@@ -73,14 +76,14 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     with _alone(plan):
         if done := _begin(plan, settings):
             _clear(plan)
-            cli.say(f"{output} is complete already")
+            _LOG.info(f"{output} is complete already")
             return done
         with writing(output):
             plan.path("tokenizer.model").write_bytes(tokens.model)
         count = jobs.count(len(source.shards))
         todo = [i for i in range(count) if not plan.file(i, "json").exists()]
         if len(todo) < count:
-            cli.say(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
+            _LOG.info(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
         if runner:
             on_beam.run_all(plan, todo, runner, options)
         elif todo:
@@ -236,7 +239,7 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
         sum(s[key] for s in sets.values()) for key in ("blocks", "tokens", "documents")
     )
     faults = "".join(f"; {n} {kind}" for kind, n in description["faults"].items())
-    cli.say(
+    _LOG.info(
         f"Wrote {plan.output}: {blocks:,} blocks of {tokens:,} tokens of {documents:,} documents in "
         f"{len(sets)} set(s){faults}"
     )

@@ -14,6 +14,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from tqdm import tqdm
 from bipe_jax import cli
 from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger("bipe_jax.data.reframe")
 
 SUFFIX = ".jsonl.zst"
 _MB = 1_000_000
@@ -281,7 +284,7 @@ def main():
     args = parser.parse_args()
     done = reframe(args.input, args.output, args.frame_mb, args.shards, args.level, args.workers)
     if done["skipped"]:
-        cli.say(
+        _LOG.info(
             f"{done['skipped']} files are in {args.output} already and stay; delete what to redo"
         )
     print(

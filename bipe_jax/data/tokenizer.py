@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
@@ -9,10 +10,11 @@ import numpy as np
 import sentencepiece as spm
 from etils import epath
 
-from bipe_jax import cli
 from bipe_jax.data import sources
 from bipe_jax.data.batches import mixture, prepared_with
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 # SentencePiece leaves out longer "sentences"; text is cut into pieces of at most so many bytes.
 _SAMPLE_BYTES = 4000
@@ -186,7 +188,9 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     elif os.path.exists(path):
         chosen = load(path)
     else:
-        cli.say(f"Training a tokenizer of {config.model.vocab_size} pieces on {config.data.train}")
+        _LOG.info(
+            f"Training a tokenizer of {config.model.vocab_size} pieces on {config.data.train}"
+        )
         size = config.tokenizer.train_bytes
         chosen = train(_sample_texts(config, size), config.model.vocab_size, size)
         epath.Path(path + ".tmp").write_bytes(chosen.model)

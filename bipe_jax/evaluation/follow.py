@@ -5,13 +5,16 @@ was, also to a follower that is started again. Checkpoints may be deleted at any
 """
 
 import fcntl
+import logging
 import os
 import time
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
 from bipe_jax.evaluation import loaded
+
+_LOG = logging.getLogger(__name__)
 
 _PAUSE = 2.0  # seconds between looks at the directory
 _VANISHING = 10.0  # seconds that deleting a checkpoint may take
@@ -42,7 +45,7 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
     waiting = False
     if done:
-        cli.say(
+        _LOG.info(
             f"Evaluated already, as {directory} says: steps {', '.join(map(str, sorted(done)))}"
         )
     try:
@@ -54,12 +57,12 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
                 loaded = _load(path, step)
                 done.add(step)
                 if loaded is None:
-                    cli.say(f"step {step}: was deleted before it could be read; passed over")
+                    _LOG.info(f"step {step}: was deleted before it could be read; passed over")
                     continue
                 last = loaded.config.steps
                 if evaluator is None:
                     evaluator = Evaluator(loaded, settings)
-                cli.say(f"step {step}")
+                _LOG.info(f"step {step}")
                 result = evaluator(loaded.params, name, step)
                 write(result, output)
                 write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
@@ -69,12 +72,12 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
                 break
             else:
                 if not waiting:
-                    cli.say(f"Waiting for a checkpoint in {path}")
+                    _LOG.info(f"Waiting for a checkpoint in {path}")
                 waiting = True
                 time.sleep(_PAUSE)
     finally:
         lock.close()
-    cli.say(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
+    _LOG.info(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
 
 
 def _lock(directory: str):

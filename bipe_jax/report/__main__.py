@@ -4,9 +4,12 @@ python -m bipe_jax.report runs/quickstart [runs/rope runs/alibi] --output=report
 """
 
 import argparse
+import logging
 import os
 
 from bipe_jax import cli, report
+
+_LOG = logging.getLogger("bipe_jax.report")
 
 
 def main():
@@ -16,7 +19,7 @@ def main():
     args = parser.parse_args()
     report.write(args.runs, args.output)
     size = os.path.getsize(args.output)
-    cli.say(f"Wrote {args.output} ({size / 1024:,.0f} KiB)")
+    _LOG.info(f"Wrote {args.output} ({size / 1024:,.0f} KiB)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Runs tasks with a checkpoint, and says how many answers are right at each length and depth."""
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import cli, processes, report, segments
+from bipe_jax import processes, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
@@ -16,6 +17,8 @@ from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, heatmap, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,7 @@ def measure(placed: loaded.Placed, settings: Settings) -> dict:
         count = len(tasks) * len(set(settings.depths)) * settings.samples
         most = max(min(config.evaluation.batch_tokens // length, count), 1)
         rows = 1 << (most.bit_length() - 1)  # the generator rounds up to a power of two
-        cli.say(f"{length:,} tokens: {count:,} prompts")
+        _LOG.info(f"{length:,} tokens: {count:,} prompts")
         cells: dict[tuple, list[tuple]] = {}
         asked = drawn(tasks, tokenizer, hay, length, settings)
         for one, said in answer(placed, asked, length, rows):

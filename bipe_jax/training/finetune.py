@@ -1,12 +1,16 @@
 """Fine-tuning: a new run that starts from the parameters of another run's checkpoint."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from bipe_jax import checkpoint, cli, model, sharding
+from bipe_jax import checkpoint, model, sharding
 from bipe_jax.config import check_startable
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 def source(config) -> checkpoint.Meta | None:
@@ -44,11 +48,11 @@ def start(config, step: int, mesh, drawn: dict) -> dict:
         shapes,
     )
     read = _by_name(checkpoint.read_params(path, step, abstract))
-    cli.say(f"Starting from step {step} of {path}")
+    _LOG.info(f"Starting from step {step} of {path}")
     if new := sorted(_by_name(drawn).keys() - read.keys()):
-        cli.say(f"Drawn, since that checkpoint has none: {', '.join(new)}")
+        _LOG.info(f"Drawn, since that checkpoint has none: {', '.join(new)}")
     if unused := sorted(read.keys() - _by_name(drawn).keys()):
-        cli.say(f"Left out, since this model has none: {', '.join(unused)}")
+        _LOG.info(f"Left out, since this model has none: {', '.join(unused)}")
     return jax.tree.map(lambda name, leaf: read.get(name, leaf), sharding.names(drawn), drawn)
 
 

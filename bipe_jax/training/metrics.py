@@ -8,6 +8,7 @@ What is recomputed does not count.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -21,8 +22,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from bipe_jax import cli, rundir
+from bipe_jax import rundir
 from bipe_jax.training.observing.wandb_board import WandbBoard
+
+_LOG = logging.getLogger(__name__)
 
 _EVERY = 10  # seconds between lines of the progress bar in a file
 
@@ -90,7 +93,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text := text.strip():
-            cli.say(text)
+            _LOG.info(text)
 
     def flush(self) -> None:
         pass

@@ -5,14 +5,16 @@ trainer's business.
 """
 
 import collections
+import logging
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 _HORIZON = 128  # steps that the running mean and variance remember
 _FIRST = 32  # steps that are too few to judge by
@@ -110,7 +112,7 @@ class Watch:
         if self._policy == "stop":
             raise UserError(f"{spike}; {where}: {advice}, or set config.spikes.policy")
         if self._policy == "skip":
-            cli.say(f"{spike}: skipped, {int(values['skipped_updates'])} in all")
+            _LOG.info(f"{spike}: skipped, {int(values['skipped_updates'])} in all")
             if self._in_a_row == _MOST_SKIPPED:
                 raise UserError(
                     f"{spike}; {_MOST_SKIPPED} steps in a row were skipped; {where}: {advice}"
@@ -121,5 +123,5 @@ class Watch:
             raise UserError(
                 f"{spike}, after {_MOST_REWINDS} rewinds to one place; {where}: {advice}"
             )
-        cli.say(f"{spike}: going back to step {latest or 0}, past the data since then")
+        _LOG.info(f"{spike}: going back to step {latest or 0}, past the data since then")
         return True

@@ -1,14 +1,16 @@
 """Checks jobs, writes their JobSets and hands them to kubectl."""
 
+import logging
 import subprocess
 import sys
 
 import yaml
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs, machines
 from launch.gke import manifest
+
+_LOG = logging.getLogger(__name__)
 
 _WHAT = "python -m launch.gke"
 
@@ -58,14 +60,14 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
         for name, job in zip(names, ready, strict=True)
     ]
     if dry_run:
-        cli.say("kubectl apply -f -  would get:")
+        _LOG.info("kubectl apply -f -  would get:")
         yaml.safe_dump_all(made, sys.stdout, sort_keys=False)
         return
     for name in names:
         _remove_failed(name)
     jobs.execute(["kubectl", "apply", "-f", "-"], False, yaml.safe_dump_all(made, sort_keys=False))
     selector = f"jobset.sigs.k8s.io/jobset-name={names[0]}"
-    cli.say(f"Logs: kubectl logs --follow --selector={selector} --container=train")
+    _LOG.info(f"Logs: kubectl logs --follow --selector={selector} --container=train")
 
 
 def _remove_failed(name: str) -> None:

@@ -1,6 +1,7 @@
 """Checks jobs, fills in tpu.yaml or gpu.yaml for each and hands them to `sky jobs launch`."""
 
 import json
+import logging
 import pathlib
 import shlex
 import subprocess
@@ -8,9 +9,10 @@ import tempfile
 
 import yaml
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs, machines, slices
+
+_LOG = logging.getLogger(__name__)
 
 _WHAT = "python -m launch.sky"
 _LAUNCH = ["sky", "jobs", "launch", "--yes", "--detach-run"]
@@ -80,12 +82,12 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name, text in made.items():
             if name in running:  # two would write to one workdir
-                cli.say(f"{name} is not finished: left as it is (sky jobs cancel --name {name})")
+                _LOG.info(f"{name} is not finished: left as it is (sky jobs cancel --name {name})")
                 continue
             path = pathlib.Path(directory, f"{name}.yaml")
             path.write_text(text, encoding="utf-8")
             jobs.execute([*_LAUNCH, str(path)], False)
-    cli.say("Logs: sky jobs queue; sky jobs logs --name NAME")
+    _LOG.info("Logs: sky jobs queue; sky jobs logs --name NAME")
 
 
 def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, volumes) -> dict:

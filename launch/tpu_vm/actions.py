@@ -1,15 +1,17 @@
 """What each word of `python -m launch.tpu_vm` does. All can be repeated."""
 
+import logging
 import os
 import shlex
 import subprocess
 import tempfile
 import time
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs, machines
 from launch.tpu_vm.gcloud import ABSENT, Final, Resource
+
+_LOG = logging.getLogger(__name__)
 
 _GONE = ("SUSPENDED", "FAILED")  # by preemption, or for good: only deleting helps
 _ON_ITS_WAY = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
@@ -37,7 +39,7 @@ def _create(resource: Resource, args, state: str) -> None:
             "again"
         )
     if state != ABSENT:
-        cli.say(f"{resource.name} is there already: {state}")
+        _LOG.info(f"{resource.name} is there already: {state}")
         return
     tier = ["--spot"] * args.spot + ["--reserved"] * args.reserved
     resource.create(tier, args.runtime_version, args.extra)
@@ -99,7 +101,7 @@ def watch(resource: Resource, args) -> None:
                 raise
             now = f"{error}; trying again"
         if now != known:
-            cli.say(f"{time.strftime('%F %T')} {resource.name}: {now}")
+            _LOG.info(f"{time.strftime('%F %T')} {resource.name}: {now}")
             known = now
         if now == _DONE or resource.dry_run:
             break
@@ -107,7 +109,7 @@ def watch(resource: Resource, args) -> None:
     if args.delete:
         resource.delete()
     elif not resource.dry_run:
-        cli.say(f"{resource.name} is still there, and paid for: delete it when you have its logs")
+        _LOG.info(f"{resource.name} is still there, and paid for: delete it when you have its logs")
 
 
 def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
@@ -142,7 +144,7 @@ def status(resource: Resource, args) -> None:
     """The queued resource's state and, if it is there, of each VM whether the run goes on."""
     state = resource.state()
     if not resource.dry_run:
-        cli.say(f"{resource.name}: {state}")
+        _LOG.info(f"{resource.name}: {state}")
     if state == "ACTIVE" or resource.dry_run:
         resource.ask(_IF_THERE % "status", tell=True)
 
@@ -162,7 +164,7 @@ def stop(resource: Resource, args) -> None:
 def delete(resource: Resource, args) -> None:
     """Deletes the slice with the disks of its VMs, unless it is not there."""
     if resource.state() == ABSENT and not resource.dry_run:
-        cli.say(f"{resource.name} is not there")
+        _LOG.info(f"{resource.name} is not there")
         return
     resource.delete()
 
@@ -223,6 +225,6 @@ def _wait_until_active(resource: Resource) -> None:
                 f"{resource.name} is {state}: create it first (delete it before, if SUSPENDED)"
             )
         if state != said:
-            cli.say(f"{resource.name} is {state}: waiting")
+            _LOG.info(f"{resource.name} is {state}: waiting")
             said = state
         time.sleep(_POLL)

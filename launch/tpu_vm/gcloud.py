@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import shlex
 import subprocess
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 from launch import jobs
 from launch.slices import Slice
 from launch.tpu_vm import accelerators
+
+_LOG = logging.getLogger(__name__)
 
 ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
 
@@ -133,7 +135,7 @@ class Resource:
                 jobs.execute(line, dry_run=True)
                 continue
             if tell:
-                cli.say(f"+ {shlex.join(line)}")
+                _LOG.info(f"+ {shlex.join(line)}")
             done = subprocess.run(line, capture_output=True, text=True)
             rows = [row.split(" ", 3) for row in done.stdout.splitlines()]
             rows = [(*row[1:], "")[:3] for row in rows if row[0] == "bipe_jax" and len(row) > 2]
@@ -147,5 +149,5 @@ class Resource:
                 )
             answers += rows
         for answer in answers if tell else ():
-            cli.say(" ".join(answer))
+            _LOG.info(" ".join(answer))
         return answers

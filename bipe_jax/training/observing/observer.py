@@ -1,6 +1,7 @@
 """The trainer's side of observing: one object that is told what the training is at."""
 
 import contextlib
+import logging
 import os
 import queue
 import socket
@@ -9,12 +10,13 @@ import time
 
 import jax
 
-from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED
 from bipe_jax.training.observing import events, heartbeat
 from bipe_jax.training.observing.clock import PHASES, Clock
 from bipe_jax.training.observing.slow import SlowSteps
 from bipe_jax.training.observing.trace import Trace
+
+_LOG = logging.getLogger(__name__)
 
 _BEAT = 2.0  # seconds between heartbeats in one phase, at least
 _OF_A_STEP = ("data", "step", "other")  # phases that make up a step's time
@@ -133,7 +135,9 @@ class Observer:
         try:
             events.append(self._workdir, event | {"seconds": self._clock.seconds(now)} | more)
         except OSError as error:
-            cli.say(f"{self._workdir}/{events.FILE} cannot be written ({error.strerror}); going on")
+            _LOG.info(
+                f"{self._workdir}/{events.FILE} cannot be written ({error.strerror}); going on"
+            )
 
     def report(self) -> dict:
         """For the full lines of metrics.jsonl: docs/observing.md says what each number means.

@@ -1,13 +1,15 @@
 """Traces of some steps for TensorBoard's profiler and Perfetto: --profile=10:15."""
 
 import contextlib
+import logging
 import os
 import re
 
 import jax
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 def parse(text: str | None, last: int) -> tuple[int, int] | None:
@@ -56,7 +58,7 @@ class Trace:
         """Step `number` is complete."""
         if self._running and number >= self._steps[1]:
             self.close()
-            cli.say(f"The trace of the steps until {number} is in {self._directory}")
+            _LOG.info(f"The trace of the steps until {number} is in {self._directory}")
 
     def close(self) -> None:
         if self._running:
@@ -70,4 +72,4 @@ class Trace:
             yield
         except Exception as error:  # of the profiler, or the file system below it
             self._steps = None
-            cli.say(f"--profile: {' '.join(str(error).split())[:300]}; going on without a trace")
+            _LOG.info(f"--profile: {' '.join(str(error).split())[:300]}; going on without a trace")

@@ -5,12 +5,14 @@ WORKDIR/wandb_id, so that a training that goes on is the same W&B run.
 """
 
 import importlib.util
+import logging
 import os
 import secrets
 
-from bipe_jax import cli
 from bipe_jax.config import flatten
 from bipe_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 _FINISH = 30.0  # seconds that the last upload may take: a preempted run has little time
 
@@ -79,7 +81,7 @@ class WandbBoard:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:200]
-        cli.say(f"Weights & Biases: {reason}; going on without (metrics.jsonl has everything)")
+        _LOG.info(f"Weights & Biases: {reason}; going on without (metrics.jsonl has everything)")
 
 
 def _id(workdir: str) -> str:
