@@ -30,6 +30,7 @@ import time
 import numpy as np
 
 from bipe_jax import segments
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.batches import PREPARED, Batches, annotate, workers_of
 from bipe_jax.data.prepare import prepare
@@ -113,13 +114,13 @@ def main():
     if args.tokenizer:
         tokens = tokenizer.load(args.tokenizer)
     else:
-        texts = (d["text"][:20_000] for d in sources.documents(args.data))
+        texts = (d["text"][:20_000] for d in sources.documents(parse_source(args.data)))
         tokens = tokenizer.train(texts, config.model.vocab_size, config.tokenizer.train_bytes)
     rule = segments.resolve(config.segments.rule, tokens.pieces())
     config.segments.separators = rule.separators
 
     size, texts = 0, []
-    for document in sources.documents(args.data):
+    for document in sources.documents(parse_source(args.data)):
         texts.append(document["text"])
         size += len(texts[-1])
         if size > args.megabytes * 1e6:
@@ -135,7 +136,7 @@ def main():
         return count
 
     def read():
-        for _ in itertools.islice(sources.documents(args.data), len(texts)):
+        for _ in itertools.islice(sources.documents(parse_source(args.data)), len(texts)):
             pass
         return count
 

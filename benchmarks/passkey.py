@@ -15,6 +15,7 @@ import os
 import random
 
 from bipe_jax import checkpoint, cli
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.tasks import generators, haystack, samples
 from bipe_jax.tasks.evaluation import Settings, evaluate
@@ -48,7 +49,7 @@ def get_config(workdir: str, encoding: str, steps: int):
     task, hay = generators.task("passkey"), haystack.noise()
     drafts = [task.draw(random.Random(i), 0.5) for i in range(300)]
     prompts = [samples.compose(draft, hay.take(0, 300)) for draft in drafts]
-    plays = (d["text"][:3000] for d in sources.documents("quickstart:train"))
+    plays = (d["text"][:3000] for d in sources.documents(parse_source("quickstart:train")))
     used = tokenizer.train([*prompts, *itertools.islice(plays, 40)], _VOCAB_SIZE, 400_000)
     with open(model, "wb") as file:
         file.write(used.model)

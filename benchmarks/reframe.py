@@ -16,6 +16,7 @@ import time
 import zstandard
 
 from bipe_jax import cli
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import shards, sources
 from bipe_jax.data.reframe import reframe
 
@@ -43,7 +44,7 @@ def _seconds_to_resume(path: str, rounds: int) -> list[float]:
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        document, place = next(sources.open_source(path).read(0, places[0]))
+        document, place = next(sources.open_source(parse_source(path)).read(0, places[0]))
         seconds.append(time.perf_counter() - start)
         assert document["text"] and place == places[1]
     return seconds

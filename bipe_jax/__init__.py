@@ -16,7 +16,8 @@ def load(path):
       path: a run's workdir (its latest checkpoint) or one step's directory.
 
     Returns:
-      (config, params): an ml_collections ConfigDict and a nested dict of float32 arrays.
+      (config, params): a `plan.Plan`, which has the fields of the config as attributes, and a nested dict
+      of float32 arrays.
 
     Raises:
       bipe_jax.errors.UserError: there is no complete checkpoint.
@@ -41,5 +42,5 @@ def apply(config, params: dict, tokens) -> jax.Array:
     from bipe_jax import model, segments
 
     tokens = jax.numpy.asarray(tokens)
-    coordinates = segments.coordinates(tokens, segments.rule_of(config))
+    coordinates = segments.coordinates(tokens, config.segment_rule)
     return model.apply(config, params, {"tokens": tokens, **coordinates})

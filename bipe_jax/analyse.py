@@ -8,6 +8,7 @@ the run's directory.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import logging
@@ -18,12 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import checkpoint, cli, model, positions, processes, report, segments, sharding
-from bipe_jax.attention.chunked import CHUNK, Side, scores
+from bipe_jax import checkpoint, cli, model, processes, report, segments, sharding
+from bipe_jax.attention.chunked import CHUNK, scores
+from bipe_jax.attention.scoring import Side
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.plan import Plan
+from bipe_jax.positions import LayerEncodings
 from bipe_jax.report import text
 from bipe_jax.training.compiling import enable_cache
 
@@ -49,10 +54,10 @@ def _sum_by_distance(weights, distance, count: int):
     return jnp.stack(sums, axis=-1)
 
 
-def attend_and_measure(config, inputs, counts: dict):
+def attend_and_measure(config: Plan, inputs, counts: dict):
     """The `attend` of `model.run` that also says where attention goes.
 
-    As `model.attend_causally` on documents of a block each, with exact biases, a chunk of queries at
+    As `model.attend_causally` on documents of a block each, with exact encodings, a chunk of queries at
     a time: memory is linear in the length. What it gives besides are averages over the queries.
 
     Args:
@@ -63,25 +68,21 @@ def attend_and_measure(config, inputs, counts: dict):
       attend, which gives (B, L, N, H) and {coordinate: (B, N, bins), "entropy" (nats) and "first"
       (weight on the block's first token): (B, N)}, float32.
     """
-    encodings = positions.relative_encodings(config)
-    prepared = [encoding.prepare(inputs[coordinate]) for coordinate, encoding in encodings]
-    encodings = [encoding for _, encoding in encodings]
-    biases = [encoding for encoding in encodings if not encoding.rotates]
-    features = [x for x, e in zip(prepared, encodings, strict=True) if not e.rotates]
     places = {coordinate: inputs[coordinate] for coordinate in counts}
     index = jnp.arange(inputs["tokens"].shape[1])[None]
     heads = jnp.arange(config.model.heads)
 
-    def attend(q, k, v, _):
-        for encoding, x in zip(encodings, prepared, strict=True):
-            if encoding.rotates:
-                q, k = encoding.rotate(q, x), encoding.rotate(k, x)
+    def attend(x, q, k, v, encodings: LayerEncodings, _):
+        of_tokens = encodings.features(x)
+        q, k = encodings.turn(q, k, of_tokens)
+        acting = encodings.scoring(of_tokens)
+        features = [of_encoding for _, of_encoding in acting]
         key = Side(index, None, features)
 
         def one(query):
             """Of one query in each block: (B, N, H) and what was measured."""
             q, index, features, at = jax.tree.map(lambda x: x[:, None], query)
-            logits = scores(q, k, Side(index, None, features), key, biases, heads)
+            logits = scores(q, k, Side(index, None, features), key, [e for e, _ in acting], heads)
             weights = jax.nn.softmax(logits, axis=-1)
             mixed = jnp.einsum("bkms,bskh->bkmh", weights.astype(v.dtype), v)
             weights = weights.reshape(q.shape[0], q.shape[2], -1)
@@ -104,7 +105,7 @@ def _measures(config, counts, params, inputs) -> dict:
     return model.run(config, params, inputs, attend_and_measure(config, inputs, counts))[2]
 
 
-def measure(placed: loaded.Placed, blocks: np.ndarray) -> tuple[dict, dict, dict]:
+def measure(loaded_model: loaded.LoadedModel, blocks: np.ndarray) -> tuple[dict, dict, dict]:
     """Where attention goes, on average over the blocks and their queries.
 
     Args:
@@ -115,8 +116,8 @@ def measure(placed: loaded.Placed, blocks: np.ndarray) -> tuple[dict, dict, dict
       "first": (layers, N)}, see `attend_and_measure`. And what each bin would have if all tokens that
       a query sees weighed the same: {coordinate: (bins,)}.
     """
-    config, mesh = placed.config, placed.mesh
-    coordinates = segments.coordinates(blocks, placed.rule)
+    config, mesh = loaded_model.config, loaded_model.mesh
+    coordinates = segments.coordinates(blocks, loaded_model.rule)
     bins = {name: bins_to(int(coordinates[name].max())) for name in BY}
     counts = {name: len(some) for name, some in bins.items()}
     run = jax.jit(
@@ -136,7 +137,7 @@ def measure(placed: loaded.Placed, blocks: np.ndarray) -> tuple[dict, dict, dict
         with jax.set_mesh(mesh):
             placement = sharding.batch_sharding(mesh)
             inputs = {name: sharding.place(x, placement) for name, x in inputs.items()}
-            of_rows = jax.device_get(run(placed.params, inputs))
+            of_rows = jax.device_get(run(loaded_model.params, inputs))
         found.append({name: x[:, :size] for name, x in of_rows.items()})
     means = {
         name: np.concatenate([x[name] for x in found], axis=1).mean(axis=1, dtype=np.float64)
@@ -206,15 +207,15 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     """
     if blocks < 1:
         raise UserError(f"--blocks={blocks} must be at least 1")
-    placed = loaded.load(path)
-    config = placed.config
+    loaded_model = loaded.load(path)
+    config = loaded_model.config
     lengths = lengths or perplexity.default_lengths(config, MULTIPLES)
     lengths = sorted(set(lengths))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path
     make_output(output)
-    documents = sources.documents(data, tuple(config.data.sets), sources.policy_of(config))
-    chosen = choose(documents, placed.tokenizer.encode, lengths[-1], blocks)
+    documents = sources.documents(parse_source(data), config.data.sets, sources.policy_of(config))
+    chosen = choose(documents, loaded_model.tokenizer.encode, lengths[-1], blocks)
     if not len(chosen):
         raise UserError(
             f"data: no document of {data!r} has {lengths[-1]} tokens: use shorter --lengths"
@@ -222,9 +223,9 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     result = {
         "kind": "attention",
         "name": os.path.basename(os.path.abspath(output)),
-        "step": placed.step,
+        "step": loaded_model.step,
         "training_length": config.sequence_length,
-        "position": config.position.to_dict(),
+        "position": dataclasses.asdict(config.position),
         "segment_rule": config.segments.rule,
         "data": data,
         "documents": len(chosen),
@@ -233,7 +234,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         "uniform": [],
     }
     for length in lengths:
-        bins, means, uniform = measure(placed, chosen[:, :length])
+        bins, means, uniform = measure(loaded_model, chosen[:, :length])
         _add(result, length, bins, means, uniform)
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():

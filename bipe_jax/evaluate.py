@@ -13,9 +13,9 @@ import logging
 import os
 from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, plot, positions, processes, report
-from bipe_jax.data import sources
-from bipe_jax.data.batches import PREPARED
+from bipe_jax import checkpoint, cli, plot, processes, report
+from bipe_jax.config import spec
+from bipe_jax.data import prepared, sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
@@ -63,37 +63,32 @@ def resolve(settings: Settings, config) -> Settings:
     perplexity.check_lengths(config, settings.lengths)
     protocol(settings.protocol, settings.lengths)
     if settings.extend:  # how far segments ran is measured later; what is wrong is said now
-        positions.extend(config, settings.extend, {"segment": 1.0})
-    if ";" in settings.data:
-        raise UserError(
-            f"--data={settings.data}: evaluation takes one source; mixtures by weight are for training"
-        )
+        loaded.extended(config, settings.extend, {"segment": 1.0})
+    spec.parse_evaluation(settings.data, "--data")
     return settings
 
 
-def documents(placed: loaded.Placed, settings: Settings) -> Iterator[dict]:
+def documents(placed: loaded.LoadedModel, settings: Settings) -> Iterator[dict]:
     """Yields {"set": str, "tokens": (T,) int32}.
 
     Raises:
       UserError: the source cannot be read, has none of the sets, or was prepared with another
         tokenizer.
     """
-    data, sets = settings.data, settings.sets
+    source, sets = spec.parse_evaluation(settings.data, "--data"), settings.sets
     found = set()
-    if data.startswith(PREPARED):
-        from bipe_jax.data import prepared
-
-        read = prepared.documents(data, sets, placed.tokenizer)
+    if source.kind == spec.PREPARED:
+        read = prepared.documents(source, sets, placed.tokenizer)
     else:
         read = (
             {"set": d["set"], "tokens": placed.tokenizer.encode(d["text"])}
-            for d in sources.documents(data, sets, sources.policy_of(placed.config))
+            for d in sources.documents(source, sets, sources.policy_of(placed.config))
         )
     for document in read:
         found.add(document["set"])
         yield document
     if missing := [name for name in sets if name not in found]:
-        _LOG.info(f"{data} has no document of the set {' or '.join(map(repr, missing))}")
+        _LOG.info(f"{settings.data} has no document of the set {' or '.join(map(repr, missing))}")
 
 
 class Evaluator:
@@ -106,13 +101,12 @@ class Evaluator:
       UserError: a wrong input; see docs/evaluation.md.
     """
 
-    def __init__(self, placed: loaded.Placed, settings: Settings):
+    def __init__(self, placed: loaded.LoadedModel, settings: Settings):
         self.settings = settings = resolve(settings, placed.config)
         held = list(documents(placed, settings))
         if settings.extend:
             placed = _extended(placed, settings, held)
-        config = placed.config.copy_and_resolve_references()
-        config.evaluation.windows = settings.windows
+        config = placed.config.replace({"evaluation.windows": settings.windows})
         placed = dataclasses.replace(placed, config=config)
         self._evaluation = perplexity.Evaluation(
             placed,
@@ -125,7 +119,7 @@ class Evaluator:
         self._head = {
             "kind": "perplexity",
             "training_length": config.sequence_length,
-            "position": config.position.to_dict(),
+            "position": dataclasses.asdict(config.position),
             "segment_rule": config.segments.rule,
             "data": settings.data,
             "protocol": settings.protocol,
@@ -137,11 +131,11 @@ class Evaluator:
         return {"name": name, "step": step, **self._head, **self._evaluation(params)}
 
 
-def _extended(placed: loaded.Placed, settings: Settings, held: list) -> loaded.Placed:
+def _extended(placed: loaded.LoadedModel, settings: Settings, held: list) -> loaded.LoadedModel:
     """The model with its rotary encoding scaled. How far segments ran in training is measured here."""
     length = placed.config.sequence_length
     blocks = perplexity.training_range([d["tokens"] for d in held], length, placed.rule)
-    config = positions.extend(placed.config, settings.extend, {"segment": blocks["segments"]})
+    config = loaded.extended(placed.config, settings.extend, {"segment": blocks["segments"]})
     return dataclasses.replace(placed, config=config)
 
 

@@ -30,10 +30,10 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("--prompt is not UTF-8: the tokenizer reads nothing else") from None
-    placed = loaded.load(path, extend)
-    tokenizer = placed.tokenizer
+    loaded_model = loaded.load(path, extend)
+    tokenizer = loaded_model.tokenizer
     tokens = tokenizer.encode(prompt)
-    generator = decode.Generator(placed, len(tokens) + max(max_new_tokens, 1))
+    generator = decode.Generator(loaded_model, len(tokens) + max(max_new_tokens, 1))
     held = tokens.tolist()
     text = given = tokenizer.decode(tokens)
     for (token,) in generator.stream(

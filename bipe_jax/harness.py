@@ -6,6 +6,7 @@ Prints the harness's table and writes harness.json. Needs the extra `eval`; most
 """
 
 import argparse
+import dataclasses
 import logging
 import math
 import os
@@ -54,14 +55,16 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     if (num_fewshot or 0) < 0:
         raise UserError(f"--num_fewshot={num_fewshot} must be at least 0")
     manager, names = find_tasks(tasks, include_path)
-    placed = loaded.load(path, extend)
-    model = Harness(placed, max_length or max(default_lengths(placed.config, MULTIPLES)))
+    loaded_model = loaded.load(path, extend)
+    model = Harness(
+        loaded_model, max_length or max(default_lengths(loaded_model.config, MULTIPLES))
+    )
     output = output or path
     make_output(output)
     dictionary = load_tasks(manager, names)
     _LOG.info(
         f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
-        f"{placed.config.sequence_length:,}"
+        f"{loaded_model.config.sequence_length:,}"
     )
     results = lm_eval.simple_evaluate(
         model,
@@ -71,15 +74,15 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
         task_manager=manager,
         log_samples=False,
     )
-    config = placed.config
+    config = loaded_model.config
     written = {
         "kind": "harness",
         "name": os.path.basename(os.path.abspath(output)),
-        "step": placed.step,
+        "step": loaded_model.step,
         "training_length": config.sequence_length,
-        "position": config.position.to_dict(),
+        "position": dataclasses.asdict(config.position),
         "segment_rule": config.segments.rule,
-        "model": config.model.to_dict(),
+        "model": dataclasses.asdict(config.model),
         "max_length": model.max_length,
         "limit": limit,
         "lm_eval": lm_eval.__version__,

@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from bipe_jax.sharding import ACTIVATIONS, P, on_each
+from bipe_jax.collectives import on_each
+from bipe_jax.sharding import ACTIVATIONS, P
 
 _SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
 

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bipe_jax import positions
 from bipe_jax.attention import attention
 from bipe_jax.attention.chunked import RESIDUAL
-from bipe_jax.sharding import constrain, context_shards, look_up
+from bipe_jax.collectives import look_up
+from bipe_jax.plan import Plan
+from bipe_jax.positions import LayerEncodings
+from bipe_jax.sharding import Declaration, P, constrain, context_shards, declarations, parameter
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
@@ -31,12 +33,11 @@ REMAT_POLICIES = {
 }
 
 
-class Weight(nnx.Param):
-    """A matrix drawn from N(0, init_std)."""
-
-
-def _weight(config, key, *shape: int) -> Weight:
-    return Weight(config.model.init_std * jax.random.normal(key, shape))
+def _weight(
+    config: Plan, key: jax.Array, shape: tuple[int, ...], axes: P, inputs: int
+) -> nnx.Param:
+    """A matrix drawn from N(0, init_std), see `sharding.parameter`."""
+    return parameter(config.model.init_std * jax.random.normal(key, shape), axes, inputs)
 
 
 def _multiply(pattern: str, x, weight):
@@ -58,7 +59,7 @@ class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, equation 4)."""
 
     def __init__(self, config):
-        self.scale = nnx.Param(jnp.ones(config.model.width))
+        self.scale = parameter(jnp.ones(config.model.width), P(None))
         self.epsilon = config.model.norm_epsilon
 
     def __call__(self, x):
@@ -72,18 +73,19 @@ class Attention(nnx.Module):
         m = config.model
         H = m.width // m.heads
         keys = jax.random.split(key, 4)
-        self.query = _weight(config, keys[0], m.width, m.heads, H)
-        self.key = _weight(config, keys[1], m.width, m.kv_heads, H)
-        self.value = _weight(config, keys[2], m.width, m.kv_heads, H)
-        self.output = _weight(config, keys[3], m.heads, H, m.width)
+        into, out_of = P("fsdp", "tensor", None), P("tensor", None, "fsdp")
+        self.query = _weight(config, keys[0], (m.width, m.heads, H), into, 1)
+        self.key = _weight(config, keys[1], (m.width, m.kv_heads, H), into, 1)
+        self.value = _weight(config, keys[2], (m.width, m.kv_heads, H), into, 1)
+        self.output = _weight(config, keys[3], (m.heads, H, m.width), out_of, 2)
 
-    def __call__(self, x, attend, given):
+    def __call__(self, x, attend, encodings, carried):
         q, k, v = (
             constrain(_multiply("td,dnh->tnh", x, w[...]), "heads")
             for w in (self.query, self.key, self.value)
         )
-        mixed, found = attend(q, k, v, given)
-        return _multiply("tnh,nhd->td", mixed, self.output[...]), found
+        mixed, extra = attend(x, q, k, v, encodings, carried)
+        return _multiply("tnh,nhd->td", mixed, self.output[...]), extra
 
 
 class FeedForward(nnx.Module):
@@ -92,9 +94,9 @@ class FeedForward(nnx.Module):
     def __init__(self, config, key):
         D, F = config.model.width, config.model.feed_forward
         keys = jax.random.split(key, 3)
-        self.gate = _weight(config, keys[0], D, F)
-        self.up = _weight(config, keys[1], D, F)
-        self.down = _weight(config, keys[2], F, D)
+        self.gate = _weight(config, keys[0], (D, F), P("fsdp", "tensor"), 1)
+        self.up = _weight(config, keys[1], (D, F), P("fsdp", "tensor"), 1)
+        self.down = _weight(config, keys[2], (F, D), P("tensor", "fsdp"), 1)
 
     def __call__(self, x):
         gate, up = (_multiply("td,df->tf", x, w[...]) for w in (self.gate, self.up))
@@ -110,42 +112,46 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(config)
         self.feed_forward = FeedForward(config, keys[1])
 
-    def __call__(self, x, attend, given):
-        mixed, found = self.attention(self.attention_norm(x), attend, given)
+    def __call__(self, x, attend, encodings, carried):
+        mixed, extra = self.attention(self.attention_norm(x), attend, encodings, carried)
         x += mixed
         x += self.feed_forward(self.feed_forward_norm(x))
-        return constrain(x, "hidden"), found
+        return constrain(x, "hidden"), extra
 
 
 class Table(nnx.Module):
+    """The token embedding."""
+
     def __init__(self, config, key):
-        self.table = _weight(config, key, config.model.vocab_size, config.model.width)
+        shape = (config.model.vocab_size, config.model.width)
+        self.table = _weight(config, key, shape, P("tensor", "fsdp"), 0)
 
 
 class Kernel(nnx.Module):
+    """The output kernel. Muon leaves it to Adam, as it does the embedding."""
+
     def __init__(self, config, key):
-        self.kernel = _weight(config, key, config.model.width, config.model.vocab_size)
+        shape = (config.model.width, config.model.vocab_size)
+        self.kernel = _weight(config, key, shape, P("fsdp", "tensor"), 0)
 
 
 class Decoder(nnx.Module):
-    """Token embedding, absolute encodings, a stack of layers, final norm, output kernel."""
+    """Token embedding, absolute encodings, a stack of layers, final norm, output kernel.
 
-    def __init__(self, config, key):
+    `layers` are the parameters of all layers, stacked, and so are those of `layers.relative`, the encodings
+    that have parameters of each layer's own; `relative` has those that the layers share.
+    """
+
+    def __init__(self, config: Plan, key):
         embed_key, layers_key, output_key, position_key = jax.random.split(key, 4)
-        entries = positions.absolute(config)
-        position_keys = jax.random.split(position_key, max(len(entries), 1))
+        layer_keys = jax.random.split(layers_key, config.model.layers)
+        encodings = config.encodings
         self.config = config
         self.embed = Table(config, embed_key)
-        self.absolute = nnx.Dict(
-            {
-                entry.name: positions.ABSOLUTE[entry.kind](
-                    config, entry.coordinate, entry_key, **entry.options
-                )
-                for entry, entry_key in zip(entries, position_keys, strict=False)
-            }
-        )
-        layer_keys = jax.random.split(layers_key, config.model.layers)
+        self.absolute = nnx.Dict(encodings.make_absolute(position_key))
+        self.relative = nnx.Dict(encodings.make_shared(jax.random.fold_in(position_key, 0)))
         self.layers = nnx.vmap(functools.partial(Layer, config))(layer_keys)
+        self.layers.relative = nnx.Dict(encodings.make_stacked(jax.random.fold_in(position_key, 1)))
         self.norm = RMSNorm(config)
         if not config.model.tied_output:
             self.output = Kernel(config, output_key)
@@ -156,74 +162,126 @@ class Decoder(nnx.Module):
         kernel = self.embed.table[...].T if tied else self.output.kernel[...]
         return constrain(kernel.astype(self.config.model.dtype), "kernel")
 
-    def __call__(self, inputs, attend, given=None):
+    def __call__(self, inputs, attend, carried=None):
         """Runs all layers.
 
         Args:
           inputs: "tokens" and the coordinates, (B, L) each.
-          attend: (q, k, v, of this layer's `given`) -> (what attention gives, (B, L, N, H), and any
-            tree of arrays). q, k and v are as projected, not turned yet.
-          given: a tree of arrays that have the layers in front.
+          attend: (x, q, k, v, encodings, carried) of a layer -> (what attention gives, (B, L, N, H), and
+            any tree of arrays). x is what the projections read; q, k and v are as projected, not turned
+            yet; `encodings` is a `LayerEncodings`.
+          carried: a tree of arrays with the layers in front: what `attend` gets of its layer.
 
         Returns:
           (B, L, D) after the final norm, and what `attend` gave besides, layers in front.
         """
-        config = self.config
-        x = look_up("embed/table", self.embed.table[...], inputs["tokens"])
-        for entry in positions.absolute(config):
+        config, encodings = self.config, self.config.encodings
+        x = look_up(self.embed.table, inputs["tokens"])
+        for entry in encodings.absolute:
             x += self.absolute[entry.name](inputs[entry.coordinate])
         x = constrain(x.astype(config.model.dtype), "hidden")
-        graph, weights = nnx.split(self.layers)
+        prepared = encodings.prepare(self.relative, inputs)
+        graph, weights = self._layers_alone()
+        stacked = {name: nnx.split(kind) for name, kind in self.layers.relative.items()}
 
-        def layer(x, of_layer):
-            weights, given = of_layer
-            return nnx.merge(graph, weights)(x, attend, given)
+        def run(number, x, of_layer):
+            weights, params, carried = of_layer
+            own = {name: nnx.merge(stacked[name][0], state) for name, state in params.items()}
+            relative = encodings.of_layer(number, {**self.relative, **own}, inputs, prepared)
+            return nnx.merge(graph, weights)(x, attend, relative, carried)
 
-        if config.model.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.model.remat])
-        x, found = jax.lax.scan(layer, x, (weights, given))
-        return self.norm(x), found
+        period = encodings.period
+        layers, xs = [], []
+        for number in range(period):
+            layer = functools.partial(run, number)
+            if config.model.remat != "none":
+                layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.model.remat])
+            layers.append(layer)
+            params = {
+                name: _each(state, having.index(number), len(having))
+                for name, (_, state) in stacked.items()
+                if number in (having := encodings.layers_of(name))
+            }
+            xs.append((_each(weights, number, period), params, _each(carried, number, period)))
+
+        def run_period(x, of_period):
+            extras = []
+            for layer, of_layer in zip(layers, of_period, strict=True):
+                x, extra = layer(x, of_layer)
+                extras.append(extra)
+            return x, extras
+
+        x, extras = jax.lax.scan(run_period, x, xs)
+        return self.norm(x), jax.tree.map(_in_order, *extras)
+
+    def _layers_alone(self):
+        """One layer's graph, and the parameters of the stacked layers, without `layers.relative`."""
+        layer = nnx.eval_shape(lambda: Layer(self.config, jax.random.key(0)))
+        return nnx.graphdef(layer), nnx.state(self.layers, lambda path, _: path[0] != "relative")
 
 
-def attend_causally(config, inputs):
+def _each(tree, first: int, step: int):
+    """The layers first, first + step, ... of arrays that have the layers in front."""
+    return jax.tree.map(lambda x: x[first::step], tree) if step > 1 else tree
+
+
+def _in_order(*of_layers):
+    """What each layer of a period gave, periods in front (M, ...) each -> layers in front."""
+    if len(of_layers) == 1:
+        return of_layers[0]
+    together = jnp.stack(of_layers, axis=1)
+    return together.reshape(-1, *together.shape[2:])
+
+
+def attend_causally(config: Plan, inputs):
     """The `attend` of whole blocks: each token sees itself and those before it in the block."""
-    encodings = positions.relative_encodings(config)
-    prepared = [encoding.prepare(inputs[coordinate]) for coordinate, encoding in encodings]
 
-    def attend(q, k, v, _):
-        biases = []
-        for (_, encoding), features in zip(encodings, prepared, strict=True):
-            if encoding.rotates:
-                q, k = encoding.rotate(q, features), encoding.rotate(k, features)
-            else:
-                biases.append((encoding, features))
+    def attend(x, q, k, v, encodings: LayerEncodings, _):
+        features = encodings.features(x)
+        q, k = encodings.turn(q, k, features)
+        scoring = encodings.scoring(features)
         ids, backend = inputs.get("document_ids"), config.model.attention
-        return attention(q, k, v, biases=biases, document_ids=ids, backend=backend), None
+        return attention(q, k, v, encodings=scoring, document_ids=ids, backend=backend), None
 
     return attend
 
 
-def init(config, key) -> dict:
+def init(config: Plan, key) -> dict:
     """Fresh parameters: a nested dict of float32 arrays, those of the layers stacked in front."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, key), nnx.Param))
 
 
-def run(config, params: dict, inputs: dict, attend, given=None):
+def declared(config: Plan) -> dict[str, Declaration]:
+    """Name of each parameter, its parts joined by "/" -> its mesh axes, see `sharding.declarations`."""
+    decoder = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
+    return declarations(nnx.state(decoder, nnx.Param), stacked="layers")
+
+
+def run(config: Plan, params: dict, inputs: dict, attend, carried=None):
     """The decoder with an `attend` of one's own, see `Decoder.__call__`.
 
     Returns:
       The final hidden states (B, L, D), the output kernel (D, V), both in `model.dtype`; and what
       `attend` gave besides.
     """
+    decoder = _with_params(config, params)
+    x, extra = decoder(inputs, attend, carried)
+    return x, decoder.output_kernel(), extra
+
+
+def _with_params(config: Plan, params: dict) -> Decoder:
     abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, params)
-    decoder = nnx.merge(graph, state)
-    x, found = decoder(inputs, attend, given)
-    return x, decoder.output_kernel(), found
+    return nnx.merge(graph, state)
 
 
-def hidden(config, params: dict, inputs: dict) -> tuple[jax.Array, jax.Array]:
+def prepare(config: Plan, params: dict, coordinates: dict) -> dict:
+    """Features that are the same in all layers, of some coordinates, see `Encodings.prepare`."""
+    return config.encodings.prepare(_with_params(config, params).relative, coordinates)
+
+
+def hidden(config: Plan, params: dict, inputs: dict) -> tuple[jax.Array, jax.Array]:
     """The final hidden states (B, L, D) and the output kernel (D, V), both in `model.dtype`."""
     return run(config, params, inputs, attend_causally(config, inputs))[:2]
 
@@ -233,6 +291,6 @@ def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
 
 
-def apply(config, params: dict, inputs: dict) -> jax.Array:
+def apply(config: Plan, params: dict, inputs: dict) -> jax.Array:
     """Logits (B, L, V), float32. For short blocks: `loss` never holds all logits at once."""
     return logits(*hidden(config, params, inputs))

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from bipe_jax import cli, sharding
-from bipe_jax.config import validate
+from bipe_jax import cli, plan, sharding
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.model import REMAT_POLICIES
@@ -231,10 +230,11 @@ def candidates(config, slice_: Slice) -> list:
     for fsdp, tensor, remat, parts in itertools.product(powers, powers, REMAT_POLICIES, powers):
         if fsdp * tensor * config.mesh.context > n or config.batch_size % parts:
             continue
-        tried = config.copy_and_resolve_references()
-        tried.mesh.update(data=0, fsdp=fsdp, tensor=tensor)
-        tried.model.remat, tried.accumulation = remat, parts
         try:
+            tried = config.replace({
+                "mesh.data": 0, "mesh.fsdp": fsdp, "mesh.tensor": tensor,
+                "model.remat": remat, "accumulation": parts,
+            })  # fmt: skip
             mesh = sharding.make_mesh(tried, slice_.devices)
             sharding.check_batch(tried, mesh)
         except UserError:  # does not divide
@@ -281,10 +281,9 @@ def _overrides(config) -> str:
 
 
 def main(_):
-    config = cli.CONFIG.value
-    if config is None:
+    if cli.CONFIG.value is None:
         raise UserError("--config=FILE is needed")
-    validate(config)
+    config = plan.make(cli.CONFIG.value)
     slice_ = describe(_TOPOLOGY.value or config.mesh.topology, config)
     if _SEARCH.value:
         config, mesh, found = search(config, slice_)

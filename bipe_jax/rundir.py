@@ -10,7 +10,7 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
-from bipe_jax.config import check_resumable, from_dict
+from bipe_jax.config import Config, check_resumable, from_json, to_json
 from bipe_jax.errors import LOST, Transient, UserError
 
 _LOG = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ def make(workdir: str) -> None:
         raise UserError(f"--workdir={workdir} is not writable: {error.strerror}") from None
 
 
-def claim(config, workdir: str) -> None:
+def claim(config: Config, workdir: str) -> None:
     """Raises UserError if the directory belongs to a run that cannot go on with this config."""
     path = os.path.join(workdir, CONFIG)
     try:
         with open(path, encoding="utf-8") as file:
-            saved = from_dict(json.load(file))
+            saved = from_json(json.load(file))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -47,12 +47,12 @@ def claim(config, workdir: str) -> None:
     check_resumable(saved, config, workdir)
 
 
-def record(config, workdir: str) -> None:
+def record(config: Config, workdir: str) -> None:
     """Writes the config of a run that begins, or goes on."""
     if jax.process_index() == 0:
         path = os.path.join(workdir, CONFIG)
         with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(config.to_dict(), file, indent=1)
+            json.dump(to_json(config), file, indent=1)
         os.replace(path + ".tmp", path)
 
 

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bipe_jax.config import Config
 from bipe_jax.errors import UserError
 
-COORDINATES = ("position", "segment", "offset")
+_POSITION, _OF_SEGMENT = "position", ("segment", "offset")
 
 _NEWLINE = re.compile(r"\n")
 # Full stops, exclamation and question marks, perhaps inside closing quotes or brackets.
@@ -74,9 +75,8 @@ def resolve(name: str, pieces: Sequence[str]) -> Rule:
     Raises:
       UserError: the rule is unknown, or the tokenizer has no piece that it would split at.
     """
-    check_rule(name)
-    if fixed := _FIXED.fullmatch(name):
-        return Rule(length=int(fixed[1]))
+    if rule := rule_without_tokenizer(name):
+        return rule
     is_separator = _PIECE_RULES[name]
     separators = tuple(i for i, piece in enumerate(pieces) if is_separator(piece))
     if not separators:
@@ -87,20 +87,20 @@ def resolve(name: str, pieces: Sequence[str]) -> Rule:
     return Rule(separators=separators)
 
 
-def rule_of(config) -> Rule:
-    """The Rule that a resolved config holds (`segments.rule` and `segments.separators`).
+def rule_without_tokenizer(name: str) -> Rule | None:
+    """The Rule of a name that needs no tokenizer, such as "fixed:16"; None for the others.
 
     Raises:
-      UserError: the separators were never filled in from a tokenizer, see `resolve`.
+      UserError: the rule is unknown.
     """
-    if fixed := _FIXED.fullmatch(config.segments.rule):
-        return Rule(length=int(fixed[1]))
-    if not config.segments.separators:
-        raise UserError(
-            "config.segments.separators=() says nothing of where segments end: fill it in with "
-            f"segments.resolve({config.segments.rule!r}, tokenizer.pieces()).separators"
-        )
-    return Rule(separators=tuple(config.segments.separators))
+    check_rule(name)
+    fixed = _FIXED.fullmatch(name)
+    return Rule(length=int(fixed[1])) if fixed else None
+
+
+def coordinate_names(config: Config) -> tuple[str, ...]:
+    """The coordinates that each token has under a config."""
+    return _POSITION, *_OF_SEGMENT
 
 
 def coordinates(tokens, rule: Rule, document_ids=None, start: dict | None = None) -> dict:
@@ -178,7 +178,7 @@ def _sparse(tokens, rule, document_ids, start) -> dict:
 
 def start(shape: tuple[int, ...] = ()) -> dict:
     """The coordinates of the first token of a document: what `advance` begins from."""
-    return {name: jnp.zeros(shape, jnp.int32) for name in COORDINATES}
+    return {name: jnp.zeros(shape, jnp.int32) for name in (_POSITION, *_OF_SEGMENT)}
 
 
 def advance(state: dict, token, rule: Rule) -> dict:

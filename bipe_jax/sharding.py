@@ -1,42 +1,29 @@
-"""The mesh of devices, and the tables that place parameters, batches and activations on it.
+"""The mesh of devices, and how parameters, batches and activations are placed on it.
 
-| axis    | what it cuts                                                                        |
+| axis    | what is sharded over it                                                             |
 |---------|-------------------------------------------------------------------------------------|
-| data    | the batch; each part has all parameters                                             |
+| data    | the batch; parameters are replicated                                                |
 | fsdp    | the batch, and parameters and optimizer along the model's width                     |
 | tensor  | heads, the feed-forward width and the vocabulary                                    |
 | context | the length of each block                                                            |
 """
 
-import functools
-import json
 import math
-import operator
-import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bipe_jax.config import value_of
 from bipe_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
-
-# Parameter name, parts joined by "/" -> mesh axis of each dimension. Layers are stacked in front.
-RULES = (
-    (r"embed/table", P("tensor", "fsdp")),
-    (r"absolute/\w+/table", P(None, "fsdp")),
-    (r"layers/attention/(query|key|value)", P(None, "fsdp", "tensor", None)),
-    (r"layers/attention/output", P(None, "tensor", None, "fsdp")),
-    (r"layers/feed_forward/(gate|up)", P(None, "fsdp", "tensor")),
-    (r"layers/feed_forward/down", P(None, "tensor", "fsdp")),
-    (r"layers/\w+_norm/scale", P(None, None)),
-    (r"norm/scale", P(None)),
-    (r"output/kernel", P("fsdp", "tensor")),
-)
 
 # Name of an activation -> mesh axis of each dimension.
 ACTIVATIONS = {
@@ -77,11 +64,11 @@ def make_mesh(config, devices=None) -> Mesh:
 
 def mesh_shape(config, devices: int, slices: int = 1) -> tuple[int, ...]:
     """The sizes of AXES over so many devices. Raises UserError as make_mesh does."""
-    sizes = {axis: config.mesh[axis] for axis in AXES}
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
     rest = sizes["fsdp"] * sizes["tensor"] * sizes["context"]
     sizes["data"] = sizes["data"] or devices // rest
     if math.prod(sizes.values()) != devices:
-        shown = " x ".join(f"{axis} {config.mesh[axis] or 'any'}" for axis in AXES)
+        shown = " x ".join(f"{axis} {getattr(config.mesh, axis) or 'any'}" for axis in AXES)
         raise UserError(f"config.mesh: {shown} does not multiply to the {devices} devices")
     for field, axis in (
         ("model.width", "fsdp"),
@@ -92,7 +79,7 @@ def mesh_shape(config, devices: int, slices: int = 1) -> tuple[int, ...]:
         ("sequence_length", "context"),
         ("loss_chunk", "context"),
     ):
-        value = operator.attrgetter(field)(config)
+        value = value_of(config, field)
         if value % sizes[axis]:
             raise UserError(
                 f"config.{field}={value} does not divide over config.mesh.{axis}={sizes[axis]}"
@@ -133,28 +120,72 @@ def names(tree) -> dict:
     )
 
 
-def parameter_spec(name: str) -> P:
-    """The placement of a parameter. Raises KeyError if no rule, or more than one, matches."""
-    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, name)]
-    if len(matches) != 1:
-        raise KeyError(f"{len(matches)} sharding rules match parameter {name!r}; one must")
-    return matches[0]
+def parameter(value: jax.Array, axes: P, inputs: int = 0) -> nnx.Param:
+    """A parameter, declared with its placement.
+
+    Args:
+      value: at the start.
+      axes: the mesh axis of each dimension; parameters of stacked layers have theirs without the
+        layers in front.
+      inputs: how many dimensions, from the first on, a product with the parameter sums over; 0: it is no
+        matrix that a hidden state is multiplied with.
+
+    Raises:
+      ValueError: the axes are not those of a mesh, or not as many as the dimensions.
+    """
+    named = [axis for axis in jax.tree.leaves(tuple(axes)) if axis is not None]
+    if len(axes) != value.ndim or not set(named) <= set(AXES):
+        raise ValueError(f"a parameter of shape {value.shape} cannot have the axes {axes}")
+    return nnx.Param(value, axes=axes, inputs=inputs)
 
 
-def state_shardings(mesh: Mesh, state):
-    """Shardings of a train state: whatever lies under a parameter's name is placed like it.
+class Declaration(NamedTuple):
+    """What is declared of a parameter as it is stored: with the layers in front if it is stacked.
 
-    The optimizer keeps trees shaped like the parameters under names of its own; a leaf there is
-    recognised by the end of its name. Other leaves (counters) are on every device.
+    Attributes:
+      axes: the mesh axis of each dimension.
+      inputs, stacked: as `parameter` says; whether the layers are in front.
     """
 
-    def sharding(name, leaf):
-        for pattern, spec in RULES:
-            match = re.search(rf"(^|/)({pattern})$", name)
-            if match and leaf.ndim == len(spec):
-                return NamedSharding(mesh, spec)
+    axes: P
+    inputs: int
+    stacked: bool
+
+
+def declarations(state: nnx.State, stacked: str) -> dict[str, Declaration]:
+    """Parameter's name -> its declaration.
+
+    Args:
+      state: the parameters of a module, perhaps abstract.
+      stacked: under this name parameters have the layers in front.
+    """
+    found = {}
+    for path, variable in nnx.to_flat_state(state):
+        of_layers = path[0] == stacked
+        metadata = variable.get_metadata()
+        axes = P(None, *metadata["axes"]) if of_layers else metadata["axes"]
+        found["/".join(map(str, path))] = Declaration(axes, metadata["inputs"], of_layers)
+    return found
+
+
+def state_shardings(mesh: Mesh, state: Any, declared: Mapping[str, Declaration]) -> Any:
+    """Shardings of a train state: whatever is under a parameter's name is placed like it.
+
+    The optimizer keeps trees shaped like the parameters under names of its own; a leaf there is
+    recognised by the end of its name. Other leaves (counters) are replicated.
+
+    Raises:
+      KeyError: a parameter was not declared.
+    """
+
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        parameter = next((end for end in ends if end in declared), None)
+        if parameter and leaf.ndim == len(declared[parameter].axes):
+            return NamedSharding(mesh, declared[parameter].axes)
         if name.startswith("params/"):
-            raise KeyError(f"no sharding rule matches parameter {name!r}")
+            raise KeyError(f"parameter {name!r} was not declared with its mesh axes")
         return replicated(mesh)
 
     return jax.tree.map(sharding, names(state), state)
@@ -203,17 +234,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_all_processes(value) -> list:
-    """A value of JSON's types from each process, in the order of their numbers."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text))).tolist()
-    padded = np.pad(text, (0, max(sizes) - len(text)))
-    texts = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
-
-
 def constrain(x: jax.Array, name: str) -> jax.Array:
     """Places an activation as ACTIVATIONS says, where a mesh is set; elsewhere does nothing."""
     spec = ACTIVATIONS[name]
@@ -225,66 +245,3 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 def context_shards() -> int:
     """The parts that a block is cut into on the mesh that is set."""
     return jax.sharding.get_abstract_mesh().shape.get("context", 1)
-
-
-class Devices:
-    """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
-
-    def __init__(self, sizes: dict):
-        self._sizes = sizes
-
-    def count(self, axis: str) -> int:
-        return self._sizes.get(axis, 1)
-
-    def index(self, axis: str):
-        """Which of the parts along an axis this is."""
-        return jax.lax.axis_index(axis) if self.count(axis) > 1 else 0
-
-    def sum(self, x, *axes: str):
-        return jax.lax.psum(x, self._cut(axes))
-
-    def max(self, x, *axes: str):
-        return jax.lax.pmax(x, cut) if (cut := self._cut(axes)) else x
-
-    def gather(self, tree, axis: str, dimension: int):
-        """All parts along an axis, in order."""
-        if self.count(axis) == 1:
-            return tree
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=dimension, tiled=True), tree)
-
-    def sum_part(self, x, axis: str, dimension: int):
-        """This device's part of a sum over an axis."""
-        if self.count(axis) == 1:
-            return x
-        return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
-
-    def _cut(self, axes) -> tuple:
-        return tuple(axis for axis in axes if self.count(axis) > 1)
-
-
-def on_each(function, in_specs, out_specs):
-    """`function(devices, *args)` on each device's parts of arrays placed as the specs say.
-
-    Where no mesh of several devices is set, it gets the whole arrays.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    run = functools.partial(function, Devices(dict(mesh.shape)))
-    if mesh.size <= 1:
-        return run
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def look_up(name: str, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows (B, L, D) of a parameter (R, D), by its name in RULES, for integers (B, L).
-
-    Each device gathers the table; its gradients come back in parts, each summed once.
-    """
-    spec = parameter_spec(name)
-
-    def local(devices, table, ids):
-        for dimension, axis in enumerate(spec):
-            table = devices.gather(table, axis, dimension)
-        return table[ids]
-
-    run = on_each(local, (spec, ACTIVATIONS["tokens"]), ACTIVATIONS["hidden"])
-    return run(table, ids)

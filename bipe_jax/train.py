@@ -13,10 +13,10 @@ import sys
 import jax
 from absl import flags
 
-from bipe_jax import cli, evaluate, processes, rundir, segments, sharding
+from bipe_jax import cli, collectives, evaluate, plan, processes, rundir, segments, sharding
 from bipe_jax.checkpoint import Checkpoints, quiet
-from bipe_jax.config import check_resumable, validate
-from bipe_jax.data import tokenizer
+from bipe_jax.config import check_resumable
+from bipe_jax.data import tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.training import finetune, metrics, observing, spikes
@@ -49,8 +49,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
     Raises:
       UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
     """
-    validate(config)
-    config = config.copy_and_resolve_references()
+    config = plan.make(config)
     rundir.make(workdir)
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
@@ -68,7 +67,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
         source = saved or finetune.source(config)
         tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
-        config.segments.separators = rule.separators
+        config = config.with_rule(rule)
 
         # The data, the state and the compiled step.
         reader = sharding.reader(mesh, config.batch_size)
@@ -106,7 +105,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
 
         def save():
             with observer.saving():
-                readers = sharding.of_all_processes(batches.get_state())
+                readers = collectives.of_all_processes(batches.get_state())
                 checkpoints.save(state, {"readers": readers, "rewinds": rewinds}, config, tokens)
 
         def report(number, batch, values) -> bool:
@@ -151,11 +150,11 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
 
 def _tokenizer(config, workdir: str, saved: tokenizer.Tokenizer | None) -> tokenizer.Tokenizer:
     """What the first process chooses, since it may have to train one."""
-    chosen = tokenizer.choose(config, workdir, saved) if jax.process_index() == 0 else None
+    chosen = vocabulary.choose(config, workdir, saved) if jax.process_index() == 0 else None
     if jax.process_count() == 1:
         return chosen
     mine = chosen and [base64.b64encode(chosen.model).decode(), chosen.name]
-    model, name = sharding.of_all_processes(mine)[0]
+    model, name = collectives.of_all_processes(mine)[0]
     return tokenizer.Tokenizer(base64.b64decode(model), name)
 
 
@@ -165,12 +164,12 @@ def main(_):
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    validate(cli.CONFIG.value)
-    wandb_board.check(cli.CONFIG.value)
-    last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
+    config = plan.make(cli.CONFIG.value)
+    wandb_board.check(config)
+    last = min(config.steps, _STOP_AT.value or config.steps)
     profile = trace.parse(_PROFILE.value, last)
     # What the evaluation at the end would refuse is refused before the training.
-    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
+    evaluate.resolve(evaluate.Settings(), config)
     processes.start()
     rundir.forget_failure(workdir)
     with observing.Observer(observing.process_start(), profile) as observer:

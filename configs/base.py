@@ -1,5 +1,5 @@
-"""Where the other configs start from: bipe_jax/defaults.py, which has every field and its meaning."""
+"""Where the other configs start from: the defaults of all fields, which docs/config.md lists."""
 
-from bipe_jax.defaults import get_config
+from bipe_jax.config import defaults as get_config
 
 __all__ = ["get_config"]

@@ -1,24 +1,15 @@
 """Minutes on two CPU cores: --config=configs/quickstart.py, or :ENCODING for a baseline."""
 
 from bipe_jax.errors import UserError
+from bipe_jax.positions import NAMED
 from configs import base
-
-# Name -> (position.absolute, position.relative); everything else is equal.
-ENCODINGS = {
-    "bipe_rope": ((("learned", "offset"),), (("rope", "segment"),)),
-    "bipe_alibi": ((("learned", "offset"),), (("alibi", "segment", ("slope_scale", 96.0)),)),
-    "rope": ((), (("rope", "position"),)),
-    "alibi": ((), (("alibi", "position"),)),
-    "sinusoidal": ((("sinusoidal", "position"),), ()),
-    "nope": ((), ()),
-}
 
 
 def get_config(encoding: str = "bipe_rope"):
-    if encoding not in ENCODINGS:
-        raise UserError(f"--config=...:{encoding} is unknown: use one of {', '.join(ENCODINGS)}")
+    if encoding not in NAMED:
+        raise UserError(f"--config=...:{encoding} is unknown: use one of {', '.join(NAMED)}")
     c = base.get_config()
-    c.position.absolute, c.position.relative = ENCODINGS[encoding]
+    c.position.absolute, c.position.relative = NAMED[encoding]
     c.steps = 600
     c.batch_size = 32
     c.sequence_length = 128

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from bipe_jax import config, defaults, plot, report
+from bipe_jax import config, plan, plot, report
 from bipe_jax.errors import UserError
 from bipe_jax.report import results, webpage
 from bipe_jax.report.text import table
@@ -20,8 +20,6 @@ from launch import progress
 from launch.points import short_key, shortened, words
 
 _LOG = logging.getLogger(__name__)
-
-_FILLED_IN = ("segments.separators",)  # by the trainer; what they follow from is in the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +84,12 @@ def read(directory: str) -> list[Point]:
     for name in names:
         held = progress.recorded(os.path.join(directory, name))
         if held is not None:
-            configs[name] = config.from_dict(held)
+            configs[name] = plan.of(config.from_json(held))
     if not configs:
         raise UserError(f"--collect={directory}: none of its directories holds a point of a sweep")
-    usual = config.flatten(defaults.get_config())
-    flat = {name: usual | config.flatten(held) for name, held in configs.items()}
+    flat = {name: config.flatten(config.to_dict(of)) for name, of in configs.items()}
     varied = [
-        key
-        for key in usual
-        if key not in _FILLED_IN and len({json.dumps(of[key]) for of in flat.values()}) > 1
+        key for key in config.FIELDS if len({json.dumps(of[key]) for of in flat.values()}) > 1
     ]
     values = {name: {key: of[key] for key in varied} for name, of in flat.items()}
     ordered = sorted(configs, key=lambda name: [_order(value) for value in values[name].values()])

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 
-from bipe_jax import cli
-from bipe_jax.config import check_resumable, from_dict, validate
+from bipe_jax import cli, plan
+from bipe_jax.config import check_resumable, from_json
 from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -53,13 +53,12 @@ def check(job: Job):
     Raises:
       UserError: the config has no such key, a value does not fit, or the workdir is another config's.
     """
-    config = cli.read_config(job.config_arguments())
-    validate(config)
+    config = plan.make(cli.read_config(job.config_arguments()))
     path = os.path.join(job.workdir, "config.json")
     if os.path.isfile(path):
         try:
             with open(path, encoding="utf-8") as file:
-                saved = from_dict(json.load(file))
+                saved = from_json(json.load(file))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): use another workdir") from None
         check_resumable(saved, config, job.workdir)

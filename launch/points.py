@@ -13,11 +13,10 @@ import os
 import re
 from collections.abc import Sequence
 
-import ml_collections
-
-from bipe_jax import cli, defaults, evaluate
-from bipe_jax.config import FIELDS, flatten
+from bipe_jax import cli, evaluate
+from bipe_jax.config import FIELDS, defaults, flatten
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 from launch import jobs
 from launch.algebra import Point
 
@@ -40,7 +39,7 @@ class Checked:
     """
 
     job: jobs.Job
-    config: ml_collections.ConfigDict
+    config: Plan
 
 
 def read(path: str) -> list[Point]:
@@ -124,7 +123,7 @@ def check(
 
 def _meant(key: str) -> str:
     near = difflib.get_close_matches(str(key), FIELDS, n=1)
-    return f": did you mean {near[0]!r}?" if near else " (bipe_jax/defaults.py has all keys)"
+    return f": did you mean {near[0]!r}?" if near else " (docs/config.md has all keys)"
 
 
 def name_of(point: Point, config) -> str:
@@ -136,8 +135,8 @@ def name_of(point: Point, config) -> str:
 
 
 def _id(point: Point, flat: dict) -> str:
-    """A hash of the fields that are not as in bipe_jax/defaults.py, which may gain new ones."""
-    usual = flatten(defaults.get_config())
+    """A hash of the fields that are not at their defaults, of which there may be new ones."""
+    usual = flatten(defaults())
     own = {
         key: value
         for key, value in flat.items()

@@ -7,6 +7,7 @@ import socket
 import time
 
 from bipe_jax import checkpoint, evaluate
+from bipe_jax.config import to_json
 from bipe_jax.errors import UserError
 
 _POINT = "point.json"  # the config of a point, written when its sweep is launched
@@ -23,7 +24,7 @@ def record(workdir: str, config) -> None:
     try:
         os.makedirs(workdir, exist_ok=True)
         with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(config.to_dict(), file, indent=1)
+            json.dump(to_json(config), file, indent=1)
         os.replace(path + ".tmp", path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from bipe_jax import cli
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 
 VOCAB_SIZE = 512
@@ -50,7 +51,7 @@ def messages():
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """The beginnings of the quickstart's documents, some characters longer from one to the next."""
-    documents = sources.documents("quickstart:train")
+    documents = sources.documents(parse_source("quickstart:train"))
     return [d["text"][: 3000 + 100 * i] for i, d in zip(range(40), documents, strict=False)]
 
 

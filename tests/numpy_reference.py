@@ -1,8 +1,10 @@
 """The decoder in plain float64 NumPy: slow, clear, and sharing no code with the package.
 
 Llama's architecture (RMSNorm, SwiGLU, grouped-query attention) with the encodings of the paper:
-learned or sinusoidal vectors added to the embedding, RoPE and ALiBi in attention.
+learned or sinusoidal vectors added to the embedding; RoPE, ALiBi, T5 and KERPLE in attention.
 """
+
+import itertools
 
 import numpy as np
 
@@ -82,6 +84,33 @@ def alibi(coordinate, heads, slope_scale=1.0):
     return -slopes[:, None, None] * (c[:, None, :, None] - c[:, None, None, :])
 
 
+def t5(coordinate, table, buckets=32, distance=128):
+    """(B, L) and (buckets, N) -> (B, N, L, L): the formula, one pair of tokens at a time."""
+    c = np.asarray(coordinate)
+    bias = np.zeros((len(c), table.shape[1], c.shape[1], c.shape[1]))
+    half = buckets // 2
+    for b, row in enumerate(c.tolist()):
+        for i, j in itertools.product(range(len(row)), repeat=2):
+            d = max(row[i] - row[j], 0)
+            bucket = d
+            if d >= half:
+                ratio = np.log(d / half) / np.log(distance / half)
+                bucket = min(buckets - 1, half + int(ratio * half + 1e-9))
+            bias[b, :, i, j] = table[bucket]
+    return bias
+
+
+def kerple_log(coordinate, p, a):
+    """(B, L) and (N,) each -> (B, N, L, L): -p ln(1 + a d), parameters clamped from below at 0.01."""
+    c = np.asarray(coordinate, np.float64)
+    d = np.maximum(c[:, None, :, None] - c[:, None, None, :], 0)
+    p, a = (np.maximum(x, 0.01)[:, None, None] for x in (p, a))
+    return -p * np.log(1 + a * d)
+
+
+BIASES = {"t5": t5, "kerple-log": kerple_log}
+
+
 def sinusoidal(coordinate, width, scale, theta=10000.0):
     """Sines in the first half, cosines in the second. (B, L) -> (B, L, D)."""
     angles = np.asarray(coordinate)[..., None] * theta ** (-np.arange(0, width, 2) / width)
@@ -103,6 +132,15 @@ def _float64(tree):
     return np.asarray(tree, np.float64)
 
 
+def layers_of(text, layers):
+    """The layers of the option `layers`."""
+    if not text:
+        return list(range(layers))
+    numbers, slash, period = text.partition("/")
+    wanted = [int(number) for number in numbers.split(",")]
+    return [i for i in range(layers) if (i % int(period) if slash else i) in wanted]
+
+
 def logits(config, params, inputs):
     """(B, L, V) float64. `inputs`: tokens, coordinates and, if documents are apart, their ids."""
     m = config.model
@@ -122,17 +160,29 @@ def logits(config, params, inputs):
         layer = {
             group: {name: stacked[i] for name, stacked in params["layers"][group].items()}
             for group in params["layers"]
+            if group != "relative"
         }
         w = layer["attention"]
         y = rms_norm(x, layer["attention_norm"]["scale"], m.norm_epsilon)
         q, k, v = (np.einsum("bld,dnh->blnh", y, w[name]) for name in ("query", "key", "value"))
         bias = 0
         for kind, coordinate, *options in config.position.relative:
-            values = inputs[coordinate]
+            values, options = inputs[coordinate], dict(options)
+            having = layers_of(options.pop("layers", ""), m.layers)
+            shared = options.pop("shared", True)
+            if i not in having:
+                continue
+            name = f"{kind}_{coordinate}"
             if kind == "rope":
-                q, k = (rope(z, values, **dict(options)) for z in (q, k))
+                q, k = (rope(z, values, **options) for z in (q, k))
+            elif kind == "alibi":
+                bias = bias + alibi(values, m.heads, **options)
+            elif shared:
+                bias = bias + BIASES[kind](values, **params["relative"][name], **options)
             else:
-                bias = bias + alibi(values, m.heads, **dict(options))
+                own = params["layers"]["relative"][name]
+                own = {p: stacked[having.index(i)] for p, stacked in own.items()}
+                bias = bias + BIASES[kind](values, **own, **options)
         bias = np.broadcast_to(bias, (len(x), m.heads, x.shape[1], x.shape[1]))
         mixed = attend(q, k, v, bias, inputs.get("document_ids"))
         x = x + np.einsum("blnh,nhd->bld", mixed, w["output"])

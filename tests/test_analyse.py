@@ -13,7 +13,7 @@ from bipe_jax import analyse, model, segments
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 
-ENCODINGS = {
+NAMED = {
     "none": ((), ()),
     "absolute": ((("learned", "offset"), ("sinusoidal", "position")), ()),
     "rotary": ((("learned", "offset"),), (("rope", "segment"),)),
@@ -45,8 +45,8 @@ def weights(monkeypatch):
 
 
 def tiny_model(encoding="rotary", **overrides):
-    absolute, relative = ENCODINGS[encoding]
-    config = tiny.tiny(position__absolute=absolute, position__relative=relative, **overrides)
+    absolute, relative = NAMED[encoding]
+    config = tiny.tiny_plan(position__absolute=absolute, position__relative=relative, **overrides)
     params = model.init(config, jax.random.key(0))
     # At the start attention hardly tells tokens apart: larger weights make it choose.
     params["layers"]["attention"] = jax.tree.map(lambda x: 10 * x, params["layers"]["attention"])
@@ -60,11 +60,11 @@ def blocks_of(config, count, length):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", NAMED)
 def test_measures_equal_a_float64_softmax_of_all_logits(encoding, kv_heads, weights, monkeypatch):
     monkeypatch.setattr(analyse, "CHUNK", 8)  # 3 chunks and a rest
     config, params = tiny_model(encoding, model__kv_heads=kv_heads)
-    config.evaluation.batch_tokens = 54  # 2 of the 3 blocks at a time
+    config = config.replace({"evaluation.batch_tokens": 54})  # 2 of the 3 blocks at a time
     blocks = blocks_of(config, 3, 27)  # beyond the training length
     placed = loaded.place(config, params)
     bins, means, uniform = analyse.measure(placed, blocks)
@@ -98,11 +98,11 @@ def test_measures_equal_a_float64_softmax_of_all_logits(encoding, kv_heads, weig
         )
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", NAMED)
 def test_the_model_goes_on_as_ever(encoding):
     config, params = tiny_model(encoding, model__kv_heads=2)
     tokens = blocks_of(config, 2, 24)
-    inputs = {"tokens": tokens, **segments.coordinates(tokens, segments.rule_of(config))}
+    inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
     attend = analyse.attend_and_measure(config, inputs, {"segment": 3})
     got, _, found = model.run(config, params, inputs, attend)
     np.testing.assert_allclose(got, model.hidden(config, params, inputs)[0], atol=1e-5)
@@ -124,7 +124,7 @@ def test_memory_grows_linearly_with_length():
 
     def size(length):
         tokens = blocks_of(config, 1, length)
-        inputs = {"tokens": tokens, **segments.coordinates(tokens, segments.rule_of(config))}
+        inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
 
         def run(params, inputs):
             return analyse._measures(config, {"segment": 9, "position": 14}, params, inputs)

@@ -5,19 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
-from tiny import largest_array, tiny
+from tiny import largest_array, tiny_plan
 
 from bipe_jax.attention import attention
 from bipe_jax.positions.alibi import Alibi
+from bipe_jax.positions.kind import Relative
 
 # The package has a function of that name, too.
 module = importlib.import_module("bipe_jax.attention.chunked")
 
 
-class Added:
+class Added(Relative):
     """An encoding whose bias is any function of the two sides."""
-
-    linear = False
 
     def __init__(self, function):
         self.function = function
@@ -69,19 +68,19 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("L", [3, 8, 9, 30, 43])
 def test_attention_with_groups_biases_and_documents_equals_a_float64_loop(L, small_chunks):
     q, k, v = draw(L, 2, L, 6, 2)
-    config = tiny(model__width=48, model__heads=6, model__kv_heads=2)
+    config = tiny_plan(model__width=48, model__heads=6, model__kv_heads=2)
     segment = segments_of(L, 2, L)
     position = np.broadcast_to(np.arange(L, dtype=np.int32), (2, L))
-    by_segment = Alibi(config, "segment", slope_scale=96.0)
-    by_position = Alibi(config, "position")
+    by_segment = Alibi(config, "segment", jax.random.key(0), slope_scale=96.0)
+    by_position = Alibi(config, "position", jax.random.key(0))
     documents = documents_of(L, 2, L)
 
     def run(q, k, v, segment, position, documents):
         biases = [
-            (by_segment, by_segment.prepare(segment)),
-            (by_position, by_position.prepare(position)),
+            (by_segment, by_segment.features(segment)),
+            (by_position, by_position.features(position)),
         ]
-        return attention(q, k, v, biases=biases, document_ids=documents)
+        return attention(q, k, v, encodings=biases, document_ids=documents)
 
     got = jitted(run)(q, k, v, segment, position, documents)
     bias = reference.alibi(segment, 6, 96.0) + reference.alibi(position, 6)
@@ -113,7 +112,7 @@ def test_gradients_equal_those_of_a_plain_implementation(L, small_chunks):
 
     def chunked(q, k, v, left, right):
         biases = [(Added(lambda query, key: add(query[0], key[1])), (left, right))]
-        return attention(q, k, v, biases=biases, document_ids=documents)
+        return attention(q, k, v, encodings=biases, document_ids=documents)
 
     def unchunked(q, k, v, left, right):
         return plain(q, k, v, add(left, right), visible)
@@ -142,7 +141,7 @@ def test_bfloat16_inputs_keep_float32_logits_and_biases():
     bias = (rng.normal(size=(1, 4, 40, 40)) - 1000).astype(np.float32)
 
     def run(q, k, v):
-        return attention(q, k, v, biases=[(Added(lambda query, key: bias), ())])
+        return attention(q, k, v, encodings=[(Added(lambda query, key: bias), ())])
 
     got = jitted(run)(q, k, v)
     assert got.dtype == jnp.bfloat16
@@ -159,7 +158,7 @@ def test_a_query_whose_keys_are_all_far_away_in_bias_still_sees_itself():
     def far(query, key):
         return -1e30 * (query[:, None, :, None] != key[:, None, None, :])
 
-    got = attention(q, k, v, biases=[(Added(far), np.arange(4)[None])])
+    got = attention(q, k, v, encodings=[(Added(far), np.arange(4)[None])])
     np.testing.assert_array_equal(got, v)
 
 

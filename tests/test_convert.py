@@ -13,17 +13,17 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from safetensors.numpy import save_file
-from tiny import tiny
+from tiny import tiny_plan
 
 import bipe_jax
-from bipe_jax import checkpoint, defaults, model
+from bipe_jax import checkpoint, model
 from bipe_jax.convert import authors, files, incoming, llama, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
+from bipe_jax.positions import NAMED
 from bipe_jax.train import train
-from configs.quickstart import ENCODINGS
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them
 WIDTH, FEED_FORWARD, LAYERS, HEADS = 24, 40, 2, 3  # 3 heads: ALiBi's slopes are completed
@@ -159,7 +159,7 @@ def test_authors_logits(rpe_type, tmp_path, spm):
     assert expected.std() > 0.3  # so that 1e-4 means something
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert ours.segments.rule == "newline-and-spaced-period"
-    assert ours.segments.separators == (13, 869)
+    assert ours.segment_rule.separators == (13, 869)
     assert ours.sequence_length == 16
 
 
@@ -236,13 +236,14 @@ def test_no_training_goes_on_from_a_model_alone(converted):
 @pytest.mark.parametrize("relative", [("rope", "segment"), ("rope", "position")])
 def test_a_new_run_starts_from_it(converted, tmp_path, shards, held_out, relative, capsys):
     """The same encoding or another one; its first loss is that of the converted parameters."""
-    config = loaded.load(converted["ours"]).config
-    config.initial_checkpoint = converted["ours"]
-    config.segments.rule, config.position.relative = "sentence", (relative,)
-    config.mesh.update(data=0, fsdp=1)
-    config.update(steps=2, batch_size=2, accumulation=1, sequence_length=16, loss_chunk=16)
-    config.schedule.update(warmup_steps=1, decay_steps=0)
-    config.data.update(train=shards, evaluation=held_out, shuffle_blocks=8)
+    config = loaded.load(converted["ours"]).config.replace({
+        "initial_checkpoint": converted["ours"],
+        "segments.rule": "sentence", "position.relative": (relative,),
+        "mesh.data": 0, "mesh.fsdp": 1,
+        "steps": 2, "batch_size": 2, "accumulation": 1, "sequence_length": 16, "loss_chunk": 16,
+        "schedule.warmup_steps": 1, "schedule.decay_steps": 0,
+        "data.train": shards, "data.evaluation": held_out, "data.shuffle_blocks": 8,
+    })  # fmt: skip
     train(config, str(tmp_path / "run"))
     assert "Starting from step 0" in capsys.readouterr().err
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -507,11 +508,26 @@ def test_a_failed_save_leaves_nothing(converted, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+EXPORTED = [
+    name
+    for name, (_, relative) in NAMED.items()
+    if not {"t5", "kerple-log"} & {e[0] for e in relative}
+]
+
+
+@pytest.mark.parametrize("name", ["t5", "bipe_kerple_log"])
+def test_parameters_of_relative_encodings_have_no_counterpart(name):
+    absolute, relative = NAMED[name]
+    config = tiny_plan(position__absolute=absolute, position__relative=relative)
+    with pytest.raises(UserError, match=r"'relative/.*' has no counterpart in Llama's"):
+        mapping.pairs(config)
+
+
+@pytest.mark.parametrize("encoding", EXPORTED)
 @pytest.mark.parametrize("tied", [False, True])
 def test_mapping_there_and_back(encoding, tied):
-    absolute, relative = ENCODINGS[encoding]
-    config = tiny(
+    absolute, relative = NAMED[encoding]
+    config = tiny_plan(
         position__absolute=absolute,
         position__relative=relative,
         model__tied_output=tied,
@@ -573,7 +589,7 @@ def test_llama_logits(changes, shard, spm, tmp_path):
     found = np.asarray(bipe_jax.apply(config, params, tokens))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert config.sequence_length == 48 and config.segments.rule == "sentence"
-    assert config.segments.separators
+    assert config.segment_rule.separators
 
 
 LLAMA = {
@@ -592,8 +608,6 @@ LLAMA = {
 def test_llama_before_transformers_5():
     """rope_theta at the top, and keys that are missing."""
     config = llama.config_of(LLAMA, "x")
-    config.segments.separators = (1,)
-    llama.complete(config, "x")
     assert config.position.relative == (("rope", "position", ("theta", 5e5)),)
     assert config.sequence_length == 1000 and config.sequence_length % config.loss_chunk == 0
     assert config.model.kv_heads == 4 and config.model.norm_epsilon == 1e-6
@@ -618,9 +632,3 @@ def test_llama_refuses(changes, line):
     """What our decoder would compute otherwise."""
     with pytest.raises(UserError, match=f"^x.*{line}"):
         llama.config_of(LLAMA | changes, "x")
-
-
-def test_defaults_are_the_base_config():
-    from configs import base
-
-    assert base.get_config() == defaults.get_config()

@@ -13,19 +13,21 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from test_model import draw, draw_tokens
-from tiny import tiny
+from tiny import tiny_plan
 
 import bipe_jax
 from bipe_jax import checkpoint, generate, segments
+from bipe_jax import model as models
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
 from bipe_jax.evaluation.decode import Generator, Sampling
-from configs.quickstart import ENCODINGS
+from bipe_jax.positions import NAMED, registry
+from bipe_jax.positions.rope import Rope
 
 CASES = {
     **{
         name: {"position__absolute": absolute, "position__relative": relative}
-        for name, (absolute, relative) in ENCODINGS.items()
+        for name, (absolute, relative) in NAMED.items()
     },
     "three levels": {
         "position__absolute": (("learned", "offset"), ("sinusoidal", "segment")),
@@ -35,7 +37,6 @@ CASES = {
         "position__absolute": (("learned", "offset"),),
         "position__relative": (("rope", "segment"),),
         "segments__rule": "fixed:5",
-        "segments__separators": (),
         "model__kv_heads": 2,
         "model__tied_output": True,
     },
@@ -46,7 +47,7 @@ NEW = 12
 
 @functools.cache
 def placed(case):
-    config = tiny(**CASES[case])
+    config = tiny_plan(**CASES[case])
     return loaded.place(config, draw(config))
 
 
@@ -81,19 +82,18 @@ def test_every_token_gets_the_logits_of_the_whole_forward_pass(case, monkeypatch
 
 
 def test_an_encoding_that_depends_on_later_tokens_is_computed_anew(monkeypatch):
-    """`steady` says that a token's angles may be kept."""
-    from bipe_jax.positions import Rope
+    """`cacheable` says that a token's angles may be kept."""
 
     class Stretched(Rope):
-        steady = False
+        cacheable = False
 
-        def prepare(self, coordinate):
+        def features(self, coordinate, x=None, before=None):
             seen = coordinate.max(axis=-1, keepdims=True) + 1
-            cos, sin = super().prepare(coordinate)
+            cos, sin = super().features(coordinate)
             return cos * jnp.exp(-seen / 20)[..., None, None], sin
 
-    monkeypatch.setitem(decode.positions.RELATIVE, "rope", Stretched)
-    config = tiny(**CASES["bipe_rope"])
+    monkeypatch.setitem(registry.RELATIVE, "rope", Stretched)
+    config = tiny_plan(**CASES["bipe_rope"])
     model = loaded.place(config, draw(config))
     forward = jax.jit(functools.partial(bipe_jax.apply, config))
     prompts = [np.append(prompt, 1) for prompt in PROMPTS[2:4]]  # padding would be new segments
@@ -218,7 +218,7 @@ def test_wrong_input_is_refused_by_name():
     for seed in (-1, 1 << 32):
         with pytest.raises(UserError, match=f"seed={seed} must be from 0"):
             generator(PROMPTS, 1, seed=seed)
-    config = tiny(position__absolute=(("learned", "position"),), position__relative=())
+    config = tiny_plan(position__absolute=(("learned", "position"),), position__relative=())
     model = loaded.place(config, draw(config))
     with pytest.raises(UserError, match="table of position ends at 16 tokens"):
         Generator(model, 17)
@@ -272,9 +272,10 @@ def generated(path, prompt, count):
 def test_a_learned_table_of_position_is_used_to_its_last_row(tmp_path, run):
     """The cache may be larger than what the model can read."""
     trained = loaded.load(run)
-    config = trained.config
-    config.position.absolute, config.position.relative = (("learned", "position"),), ()
-    params = bipe_jax.model.init(config, jax.random.key(0))
+    config = trained.config.replace(
+        {"position.absolute": (("learned", "position"),), "position.relative": ()}
+    )
+    params = models.init(config, jax.random.key(0))
     path = str(tmp_path / "model")
     checkpoint.save_model(path, config, params, trained.tokenizer)
     room = config.sequence_length - len(trained.tokenizer.encode("To be"))

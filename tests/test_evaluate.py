@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import tiny
+from tiny import changed, tiny_plan
 
 from bipe_jax import evaluate as evaluation
 from bipe_jax import model, segments
@@ -71,9 +71,8 @@ def test_what_context_is_left_out_of_blocks_and_kept_by_sliding():
 @pytest.mark.parametrize("name", ["same-tokens", "non-overlapping", "sliding:12"])
 def test_numbers_equal_a_plain_loop(run, name):
     """Each target by itself: full logits of the tokens before it, in float64 from there on."""
-    placed = loaded.load(run)
+    placed = changed(loaded.load(run), {"evaluation.windows": 8})
     config, rule = placed.config, placed.rule
-    config.evaluation.windows = 8
     generator = np.random.default_rng(0)
     held = [generator.integers(0, 512, n, dtype=np.int32) for n in (150, 190, 31)]
     sizes = placed.tokenizer.byte_lengths()
@@ -196,8 +195,7 @@ def test_bootstrapped_errors():
 
 def test_errors_are_over_documents(run):
     """Sixteen copies of two documents: a quarter of the error of the two."""
-    placed = loaded.load(run)
-    placed.config.evaluation.windows = 1000
+    placed = changed(loaded.load(run), {"evaluation.windows": 1000})
     generator = np.random.default_rng(1)
     two = [
         {"set": "s", "tokens": generator.integers(low, 512, 200, dtype=np.int32)}
@@ -279,8 +277,9 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
         blocks = [row["segments_per_block"] for row in plain["results"] if row["length"] == 32]
         assert min(blocks) / 2 < options["original"] < max(blocks) * 2
     placed = loaded.load(run)
-    placed.config.position.relative = (("rope", "segment", *options.items()),)
-    placed = loaded.place(placed.config, placed.params, placed.tokenizer)
+    relative = (("rope", "segment", *options.items()),)
+    config = placed.config.replace({"position.relative": relative})
+    placed = loaded.place(config, placed.params, placed.tokenizer)
     documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
     protocol = protocols.protocol("same-tokens", (32, 256))
     sizes = placed.tokenizer.byte_lengths()
@@ -371,7 +370,7 @@ def test_default_lengths_are_those_that_the_model_has_rows_for():
         (("learned", "position", ("size", 70)), (16, 32, 64)),
         (("learned", "offset"), (16, 32, 64, 128)),
     ):
-        config = tiny(position__absolute=(entry,), position__relative=())
+        config = tiny_plan(position__absolute=(entry,), position__relative=())
         assert perplexity.default_lengths(config, (1, 2, 4, 8)) == wanted
 
 

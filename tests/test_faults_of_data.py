@@ -19,6 +19,8 @@ import pytest
 import zstandard
 from etils import epath
 
+from bipe_jax.config.fields import ON_ERROR
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import shards, sources, tokenizer
 from bipe_jax.data.stream import Documents, Stream
 from bipe_jax.errors import UserError
@@ -38,7 +40,7 @@ def skip(share: float = 1.0) -> sources.Policy:
 
 def texts_of(spec, policy=None, **options) -> list[str]:
     """All texts of a source, or of a glob of shards."""
-    return [d["text"] for d in sources.documents(str(spec), policy=policy, **options)]
+    return [d["text"] for d in sources.documents(parse_source(str(spec)), policy=policy, **options)]
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
-@pytest.mark.parametrize("on_error", sources.ON_ERROR)
+@pytest.mark.parametrize("on_error", ON_ERROR)
 def test_a_bad_line_is_left_out_and_counted_by_both_policies(tmp_path, monkeypatch, bad, on_error):
     monkeypatch.setattr(shards, "_LONGEST_LINE", 1000)
     path = tmp_path / "a.jsonl"
@@ -151,7 +153,7 @@ def test_bad_lines_are_counted_when_they_are_read(tmp_path):
     """Not first at the end of their shard, which may be hours later."""
     (path := tmp_path / "a.jsonl").write_bytes(b"bad\n" + as_lines("abc"))
     policy = skip()
-    next(sources.documents(str(path), policy=policy))
+    next(sources.documents(parse_source(str(path)), policy=policy))
     assert policy.tally.counts() == {"bad_lines": 1}
 
 
@@ -206,7 +208,7 @@ def test_readers_that_wait_hold_no_document(tmp_path):
     text = "x" * 3_000_000
     for number in range(8):
         (tmp_path / f"{number}.jsonl").write_bytes(as_lines([text, text]))
-    source = sources.open_source(f"{tmp_path}/*")
+    source = sources.open_source(parse_source(f"{tmp_path}/*"))
     readers = [source.read(shard) for shard in range(8)]
     tracemalloc.start()
     try:
@@ -241,7 +243,7 @@ def test_a_text_whose_characters_take_too_much_memory_is_a_bad_line(monkeypatch)
 def test_a_shard_that_vanishes_before_it_is_opened(three):
     directory, texts = three
     for policy in (sources.Policy(), skip(0.3), skip(0.34)):
-        source = sources.open_source(f"{directory}/*", policy=policy)
+        source = sources.open_source(parse_source(f"{directory}/*"), policy=policy)
         assert len(source.shards) == 3
         (directory / "1.jsonl.zst").rename(directory / "elsewhere")
 
@@ -262,13 +264,15 @@ def test_a_shard_that_vanishes_before_it_is_opened(three):
         (directory / "elsewhere").rename(directory / "1.jsonl.zst")
 
 
-@pytest.mark.parametrize("on_error", sources.ON_ERROR)
+@pytest.mark.parametrize("on_error", ON_ERROR)
 def test_a_shard_that_vanishes_while_it_is_read_is_read_to_its_end(three, monkeypatch, on_error):
     """And is missed the next time through."""
     monkeypatch.setattr(shards, "_READ_BYTES", 16)  # so that it is read after that
     directory, texts = three
     policy = sources.Policy(on_error, 0.5, sources.Tally())
-    documents = Documents(sources.open_source(f"{directory}/*", policy=policy), seed=0)
+    documents = Documents(
+        sources.open_source(parse_source(f"{directory}/*"), policy=policy), seed=0
+    )
     found = [next(documents)["text"] for _ in range(4)]
     (directory / "1.jsonl.zst").unlink()
     found += [next(documents)["text"] for _ in range(56)]
@@ -287,7 +291,9 @@ def test_a_shard_that_vanishes_while_it_is_read_is_read_to_its_end(three, monkey
 
 def test_when_all_shards_are_gone_the_stream_ends(three):
     directory, _ = three
-    documents = Documents(sources.open_source(f"{directory}/*", policy=skip()), seed=0)
+    documents = Documents(
+        sources.open_source(parse_source(f"{directory}/*"), policy=skip()), seed=0
+    )
     next(documents)
     for number in range(3):
         (directory / f"{number}.jsonl.zst").unlink()
@@ -387,7 +393,7 @@ def test_an_error_that_stays_names_the_shard_after_the_last_try(three, monkeypat
         return error if failing and what == where else None
 
     store = Store(monkeypatch, plan)
-    source = sources.open_source(f"{directory}/*", policy=(policy := skip(1 / 3)))
+    source = sources.open_source(parse_source(f"{directory}/*"), policy=(policy := skip(1 / 3)))
     found = [d["text"] for d, _ in source.read(0)]
     failing.append(True)
     found += [d["text"] for d, _ in source.read(1)]
@@ -456,7 +462,7 @@ def test_duplicates_are_kept_and_each_is_counted_once(tmp_path):
 
 def test_a_document_that_is_read_again_is_no_duplicate(three):
     directory, _ = three
-    source = sources.open_source(f"{directory}/*", policy=(policy := skip()))
+    source = sources.open_source(parse_source(f"{directory}/*"), policy=(policy := skip()))
     for seed in range(3):
         documents = Documents(source, seed)
         for _ in range(150):
@@ -497,7 +503,7 @@ def tokens(tokenizer_file):
 
 
 def stream_of(tokens, spec, policy) -> Stream:
-    source = sources.open_source(spec, policy=policy)
+    source = sources.open_source(parse_source(spec), policy=policy)
     return Stream(source, tokens, length=33, window=4, seed=3)
 
 

@@ -10,9 +10,8 @@ import numpy_reference as reference
 import pytest
 from test_train import assert_same_run, read_checkpoint, read_metrics
 
-from bipe_jax import checkpoint, errors, model, positions
+from bipe_jax import checkpoint, errors, model, plan, positions
 from bipe_jax import train as trainer
-from bipe_jax.config import validate
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
@@ -164,7 +163,7 @@ def refuse(monkeypatch, tmp_path):
         pytest.fail("compiled")
 
     def line(config):
-        validate(config)
+        plan.make(config)
         with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
             patch.setattr(trainer, "compile_on", compiled)
             train(config, str(tmp_path / "refused"))

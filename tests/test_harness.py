@@ -17,7 +17,7 @@ pytest.importorskip("lm_eval")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
-from tiny import tiny
+from tiny import changed, tiny_plan
 
 import bipe_jax
 from bipe_jax import harness, model
@@ -177,11 +177,10 @@ def test_requests_are_answered_each_by_itself(placed):
     again = model.loglikelihood(requests("loglikelihood", pairs[::-1]), disable_tqdm=True)[::-1]
     for (one, greedy), (other, also) in zip(found, again, strict=True):
         assert one == pytest.approx(other, abs=1e-5) and greedy == also
-    placed.config.evaluation.batch_tokens, kept = 64, placed.config.evaluation.batch_tokens
-    alone = harness_model.Harness(placed, 64).loglikelihood(
+    narrow = changed(placed, {"evaluation.batch_tokens": 64})
+    alone = harness_model.Harness(narrow, 64).loglikelihood(
         requests("loglikelihood", pairs), disable_tqdm=True
     )
-    placed.config.evaluation.batch_tokens = kept
     for (one, _), (other, _) in zip(found, alone, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
@@ -240,9 +239,7 @@ def test_what_merges_with_its_context_is_scored(placed):
 
 def test_what_is_asked_several_times_is_answered_anew(placed):
     """Tasks draw several answers to one context; in batches of one row, too."""
-    placed = dataclasses.replace(placed, config=placed.config.copy_and_resolve_references())
-    placed.config.evaluation.batch_tokens = 64
-    model = harness_model.Harness(placed, 64)
+    model = harness_model.Harness(changed(placed, {"evaluation.batch_tokens": 64}), 64)
     # Without a temperature, from the model's own probabilities.
     asked = requests("generate_until", [("To be", {"max_gen_toks": 8, "do_sample": True})] * 4)
     answers = model.generate_until(asked, disable_tqdm=True)
@@ -252,7 +249,7 @@ def test_what_is_asked_several_times_is_answered_anew(placed):
 
 def test_a_learned_table_of_position_is_filled_and_no_further():
     """Its 48 rows are no size of a cache; every row is used."""
-    config = tiny(
+    config = tiny_plan(
         position__absolute=(("learned", "position"),),
         position__relative=(),
         sequence_length=48,
@@ -282,7 +279,7 @@ class Characters:
 
 
 def test_texts_begin_with_the_end_where_there_is_no_beginning():
-    config = tiny(model__vocab_size=259)
+    config = tiny_plan(model__vocab_size=259)
     placed = loaded.place(config, model.init(config, jax.random.key(0)), Characters())
     harnessed, plain = harness_model.Harness(placed, 32), Plain(placed, 32)
     pairs = [("", "ab"), ("  ", "ab"), ("a", "b")]

@@ -18,14 +18,14 @@ import numpy_reference as reference
 import pytest
 from safetensors.numpy import load_file
 from test_model import draw
-from tiny import tiny
+from tiny import tiny_plan
 
-from bipe_jax import checkpoint, positions, segments
+from bipe_jax import checkpoint, segments
 from bipe_jax.convert import from_hf, incoming, llama, to_hf
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from configs.quickstart import ENCODINGS
+from bipe_jax.positions import NAMED, registry
 
 VOCAB, SEPARATORS = 512, (1, 2, 7)
 NEW = 10  # tokens that are generated
@@ -33,7 +33,7 @@ BILEVEL = {"position__absolute": (("learned", "offset", ("size", 6)),)}
 CASES = {
     **{
         name: {"position__absolute": absolute, "position__relative": relative}
-        for name, (absolute, relative) in ENCODINGS.items()
+        for name, (absolute, relative) in NAMED.items()
     },
     "three levels": {
         "position__absolute": (("learned", "offset"), ("sinusoidal", "segment", ("theta", 99.0))),
@@ -46,7 +46,6 @@ CASES = {
         **BILEVEL,
         "position__relative": (("rope", "segment", ("theta", 50.0)),),
         "segments__rule": "fixed:5",
-        "segments__separators": (),
         "model__kv_heads": 2,
         "model__tied_output": True,
     },
@@ -78,8 +77,8 @@ EVERY = pytest.mark.parametrize("case", CASES)
 
 @functools.cache
 def built(case):
-    overrides = {"model__vocab_size": VOCAB, "segments__separators": SEPARATORS} | CASES[case]
-    config = tiny(**overrides)
+    overrides = {"model__vocab_size": VOCAB, "separators": SEPARATORS} | CASES[case]
+    config = tiny_plan(**overrides)
     return config, draw(config)
 
 
@@ -158,7 +157,7 @@ def generate(model, inputs, **options):
 def wanted_logits(model, tokens):
     """(L, V) float64, by plain loops."""
     config, params = model
-    inputs = {"tokens": tokens, **segments.coordinates(tokens, segments.rule_of(config))}
+    inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
     return reference.logits(config, params, {n: x[None] for n, x in inputs.items()})[0]
 
 
@@ -317,7 +316,7 @@ def test_what_the_model_refuses(load, torch):
 def test_a_learned_table_of_positions_ends(torch, tmp_path, tokenizer_file):
     import transformers
 
-    config = tiny(
+    config = tiny_plan(
         model__vocab_size=VOCAB,
         position__absolute=(("learned", "position"),),
         position__relative=(),
@@ -357,7 +356,7 @@ def test_tokenizer(kind, trust, torch, tmp_path, tokenizer_file, texts):
         path = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
     ours = tokenizer.load(str(path))
     case = "bipe_rope" if kind == "unigram" else "rope"
-    config = tiny(**{"model__vocab_size": ours.vocab_size} | CASES[case])
+    config = tiny_plan(**{"model__vocab_size": ours.vocab_size} | CASES[case])
     checkpoint.save_model(tmp_path / "run", config, draw(config), ours)
     to_hf.convert(str(tmp_path / "run"), str(tmp_path / "out"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=trust)
@@ -396,7 +395,7 @@ def test_there_and_back(case, exported, tmp_path):
     workdir, out = exported(case)
     incoming.convert(str(out), str(tmp_path / "back"), from_hf)
     (before, params), (after, back) = checkpoint.load(workdir), checkpoint.load(tmp_path / "back")
-    assert after.config.to_dict() == before.config.to_dict()
+    assert after.config == before.config
     assert after.tokenizer.model == before.tokenizer.model
     assert jax.tree.structure(back) == jax.tree.structure(params)
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
@@ -468,17 +467,18 @@ def test_destinations(exported, tmp_path, monkeypatch):
 
 def test_what_cannot_be_converted(monkeypatch):
     """A kind or an option that the package has and modeling_bipe.py has not."""
-    config = built("alibi")[0].copy_and_resolve_references()
+    config = built("alibi")[0]
 
-    class Other(positions.RELATIVE["alibi"]):
+    class Other(registry.RELATIVE["alibi"]):
         options = {"slope_scale": float, "bend": float}
 
-    monkeypatch.setitem(positions.RELATIVE, "alibi", Other)
-    config.position.relative = (("alibi", "position", ("bend", 1.0)),)
+    monkeypatch.setitem(registry.RELATIVE, "alibi", Other)
+    bent = (("alibi", "position", ("bend", 1.0)),)
+    config = config.replace({"position.relative": bent})
     with pytest.raises(UserError, match="the option 'bend' of 'alibi' cannot be converted"):
         to_hf.encodings_of(config)
-    monkeypatch.setitem(positions.RELATIVE, "kerple", Other)
-    config.position.relative = (("kerple", "position"),)
+    monkeypatch.setitem(registry.RELATIVE, "kerple", Other)
+    config = config.replace({"position.relative": (("kerple", "position"),)})
     with pytest.raises(UserError, match="the encoding 'kerple' of 'position' cannot be converted"):
         to_hf.encodings_of(config)
 

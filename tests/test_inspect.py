@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bipe_jax import segments
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import (
     inspect,
     packing,
@@ -83,7 +84,7 @@ def test_statistics_of_text(tmp_path, monkeypatch, texts, model, rules, kind, wi
     monkeypatch.setattr(survey, "_WINDOW", window)
     documents = [("ab"[i % 3 == 0], text) for i, text in enumerate(texts)]
     source = write(tmp_path / "a.jsonl", documents)
-    found = survey.of_text(source, model, rules, kind=kind)
+    found = survey.of_text(parse_source(source), model, rules, kind=kind)
     assert (found.note, found.faults, found.whole) == ("", {}, True)
     assert list(found.sets) == ["a", "b"]  # the larger one first
     for name, got in found.sets.items():
@@ -118,26 +119,26 @@ def test_long_documents_are_tokenised_in_parts_and_counted_whole(
     text = "".join(f"Line {i} of one document. Yes!\n" for i in range(200))
     monkeypatch.setattr(stream, "_PART", 500)
     source = write(tmp_path / "a.jsonl", [("a", text)])
-    got = survey.of_text(source, model, rules).sets["a"]
+    got = survey.of_text(parse_source(source), model, rules).sets["a"]
     assert got.documents == 1 and got.rows["tokens"].tolist().count(model.bos_id) == 1
     assert got.segments["newline"].total == text.count("\n")
     assert got.lengths.max == got.tokens > 200 * 5
 
 
 def test_a_sample_is_of_all_shards_and_says_so(monkeypatch, shards, model, rules, texts):
-    every = survey.of_text(shards, model, rules)
+    every = survey.of_text(parse_source(shards), model, rules)
     assert sum(s.documents for s in every.sets.values()) == len(texts)
-    assert survey.of_text(shards, model, rules, limit=len(texts)).note == ""
-    few = survey.of_text(shards, model, rules, limit=6)
+    assert survey.of_text(parse_source(shards), model, rules, limit=len(texts)).note == ""
+    few = survey.of_text(parse_source(shards), model, rules, limit=6)
     assert few.note == "a sample: the first 6 documents of up to 8 shards in turn"
     first = [model.encode(text) for text in texts[:6]]  # three of each of the two shards
     assert sum(s.tokens for s in few.sets.values()) == sum(map(len, first))
     monkeypatch.setattr(survey, "_SHARDS_AT_ONCE", 1)
-    again = survey.of_text(shards, model, rules)
+    again = survey.of_text(parse_source(shards), model, rules)
     assert {n: s.tokens for n, s in again.sets.items()} == {
         n: s.tokens for n, s in every.sets.items()
     }
-    only = survey.of_text(shards, model, rules, sets=("b",))
+    only = survey.of_text(parse_source(shards), model, rules, sets=("b",))
     assert only.sets["b"].tokens == every.sets["b"].tokens and list(only.sets) == ["b"]
 
 
@@ -145,31 +146,31 @@ def test_what_is_bad_is_counted(tmp_path, model, rules):
     (tmp_path / "a.jsonl").write_text('{"text": "Good. Yes."}\nbad\n{"text": 3}\n')
     (tmp_path / "b.jsonl.zst").write_bytes(b"no zstd")
     (tmp_path / "c.jsonl").write_text("")
-    found = survey.of_text(f"{tmp_path}/*", model, rules)
+    found = survey.of_text(parse_source(f"{tmp_path}/*"), model, rules)
     assert found.faults == {"bad_lines": 2, "corrupt_frames": 1, "empty_shards": 1}
     assert page.remarks(found)[-1] == (
         "Could not be used: bad lines: 2, corrupt frames: 1, empty shards: 1."
     )
     (tmp_path / "a.jsonl").write_text("bad\n")
     with pytest.raises(UserError, match=r"holds no document \(bad_lines: 1, .*\)$"):
-        survey.of_text(f"{tmp_path}/*", model, rules)
+        survey.of_text(parse_source(f"{tmp_path}/*"), model, rules)
 
 
 @pytest.mark.parametrize("kind", packing.PACKINGS)
 def test_prepared_data(tmp_path, shards, tokenizer_file, model, rules, kind):
     prepare.prepare(shards, str(tmp_path / "p"), tokenizer_file, 60, packing=kind, workers=1)
-    text = survey.of_text(shards, model, rules)
-    found = survey.of_prepared(f"prepared:{tmp_path}/p", rules)
+    text = survey.of_text(parse_source(shards), model, rules)
+    found = survey.of_prepared(parse_source(f"prepared:{tmp_path}/p"), rules)
     assert (found.note, found.block, found.whole) == ("", 60, False)
     assert list(found.sets) == list(text.sets)
-    few = survey.of_prepared(f"prepared:{tmp_path}/p#a", rules, limit=7)
+    few = survey.of_prepared(parse_source(f"prepared:{tmp_path}/p#a"), rules, limit=7)
     assert list(few.sets) == ["a"] and few.note.startswith("a sample: 7 of ")
     assert few.sets["a"].per_block["newline"].total == 7
     for name, got in found.sets.items():
         same = text.sets[name]
         for field in ("documents", "text_bytes", "tokens"):
             assert getattr(got, field) == getattr(same, field)
-        dataset = prepared.open_prepared(f"prepared:{tmp_path}/p#{name}")
+        dataset = prepared.open_prepared(parse_source(f"prepared:{tmp_path}/p#{name}"))
         rows = dataset.read(np.arange(dataset.blocks))
         lengths, per_block = {r: [] for r in rules}, {r: [] for r in rules}
         parts = []
@@ -197,7 +198,7 @@ def hard(tmp_path_factory, model, rules):
     """(survey, tokens of the first set) of text that acts on pages and terminals."""
     path = tmp_path_factory.mktemp("hard") / "a.jsonl"
     source = write(path, [("<b>&", HARD), ("<b>&", HARD[::-1]), ("a\x1b[0m", "Hi. Ho.")])
-    return survey.of_text(source, model, rules)
+    return survey.of_text(parse_source(source), model, rules)
 
 
 def spelt(text: str) -> str:
@@ -247,7 +248,7 @@ def test_text_on_the_terminal(hard, model, rules, rule_name):
 def test_samples_are_spread_and_hold_a_border(tmp_path, model, rules):
     texts = ["one two three. " * 300, "four five\n" * 300, "six! " * 300]
     source = write(tmp_path / "a.jsonl", [("a", text) for text in texts])
-    got = survey.of_text(source, model, rules).sets["a"]
+    got = survey.of_text(parse_source(source), model, rules).sets["a"]
     for count in (1, 2, 4):
         found = sample.samples(got, rules["newline"], model, length=64, count=count)
         assert len(found) == count
@@ -342,7 +343,7 @@ def test_the_page_has_the_coordinates_of_every_token(hard, model, rules):
 @pytest.mark.parametrize("source", ["shards", "hard"])
 def test_bars_hold_everything_that_was_counted(request, source, model, rules):
     found = request.getfixturevalue(source)
-    found = survey.of_text(found, model, rules) if source == "shards" else found
+    found = survey.of_text(parse_source(found), model, rules) if source == "shards" else found
     _, parsed = rendered(found, model, rules)
     counts = collections.defaultdict(list)
     pattern = re.compile(r"([\d,]+)(?:–([\d,]+))? (tokens|segments): ([\d,]+) (\w+) \(([\d.]+)%\)")
@@ -370,7 +371,7 @@ def test_bars_hold_everything_that_was_counted(request, source, model, rules):
 def test_rules_that_are_the_same_are_drawn_once(shards, model):
     both = inspect.rules_of("newline,newline-and-spaced-period", model.pieces())
     assert both["newline"] == both["newline-and-spaced-period"]
-    found = survey.of_text(shards, model, both)
+    found = survey.of_text(parse_source(shards), model, both)
     _, parsed = rendered(found, model, both)
     assert "newline, also newline-and-spaced-period" in parsed.words
     assert len(parsed.spans) == 2 * len(found.sets)

@@ -8,12 +8,15 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from test_attention import draw, segments_of
-from tiny import tiny
+from tiny import tiny_plan
 
 from bipe_jax.attention import choose, kernels
-from bipe_jax.attention.chunked import Side, chunked
+from bipe_jax.attention.chunked import chunked
+from bipe_jax.attention.columns import COLUMNS, linear_columns
+from bipe_jax.attention.scoring import Side
 from bipe_jax.errors import UserError
-from bipe_jax.positions.alibi import COLUMNS, Alibi, alibi_slopes, linear_columns
+from bipe_jax.positions.alibi import Alibi, alibi_slopes
+from bipe_jax.positions.kind import Relative
 
 BACKENDS = {
     "splash": functools.partial(kernels.splash, interpret=True),
@@ -30,14 +33,14 @@ def runs_of(seed, B, L):
 
 def sides(encodings, coordinates, documents):
     L = coordinates.shape[1]
-    features = [encoding.prepare(jnp.asarray(coordinates)) for encoding in encodings]
+    features = [encoding.features(jnp.asarray(coordinates)) for encoding in encodings]
     documents = None if documents is None else jnp.asarray(documents)
     return Side(jnp.arange(L)[None], documents, features)
 
 
 def alibi_of(N, K, **options):
-    config = tiny(model__width=8 * N, model__heads=N, model__kv_heads=K)
-    return Alibi(config, "segment", **options)
+    config = tiny_plan(model__width=8 * N, model__heads=N, model__kv_heads=K)
+    return Alibi(config, "segment", jax.random.key(0), **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,8 +132,12 @@ def test_columns_carry_the_bias_of_far_segments(H, heads):
 Q = jax.ShapeDtypeStruct((2, 1000, 4, 64), jnp.bfloat16)
 
 
-class Curved:
-    linear = False
+class Curved(Relative):
+    def __init__(self):
+        pass
+
+    def bias(self, query, key, heads):
+        raise AssertionError("it is not computed")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,7 @@ def test_auto_takes_the_kernel_that_can_do_it(platform, options, chosen):
     [
         ("splash", "cpu", {}, "config.model.attention='splash' runs on TPUs, and this is a cpu"),
         ("cudnn", "cpu", {}, "'cudnn' runs on NVIDIA GPUs, and this is a cpu: use 'auto'"),
-        ("splash", "tpu", {"encodings": [Curved()]}, "no form of the bias Curved"),
+        ("splash", "tpu", {"encodings": [Curved()]}, "no form of the encoding Curved"),
         (
             "splash",
             "tpu",

@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
-from tiny import tiny
+from tiny import tiny_plan
 
 import bipe_jax
-from bipe_jax import model, segments
-from bipe_jax.config import validate
+from bipe_jax import model, plan, segments
+from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from configs import base
-from configs.quickstart import ENCODINGS
 
 VOCAB = 64
 RULE = Rule(separators=(1, 2))
@@ -21,8 +20,8 @@ DOCUMENTS = np.array([[0] * 5 + [1] * 9 + [2] * 10, [0] * 20 + [1] * 4])
 
 
 def encoded(name, **overrides):
-    absolute, relative = ENCODINGS[name]
-    return tiny(position__absolute=absolute, position__relative=relative, **overrides)
+    absolute, relative = NAMED[name]
+    return tiny_plan(position__absolute=absolute, position__relative=relative, **overrides)
 
 
 def draw(config, seed=0):
@@ -85,7 +84,7 @@ def check_against_reference(config, run, document_ids=None):
     close(logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", NAMED)
 def test_every_encoding_equals_the_float64_reference(name):
     check_against_reference(encoded(name), forward_of(name))
 
@@ -95,7 +94,7 @@ def test_every_encoding_equals_the_float64_reference(name):
     [
         encoded("bipe_alibi", model__width=48, model__heads=6, model__kv_heads=2),
         encoded("bipe_rope", model__kv_heads=1, model__tied_output=True),
-        tiny(  # several encodings at once, and a table shorter than the segments
+        tiny_plan(  # several encodings at once, and a table shorter than the segments
             position__absolute=(("learned", "offset", ("size", 3)), ("sinusoidal", "segment")),
             position__relative=(
                 ("rope", "segment", ("theta", 500.0)),
@@ -106,7 +105,6 @@ def test_every_encoding_equals_the_float64_reference(name):
     ids=["grouped-queries", "one-key-head-and-tied-output", "several-encodings"],
 )
 def test_documents_apart_and_other_shapes_equal_the_float64_reference(config):
-    validate(config)
     check_against_reference(config, forward(config), DOCUMENTS)
 
 
@@ -130,7 +128,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_gradients_in_float32():
 APART = np.array([[0] * 14, [0] * 5 + [1] * 9])
 
 
-@pytest.fixture(scope="module", params=ENCODINGS)
+@pytest.fixture(scope="module", params=NAMED)
 def case(request):
     """(config, params, run); run(table, inputs, b, l) gives the logits, with `table` as embedding,
     and the gradient of a mixture of those at (b, l) with respect to `table`.
@@ -207,7 +205,7 @@ def test_bipe_on_one_segment_without_intra_vectors_is_no_encoding(name):
 def test_bipe_with_every_token_a_segment_is_its_plain_encoding(name, relative):
     rest, zeroed = without_intra(draw(encoded(name)))
     inputs = annotated(draw_tokens(0, 2, 24), Rule(separators=tuple(range(VOCAB))))
-    plain = forward(tiny(position__absolute=(), position__relative=relative))
+    plain = forward(tiny_plan(position__absolute=(), position__relative=relative))
     close(forward_of(name)(zeroed, inputs), plain(rest, inputs), atol=1e-5)
 
 
@@ -268,9 +266,9 @@ def test_the_authors_model_has_the_authors_number_of_parameters():
         shapes = jax.eval_shape(lambda key: model.init(config, key), jax.random.key(0))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    bipe = base.get_config()
-    plain = base.get_config()
-    plain.position.absolute, plain.position.relative = ENCODINGS["rope"]
+    bipe = plan.make(base.get_config())
+    absolute, relative = NAMED["rope"]
+    plain = bipe.replace({"position.absolute": absolute, "position.relative": relative})
     # Embedding and output; attention, SwiGLU and norms of 12 layers; the last norm.
     expected = 2 * 32000 * 768 + 12 * (4 * 768**2 + 3 * 768 * 3072 + 2 * 768) + 768
     assert count(plain) == expected
@@ -281,7 +279,7 @@ def test_the_authors_model_has_the_authors_number_of_parameters():
 
 def test_all_matrices_start_from_independent_normal_draws():
     tables = (("learned", "offset"), ("learned", "position"))
-    config = tiny(model__init_std=0.05, position__absolute=tables)
+    config = tiny_plan(model__init_std=0.05, position__absolute=tables)
     init = jax.jit(functools.partial(model.init, config))
     params = init(jax.random.key(0))
     matrices = {}
@@ -317,10 +315,10 @@ def test_all_matrices_start_from_independent_normal_draws():
     ],
 )
 def test_public_apply_finds_the_coordinates_itself(rule, segment, offset):
-    config = tiny(
+    config = tiny_plan(
         position__relative=(("rope", "segment"), ("alibi", "position")),
         segments__rule=rule,
-        segments__separators=(1, 2),
+        separators=(1, 2),
     )
     params = draw(config)
     tokens = np.array([[5, 1, 6, 7, 2, 1, 9], [9, 2, 8, 9, 1, 2, 4]])

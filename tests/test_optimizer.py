@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny
+from tiny import tiny_plan
 
 from bipe_jax import model, sharding
+from bipe_jax.config import fields
 from bipe_jax.data.batches import annotate
 from bipe_jax.segments import Rule
+from bipe_jax.training import optimizer
 from bipe_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
 PEAK = 3e-3
@@ -50,7 +52,7 @@ def plain_rate(name, s, warmup, decay, final):
     ],
 )
 def test_schedules_equal_plain_formulas_at_every_step(name, warmup, decay, final):
-    config = tiny(
+    config = tiny_plan(
         steps=STEPS,
         schedule__name=name,
         schedule__warmup_steps=warmup,
@@ -73,7 +75,7 @@ def random_like(params, seed, scale=1.0):
 
 
 def parameters(**overrides):
-    config = tiny(schedule__warmup_steps=2, optimizer__learning_rate=0.01, **overrides)
+    config = tiny_plan(schedule__warmup_steps=2, optimizer__learning_rate=0.01, **overrides)
     shapes = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
     return config, random_like(shapes, 1)
 
@@ -85,9 +87,9 @@ def by_name(tree) -> dict:
 
 def updates(config, params, gradients) -> list[dict]:
     """The updates of consecutive steps on parameters that stay as they are, by name."""
-    optimizer = make_optimizer(config)
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
+    made = make_optimizer(config, model.declared(config))
+    state = made.init(params)
+    update = jax.jit(made.update)
     found = []
     for gradient in gradients:
         change, state = update(gradient, state, params)
@@ -259,15 +261,15 @@ def loss():
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_the_loss_falls(name, loss):
     config, params = parameters(optimizer__name=name, steps=40)
-    config.optimizer.learning_rate = 3e-3
+    config = config.replace({"optimizer.learning_rate": 3e-3})
     params = jax.tree.map(
         lambda name, p: jnp.ones_like(p) if name.endswith("scale") else 0.02 * p,
         sharding.names(params),
         params,
     )
-    optimizer = make_optimizer(config)
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
+    made = make_optimizer(config, model.declared(config))
+    state = made.init(params)
+    update = jax.jit(made.update)
     losses = []
     for _ in range(config.steps):
         value, gradient = loss(params)
@@ -276,3 +278,29 @@ def test_the_loss_falls(name, loss):
         params = optax.apply_updates(params, change)
     assert losses[0] == pytest.approx(math.log(64), abs=0.1)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_table_of_fields_has_the_names_that_exist():
+    assert tuple(optimizer.OPTIMIZERS) == fields.OPTIMIZERS
+    assert tuple(optimizer.SCHEDULES) == fields.SCHEDULES
+    assert tuple(model.REMAT_POLICIES) == fields.REMATS
+
+
+@pytest.mark.parametrize("relative", [("t5", "position"), ("t5", "position", ("shared", False))])
+def test_parameters_of_relative_encodings_are_neither_decayed_nor_muons(relative):
+    config, params = parameters(position__relative=(relative,), optimizer__name="muon")
+    decayed = by_name(decay_mask(config, params))
+    names = [name for name in decayed if "relative/" in name]
+    assert len(names) == 1 and not decayed[names[0]] and decayed["layers/attention/query"]
+    matrices = optimizer._muon_matrices(params, model.declared(config))
+    chosen = {
+        n
+        for n, m in zip(
+            decayed, jax.tree.leaves(matrices, is_leaf=lambda x: x is None), strict=True
+        )
+        if m
+    }
+    assert chosen == {
+        *(f"layers/attention/{name}" for name in ("query", "key", "value", "output")),
+        *(f"layers/feed_forward/{name}" for name in ("gate", "up", "down")),
+    }

@@ -3,10 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
-from tiny import tiny
+from tiny import tiny_plan
 
-from bipe_jax import positions
-from bipe_jax.config import validate
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
 from bipe_jax.positions.alibi import Alibi, alibi_slopes
@@ -17,6 +15,7 @@ COORDINATES = np.array(
     [[0, 1, 2, 9, 10], [99_990, 99_991, 99_999, 100_000, 131_071], [3, 0, 1, 2, 0]]
 )
 # A float32 angle is rounded twice, in its frequency and in the product.
+KEY = jax.random.key(0)
 ANGLE_ERROR = 2.0**-23
 FLOAT32_ERROR = 1e-6
 BFLOAT16_ERROR = 2.0**-8  # of one rounding, relative
@@ -25,12 +24,13 @@ BFLOAT16_ERROR = 2.0**-8  # of one rounding, relative
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_rope_multiplies_complex_pairs(theta, dtype):
-    config = tiny(model__width=48, model__heads=3)
-    rope = Rope(config, "segment", theta=theta)
+    config = tiny_plan(model__width=48, model__heads=3, model__kv_heads=3)
+    rope = Rope(config, "segment", KEY, theta=theta)
     x = np.random.default_rng(0).normal(size=(3, 5, 3, 16)).astype(jnp.dtype(dtype))
-    prepared = rope.prepare(jnp.asarray(COORDINATES))
+    prepared = rope.features(jnp.asarray(COORDINATES))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(prepared))
-    turned = rope.rotate(x, prepared)
+    turned = rope.queries(x, prepared)
+    np.testing.assert_array_equal(turned, rope.keys(x, prepared))
     assert turned.dtype == dtype and turned.shape == x.shape
 
     x64 = np.asarray(x, np.float64)
@@ -57,10 +57,10 @@ def test_alibi_slopes_follow_the_released_recursion(heads):
 @pytest.mark.parametrize("scale", [1.0, 96.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_alibi_is_minus_slope_times_difference(dtype, scale):
-    config = tiny(model__width=48, model__heads=12, model__kv_heads=12, model__dtype=dtype)
+    config = tiny_plan(model__width=48, model__heads=12, model__kv_heads=12, model__dtype=dtype)
     coordinates = np.array([[0, 1, 964, 965, 966], [0, 7, 99_999, 100_000, 100_001]])
-    alibi = Alibi(config, "segment", slope_scale=scale)
-    query, key = (alibi.prepare(jnp.asarray(c)) for c in (coordinates[:, 2:], coordinates))
+    alibi = Alibi(config, "segment", KEY, slope_scale=scale)
+    query, key = (alibi.features(jnp.asarray(c)) for c in (coordinates[:, 2:], coordinates))
     bias = alibi.bias(query, key, jnp.arange(12))
     assert bias.dtype == jnp.float32
     expected = reference.alibi(coordinates, 12, scale)[:, :, 2:]
@@ -69,7 +69,7 @@ def test_alibi_is_minus_slope_times_difference(dtype, scale):
 
 @pytest.mark.parametrize("options", [{}, {"scale": 1.0, "theta": 500000.0}])
 def test_sinusoidal_is_sines_then_cosines(options):
-    config = tiny(model__dtype="bfloat16")
+    config = tiny_plan(model__dtype="bfloat16")
     encoding = Sinusoidal(config, "position", None, **options)
     vectors = encoding(jnp.asarray(COORDINATES))
     assert vectors.dtype == jnp.float32
@@ -82,7 +82,7 @@ def test_sinusoidal_is_sines_then_cosines(options):
 
 
 def test_learned_gives_a_row_a_value_and_the_last_row_from_there_on():
-    table = Learned(tiny(), "offset", jax.random.key(0), size=4)
+    table = Learned(tiny_plan(), "offset", jax.random.key(0), size=4)
     rows = np.asarray(table.table[...])
     assert rows.shape == (4, 32)
     assert len(np.unique(rows)) == rows.size
@@ -91,18 +91,18 @@ def test_learned_gives_a_row_a_value_and_the_last_row_from_there_on():
 
 
 def test_learned_has_the_training_length_by_default():
-    assert Learned(tiny(), "offset", jax.random.key(0)).table.shape == (16, 32)
+    assert Learned(tiny_plan(), "offset", jax.random.key(0)).table.shape == (16, 32)
 
 
 def config_with(absolute=(), relative=(), **overrides):
-    return tiny(position__absolute=absolute, position__relative=relative, **overrides)
+    return tiny_plan(position__absolute=absolute, position__relative=relative, **overrides)
 
 
 @pytest.mark.parametrize(
     "absolute, relative, words",
     [
         ([("learnt", "offset")], [], "'learnt' is unknown.*learned"),
-        ([], [("t5", "segment")], "'t5' is unknown.*rope"),
+        ([], [("t6", "segment")], "'t6' is unknown.*rope"),
         ([("rope", "segment")], [], "'rope' belongs to the other list"),
         ([], [("learned", "offset")], "'learned' belongs to the other list"),
         ([], [("rope", "paragraph")], "'paragraph' is unknown.*position, segment, offset"),
@@ -128,13 +128,13 @@ def config_with(absolute=(), relative=(), **overrides):
 def test_an_encoding_that_makes_no_sense_is_refused_by_name(absolute, relative, words):
     list_name = "absolute" if absolute else "relative"
     with pytest.raises(UserError, match=f"position.{list_name}:? .*{words}"):
-        validate(config_with(tuple(absolute), tuple(relative)))
+        config_with(tuple(absolute), tuple(relative))
 
 
 @pytest.mark.parametrize("size", [0, -5])
 def test_a_learned_table_without_rows_is_refused(size):
     with pytest.raises(UserError, match=f"learned size={size} must be at least 1"):
-        validate(config_with((("learned", "offset", ("size", size)),)))
+        config_with((("learned", "offset", ("size", size)),))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -150,7 +150,7 @@ def test_a_learned_table_without_rows_is_refused(size):
 def test_an_option_that_is_not_finite_is_refused(list_name, kind, option, value):
     entries = ((kind, "position", (option, value)),)
     with pytest.raises(UserError, match=f"{kind} {option}"):
-        validate(config_with(**{list_name: entries}))
+        config_with(**{list_name: entries})
 
 
 @pytest.mark.parametrize(
@@ -158,28 +158,29 @@ def test_an_option_that_is_not_finite_is_refused(list_name, kind, option, value)
 )
 def test_a_name_that_is_no_string_is_refused(entry):
     with pytest.raises(UserError, match=r"position\.relative"):
-        validate(config_with(relative=(entry,)))
+        config_with(relative=(entry,))
 
 
 def test_heads_that_have_no_pairs_are_refused():
     with pytest.raises(UserError, match=r"rope turns pairs.* = 3 is odd"):
-        validate(config_with(relative=(("rope", "segment"),), model__width=12))
+        config_with(relative=(("rope", "segment"),), model__width=12)
 
 
 def test_an_odd_width_is_refused_for_sinusoidal():
-    config = config_with((("sinusoidal", "offset"),), model__width=33, model__heads=3)
-    config.model.kv_heads = 3
+    shape = {"model__width": 33, "model__heads": 3, "model__kv_heads": 3}
     with pytest.raises(UserError, match=r"model\.width=33 must be even for 'sinusoidal'"):
-        validate(config)
+        config_with((("sinusoidal", "offset"),), **shape)
 
 
 def test_entries_may_be_lists_and_integers_may_stand_for_floats():
     config = config_with(
         [["learned", "offset", ["size", 8]]], [["rope", "segment"], ["alibi", "position", ["slope_scale", 2]]]
     )  # fmt: skip
-    validate(config)
-    assert positions.absolute(config) == [("learned", "offset", {"size": 8})]
-    assert positions.relative(config) == [
+    encodings = config.encodings
+    assert [(e.kind, e.coordinate, e.options) for e in encodings.absolute] == [
+        ("learned", "offset", {"size": 8})
+    ]
+    assert [(e.kind, e.coordinate, e.options) for e in encodings.relative] == [
         ("rope", "segment", {}),
         ("alibi", "position", {"slope_scale": 2.0}),
     ]

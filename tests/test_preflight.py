@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import tiny
+from tiny import tiny_plan
 
 from bipe_jax import model, preflight, sharding
 from bipe_jax.errors import UserError
@@ -141,7 +141,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[preflight\]'"):
-        preflight.describe("v5e:2x2", tiny())
+        preflight.describe("v5e:2x2", tiny_plan())
 
 
 def test_collectives_are_counted_once_for_each_turn_of_a_loop():
@@ -189,18 +189,18 @@ class Mesh:
 
 
 def test_the_estimate_of_products_is_the_model_flops_over_the_peak():
-    config = tiny(model__remat="none")
+    config = tiny_plan(model__remat="none")
     chip = roofline.CHIPS["v5e"]
     flops = 4 * 16 * metrics.flops_per_token(config)
     guess = roofline.estimate(config, Mesh(4, 1, 1, 1), chip, 1e9)
     assert guess.products == pytest.approx(flops / 4 / 1e9)
-    config.model.remat = "full"
+    config = config.replace({"model.remat": "full"})
     guess = roofline.estimate(config, Mesh(4, 1, 1, 1), chip, 1e9)
     assert guess.products == pytest.approx(flops / 4 / 1e9 * 4 / 3)
 
 
 def test_the_estimate_of_links_counts_gradients_and_gathered_weights():
-    config = tiny(model__dtype="float32")
+    config = tiny_plan(model__dtype="float32")
     chip = roofline.CHIPS["v5e"]
     size = 4 * roofline.parameter_count(config)
     by_data = roofline.estimate(config, Mesh(4, 1, 1, 1), chip, 1e9)
@@ -213,6 +213,6 @@ def test_the_estimate_of_links_counts_gradients_and_gathered_weights():
 
 
 def test_parameters_are_counted_from_the_state():
-    config = tiny()
+    config = tiny_plan()
     params = step.init_state(config, jax.random.key(0))["params"]
     assert roofline.parameter_count(config) == sum(x.size for x in jax.tree.leaves(params))

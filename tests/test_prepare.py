@@ -17,8 +17,9 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
-from tiny import tiny
+from tiny import tiny_plan
 
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import jobs, records, tokenizer
 from bipe_jax.data.mixing import drawn, integer_weights, permuted
 from bipe_jax.data.prepare import prepare, split_names
@@ -90,12 +91,8 @@ def contents(path) -> dict:
 
 
 def config_for(directory, batch_size=8, **overrides):
-    return tiny(
-        data__train=f"prepared:{directory}",
-        sequence_length=LENGTH,
-        batch_size=batch_size,
-        **overrides,
-    )
+    own = {"data__train": f"prepared:{directory}", "sequence_length": LENGTH}
+    return tiny_plan(**own | {"batch_size": batch_size} | overrides)
 
 
 def one_line(error) -> str:
@@ -121,7 +118,7 @@ class TestPrepare:
                 assert [
                     (b["tokens"].tolist(), b["document_ids"].tolist()) for b in source
                 ] == wanted
-            mine = open_prepared(f"prepared:{directory}#{name}")
+            mine = open_prepared(parse_source(f"prepared:{directory}#{name}"))
             read = mine.read(range(len(wanted)))
             assert read["tokens"].dtype == np.int32
             np.testing.assert_array_equal(read["tokens"], [b[0] for b in wanted])
@@ -160,7 +157,7 @@ class TestPrepare:
             corpus[0], path, tokenizer_file, LENGTH, packing="document", sets=SETS[:1], workers=1
         )
         assert list(made["sets"]) == [SETS[0]]
-        dataset = open_prepared(f"prepared:{path}")
+        dataset = open_prepared(parse_source(f"prepared:{path}"))
         blocks = dataset.read(range(dataset.blocks))
         found = []
         for row, ids in zip(blocks["tokens"], blocks["document_ids"], strict=True):
@@ -253,7 +250,7 @@ class TestStops:
             time.sleep(0.01)
         assert len(list((tmp_path / "a" / "parts").glob("*.json"))) < 6
         with pytest.raises(UserError, match="not completely prepared: run the same"):
-            open_prepared(f"prepared:{tmp_path / 'a'}")
+            open_prepared(parse_source(f"prepared:{tmp_path / 'a'}"))
         for name in ("a", "b"):
             prepare(larger, str(tmp_path / name), tokenizer_file, LENGTH, workers=1)
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -344,7 +341,7 @@ open_prepared("prepared:{tmp_path}/out").read([0])
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
-    dataset = open_prepared(f"prepared:{tmp_path}/out#plays")
+    dataset = open_prepared(parse_source(f"prepared:{tmp_path}/out#plays"))
     read = dataset.read(range(dataset.blocks))
     # Stretches of the dataset are its shards, each document one of its own here.
     wanted = [block for text in held for block in plain_blocks(tokens, [text], LENGTH + 1)]
@@ -398,11 +395,13 @@ def rows(block) -> list:
 
 
 class TestPrepared:
-    def batches(self, directory, tokens, processes, count, first=0, pairs=None, **overrides):
+    def batches(self, directory, tokens, processes, count, first=0, mixture="", **overrides):
         """Whole batches, put together from the rows of so many processes."""
+        overrides |= {"data__train": mixture or f"prepared:{directory}"}
         config = config_for(directory, **overrides)
-        pairs = pairs or [(config.data.train, 1.0)]
-        readers = [Prepared(config, pairs, tokens, (i, processes)) for i in range(processes)]
+        readers = [
+            Prepared(config, config.training, tokens, (i, processes)) for i in range(processes)
+        ]
         for reader in readers:
             reader.set_state(json.loads(json.dumps({"batch": first})))
         size = config.batch_size // processes
@@ -413,7 +412,7 @@ class TestPrepared:
 
     @pytest.mark.parametrize("processes", [1, 2, 4])
     def test_each_block_once_an_epoch(self, directory, tokens, processes):
-        dataset = open_prepared(f"prepared:{directory}")
+        dataset = open_prepared(parse_source(f"prepared:{directory}"))
         count = 2 * dataset.blocks // 8 + 1
         given = self.rows(directory, tokens, processes, count)
         every = sorted(rows(dataset.read(range(dataset.blocks))))
@@ -429,25 +428,27 @@ class TestPrepared:
 
     def test_state_is_one_integer(self, directory, tokens):
         config = config_for(directory)
-        prepared = Prepared(config, [(config.data.train, 1.0)], tokens, (0, 1))
+        prepared = Prepared(config, config.training, tokens, (0, 1))
         prepared.take(8)
         assert prepared.get_state() == {"batch": 1}
-        blocks = open_prepared(config.data.train).blocks
+        blocks = open_prepared(parse_source(config.data.train)).blocks
         assert prepared.given() == {config.data.train: (8, 8 / blocks)}
         prepared.close()
 
     def test_mixture(self, directory, tokens):
-        pairs = [(f"prepared:{directory}#{SETS[0]}", 0.7), (f"prepared:{directory}#{SETS[1]}", 0.3)]
+        specs = [f"prepared:{directory}#{name}" for name in SETS[:2]]
+        mixture = f"{specs[0]}@0.7; {specs[1]}@0.3"
         own = []
-        for spec, _ in pairs:
-            dataset = open_prepared(spec)
+        for spec in specs:
+            dataset = open_prepared(parse_source(spec))
             own.append(set(rows(dataset.read(range(dataset.blocks)))))
         assert not own[0] & own[1]
-        given = self.rows(directory, tokens, 2, 25, pairs=pairs)
+        given = self.rows(directory, tokens, 2, 25, mixture=mixture)
         for n in (1, 10, 100, 200):
             counts = [sum(row in held for row in given[:n]) for held in own]
             assert sum(counts) == n and abs(counts[0] - 0.7 * n) < 1
-        prepared = Prepared(config_for(directory), pairs, tokens)
+        config = config_for(directory, data__train=mixture)
+        prepared = Prepared(config, config.training, tokens)
         prepared.set_state({"batch": 25})
         assert [n for n, _ in prepared.given().values()] == counts
         # A source is read through before anything of it comes again.
@@ -456,12 +457,10 @@ class TestPrepared:
         assert len(seen) >= size and len(set(seen[:size])) == size
 
     def test_what_is_held_out_never_comes(self, directory, tokens):
-        held_out = open_prepared(f"prepared:{directory}#{SETS[1]}")
+        held_out = open_prepared(parse_source(f"prepared:{directory}#{SETS[1]}"))
         held = set(rows(held_out.read(range(held_out.blocks))))
         by_config = self.rows(directory, tokens, 1, 20, data__sets=(SETS[0],))
-        by_spec = self.rows(
-            directory, tokens, 1, 20, pairs=[(f"prepared:{directory}#{SETS[0]}", 1.0)]
-        )
+        by_spec = self.rows(directory, tokens, 1, 20, mixture=f"prepared:{directory}#{SETS[0]}")
         assert by_config == by_spec and not held & set(by_config)
 
 
@@ -523,7 +522,7 @@ class TestRefusals:
             prepare(corpus[0], str(directory), str(other), LENGTH)
         config = config_for(directory)
         with pytest.raises(UserError, match="prepared with another tokenizer"):
-            Prepared(config, [(config.data.train, 1.0)], tokenizer.load(str(other)))
+            Prepared(config, config.training, tokenizer.load(str(other)))
 
     def test_new_shards(self, corpus, tokenizer_file, tmp_path):
         shard = Path(corpus[0]).parent / "0.jsonl"
@@ -540,7 +539,7 @@ class TestRefusals:
             prepare(corpus[0], str(tmp_path), tokenizer_file, LENGTH)
         for path in (tmp_path, tmp_path / "nowhere", tmp_path / "notes.txt"):
             with pytest.raises(UserError, match="no prepared directory"):
-                open_prepared(f"prepared:{path}")
+                open_prepared(parse_source(f"prepared:{path}"))
 
     def test_nothing_to_prepare(self, corpus, tokenizer_file, tmp_path):
         with pytest.raises(UserError, match="holds no document of the sets x"):
@@ -556,15 +555,16 @@ class TestRefusals:
         ],
     )
     def test_a_config_that_does_not_fit(self, overrides, words, directory, tokens):
-        config = config_for(directory)
-        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
+        if "data__cut_documents" in overrides:
+            overrides = overrides | {"data__separate_documents": True}
+        config = config_for(directory, **overrides)
         with pytest.raises(UserError, match=words) as error:
-            Prepared(config, [(config.data.train, 1.0)], tokens)
+            Prepared(config, config.training, tokens)
         one_line(error)
 
     def test_an_unknown_set(self, directory):
         with pytest.raises(UserError, match="no set 'Books': it has"):
-            open_prepared(f"prepared:{directory}#{SETS[0]}|Books")
+            open_prepared(parse_source(f"prepared:{directory}#{SETS[0]}|Books"))
 
     @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "description", "format"])
     def test_damage(self, damage, directory, tmp_path):
@@ -585,7 +585,7 @@ class TestRefusals:
         else:
             (path / "bipe.json").write_text('{"format": 0}')
         with pytest.raises(UserError) as error:
-            dataset = open_prepared(f"prepared:{path}")
+            dataset = open_prepared(parse_source(f"prepared:{path}"))
             dataset.read(range(dataset.blocks))
         named = (
             "bipe.json"

@@ -11,13 +11,13 @@ import json, sys
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tiny import tiny
+from tiny import tiny_plan
 from bipe_jax import processes, sharding
 
 mesh = json.loads(sys.argv[1])
 processes.start()
 process, count = jax.process_index(), jax.process_count()
-config = tiny(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
+config = tiny_plan(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
 mesh = sharding.make_mesh(config)
 index, readers = sharding.reader(mesh, config.batch_size)
 whole = np.arange(8 * 16).reshape(8, 16).astype(np.int32)
@@ -30,7 +30,7 @@ for shard in batch.addressable_shards:
 sums = jax.jit(lambda x: x.sum(axis=1))(batch)
 np.testing.assert_array_equal(multihost_utils.process_allgather(sums, tiled=True), whole.sum(axis=1))
 values = [{"of": i, "text": "x" * i} for i in range(count)]
-assert sharding.of_all_processes(values[process]) == values
+assert collectives.of_all_processes(values[process]) == values
 print(json.dumps([index, readers]))
 """
 

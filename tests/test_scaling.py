@@ -9,15 +9,15 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from test_model import draw, draw_tokens
-from tiny import tiny
+from tiny import tiny_plan
 
 import bipe_jax
 from bipe_jax import positions, segments
-from bipe_jax.config import from_dict, validate
+from bipe_jax.config import from_json, to_json
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.decode import Generator
-from bipe_jax.positions import Rope
+from bipe_jax.positions.rope import Rope
 
 SCALINGS = {
     "linear": {"scaling": "linear", "factor": 8.0},
@@ -32,15 +32,15 @@ COORDINATES = np.array([[0, 1, 2, 19, 19], [3, 70, 80, 81, 640], [7, 5000, 0, 1,
 
 
 def built(width=64, theta=10000.0, **options):
-    config = tiny(model__width=2 * width, model__heads=2, model__kv_heads=2)
+    config = tiny_plan(model__width=2 * width, model__heads=2, model__kv_heads=2)
     Rope.check(config, "segment", theta=theta, **options)
-    return Rope(config, "segment", theta=theta, **options)
+    return Rope(config, "segment", jax.random.key(0), theta=theta, **options)
 
 
 def angles_and_magnitude(rope, coordinates):
     """(B, L, H/2) each: the angles between -pi and pi."""
     cos, sin = (
-        np.asarray(x[..., 0, :], np.float64) for x in rope.prepare(jnp.asarray(coordinates))
+        np.asarray(x[..., 0, :], np.float64) for x in rope.features(jnp.asarray(coordinates))
     )
     return np.arctan2(sin, cos), np.hypot(sin, cos)
 
@@ -62,7 +62,7 @@ def test_queries_and_keys_are_turned_and_stretched_alike(options):
     x = np.random.default_rng(0).normal(size=(3, 5, 2, 64)).astype(np.float32)
     coordinates = COORDINATES % 700
     rope = built(**options)
-    turned = rope.rotate(x, rope.prepare(jnp.asarray(coordinates)))
+    turned = rope.queries(x, rope.features(jnp.asarray(coordinates)))
     expected = reference.rope(x, coordinates, **options)
     np.testing.assert_allclose(turned, expected, atol=5e-4)
 
@@ -70,8 +70,8 @@ def test_queries_and_keys_are_turned_and_stretched_alike(options):
 @pytest.mark.parametrize("scaling", ["linear", "ntk", "yarn"])
 def test_a_factor_of_one_is_the_plain_encoding(scaling):
     original = {"original": 80.0} if scaling == "yarn" else {}
-    scaled = built(scaling=scaling, factor=1.0, **original).prepare(jnp.asarray(COORDINATES))
-    jax.tree.map(np.testing.assert_array_equal, scaled, built().prepare(jnp.asarray(COORDINATES)))
+    scaled = built(scaling=scaling, factor=1.0, **original).features(jnp.asarray(COORDINATES))
+    jax.tree.map(np.testing.assert_array_equal, scaled, built().features(jnp.asarray(COORDINATES)))
 
 
 def test_ntk_leaves_the_first_pair_and_divides_the_last_by_the_factor():
@@ -87,7 +87,7 @@ def test_ntk_leaves_the_first_pair_and_divides_the_last_by_the_factor():
 def test_dynamic_ntk_is_plain_until_a_row_is_longer_than_the_training():
     plain, dynamic = built(), built(scaling="dynamic-ntk", factor=4.0, original=50.0)
     rows = np.array([[0, 7, 49], [0, 7, 50], [0, 7, 400]])
-    ours, theirs = dynamic.prepare(jnp.asarray(rows)), plain.prepare(jnp.asarray(rows))
+    ours, theirs = dynamic.features(jnp.asarray(rows)), plain.features(jnp.asarray(rows))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a[0], b[0])  # 49 is the 50th value
         assert (a[1] != b[1]).any() and (a[1, 1] != a[2, 1]).any()
@@ -95,9 +95,9 @@ def test_dynamic_ntk_is_plain_until_a_row_is_longer_than_the_training():
 
 def test_yarn_leaves_fast_pairs_and_divides_slow_ones():
     rope, plain = built(**SCALINGS["yarn of a long training"]), built()
-    turns = 4096 * plain.frequencies / (2 * math.pi)
-    cos, sin = rope.prepare(jnp.asarray([[1]]))
-    ratio = np.arctan2(sin, cos)[0, 0, 0] / plain.frequencies
+    turns = 4096 * np.array(plain.frequencies) / (2 * math.pi)
+    cos, sin = rope.features(jnp.asarray([[1]]))
+    ratio = np.arctan2(sin, cos)[0, 0, 0] / np.array(plain.frequencies)
     fast, slow = turns > 32, turns < 1
     assert fast.sum() > 8 and slow.sum() > 8 and (~fast & ~slow).sum() > 4
     np.testing.assert_allclose(ratio[fast], 1, rtol=1e-6)
@@ -107,16 +107,16 @@ def test_yarn_leaves_fast_pairs_and_divides_slow_ones():
 
 
 def test_only_dynamic_ntk_is_not_steady():
-    assert {name for name, options in SCALINGS.items() if not built(**options).steady} == {
+    assert {name for name, options in SCALINGS.items() if not built(**options).cacheable} == {
         "dynamic-ntk",
         "dynamic-ntk of factor 1",
     }
-    assert built().steady
+    assert built().cacheable
 
 
 def config_with(coordinate="segment", **options):
     entry = ("rope", coordinate, *options.items())
-    return tiny(position__relative=(entry,), sequence_length=64)
+    return tiny_plan(position__relative=(entry,), sequence_length=64)
 
 
 @pytest.mark.parametrize("coordinate", ["position", "segment", "offset"])
@@ -125,9 +125,8 @@ def test_logits_are_those_of_the_reference(options, coordinate):
     """In whole models, with rows of different numbers of segments."""
     options = options | ({"original": 9.0} if "original" in options else {})
     config = config_with(coordinate, **options)
-    validate(config)
     params, tokens = draw(config), draw_tokens(0, 2, 64)
-    inputs = {"tokens": tokens, **segments.coordinates(tokens, segments.rule_of(config))}
+    inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
     assert len(set(np.asarray(inputs["segment"]).max(axis=1))) == 2
     logits = jax.jit(lambda p, t: bipe_jax.apply(config, p, t))(params, tokens)
     expected = reference.logits(config, params, inputs)
@@ -140,7 +139,7 @@ def test_logits_are_those_of_the_reference(options, coordinate):
 def test_decoding_follows_the_whole_forward_pass(scaling):
     """Dynamic NTK turns all keys anew when a new segment begins, as each token does here."""
     config = config_with("segment", theta=4.0, scaling=scaling, factor=8.0, original=3.0)
-    config.segments.rule = "fixed:1"
+    config = config.replace({"segments.rule": "fixed:1"})
     model = loaded.place(config, draw(config))
     prompts = [
         draw_tokens(seed, 1, length)[0].astype(np.int32) for seed, length in ((1, 2), (2, 9))
@@ -173,7 +172,7 @@ def test_decoding_follows_the_whole_forward_pass(scaling):
 )
 def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(UserError) as caught:
-        validate(config_with(**options))
+        config_with(**options)
     assert "position.relative: rope" in str(caught.value) and words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -181,15 +180,14 @@ def test_options_that_make_no_sense_are_refused(options, words):
 @pytest.mark.parametrize("name", ["ntk", "dynamic-ntk"])
 def test_a_head_of_one_pair_cannot_be_stretched_unequally(name):
     config = config_with(**SCALINGS[name])
-    config.model.heads = config.model.kv_heads = 16
+    narrow = {"model.heads": 16, "model.kv_heads": 16}
     with pytest.raises(UserError, match=r"model\.heads = 2 has only one"):
-        validate(config)
-    config.position.relative = config_with(**SCALINGS["yarn"]).position.relative
-    validate(config)
+        config.replace(narrow)
+    config_with(**SCALINGS["yarn"]).replace(narrow)
 
 
-def entry(config):
-    (rope,) = config.position.relative
+def entry(relative):
+    (rope,) = relative
     return rope
 
 
@@ -205,12 +203,12 @@ def test_extend_scales_the_rotary_encoding_of_any_coordinate():
     assert entry(positions.extend(of_segment, "yarn:8", ran))[2:] == (*yarn, ("original", 12.5))
     assert entry(positions.extend(of_segment, "yarn:8:80", ran))[2:] == (*yarn, ("original", 80.0))
     assert entry(positions.extend(config_with("offset"), "linear:2"))[1] == "offset"
-    assert entry(of_position) == ("rope", "position", ("theta", 500.0))  # a copy
-    both = tiny(position__relative=(("alibi", "position"), ("rope", "segment")))
-    alibi, rope = positions.extend(both, "linear:2").position.relative
+    assert entry(of_position.position.relative) == ("rope", "position", ("theta", 500.0))
+    both = tiny_plan(position__relative=(("alibi", "position"), ("rope", "segment")))
+    alibi, rope = positions.extend(both, "linear:2")
     assert alibi == ("alibi", "position") and rope[2:] == (("scaling", "linear"), ("factor", 2.0))
-    extended = positions.extend(of_segment, "yarn:8:80")
-    assert from_dict(json.loads(json.dumps(extended.to_dict()))) == extended
+    extended = of_segment.replace({"position.relative": positions.extend(of_segment, "yarn:8:80")})
+    assert from_json(json.loads(json.dumps(to_json(extended)))).position == extended.position
 
 
 def test_a_model_that_is_extended_can_be_extended_further():
@@ -252,4 +250,4 @@ def test_an_extension_that_makes_no_sense_is_refused(spec, words):
 @pytest.mark.parametrize(("relative", "has"), [((), "nothing"), ((("alibi", "segment"),), "alibi")])
 def test_a_model_without_rotary_encoding_cannot_be_extended(relative, has):
     with pytest.raises(UserError, match=f"'yarn:8:80' scales a rotary encoding.*has {has}"):
-        positions.extend(tiny(position__relative=relative), "yarn:8:80")
+        positions.extend(tiny_plan(position__relative=relative), "yarn:8:80")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
-from tiny import tiny
+from tiny import tiny_plan
 
 from bipe_jax import segments
 from bipe_jax.data import tokenizer
@@ -190,7 +190,7 @@ def test_a_tokenizer_without_separators_is_refused(name):
 
 
 def test_a_resolved_config_holds_its_rule():
-    by_id = tiny(segments__rule="newline", segments__separators=(4, 9))
-    assert segments.rule_of(by_id) == Rule(separators=(4, 9))
-    fixed = tiny(segments__rule="fixed:12", segments__separators=())
-    assert segments.rule_of(fixed) == Rule(length=12)
+    by_id = tiny_plan(segments__rule="newline", separators=(4, 9))
+    assert by_id.segment_rule == Rule(separators=(4, 9))
+    fixed = tiny_plan(segments__rule="fixed:12", separators=())
+    assert fixed.segment_rule == Rule(length=12)

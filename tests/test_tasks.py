@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece as spm
-from tiny import tiny
+from tiny import changed, tiny_plan
 
 from bipe_jax import segments
 from bipe_jax.data import tokenizer as tokenizers
@@ -96,9 +96,9 @@ class Reader:
 @pytest.fixture
 def placed(tokenizer):
     """A model without parameters: enough for a generator that does not use them."""
-    config = tiny(segments__separators=(), evaluation__batch_tokens=2 * LONG)
     rule = segments.resolve("sentence", tokenizer.pieces())
-    return loaded.Placed(config, {}, None, rule, tokenizer, 7)
+    config = tiny_plan(rule.separators, evaluation__batch_tokens=2 * LONG)
+    return loaded.LoadedModel(config, {}, None, tokenizer, 7)
 
 
 @pytest.fixture
@@ -314,8 +314,8 @@ def test_nothing_depends_on_what_else_is_run(placed, reader, monkeypatch):
 
     def run(settings, batch_tokens):
         asked.clear()
-        placed.config.evaluation.batch_tokens = batch_tokens
-        found = evaluation.measure(placed, settings)["results"]
+        model = changed(placed, {"evaluation.batch_tokens": batch_tokens})
+        found = evaluation.measure(model, settings)["results"]
         return {(r["task"], r["length"], r["depth"]): r for r in found}, set(asked)
 
     few, prompts = run(Settings(("niah-multikey",), (1500,), (0.25,), 6), 1500)
@@ -332,8 +332,7 @@ def test_nothing_depends_on_what_else_is_run(placed, reader, monkeypatch):
 
 def test_each_length_is_run_in_batches_of_one_shape(placed, reader):
     settings = Settings(lengths=(1000, 2000), samples=3)
-    placed.config.evaluation.batch_tokens = 8500
-    evaluation.measure(placed, settings)
+    evaluation.measure(changed(placed, {"evaluation.batch_tokens": 8500}), settings)
     shapes = {(longest, rows) for longest, _, rows in reader.calls}
     assert shapes == {(1000, 8), (2000, 4)}
     rooms = {room for _, room, _ in reader.calls}
@@ -344,12 +343,12 @@ def test_each_length_is_run_in_batches_of_one_shape(placed, reader):
 
 def test_lengths_of_their_own_accord(placed, reader):
     """Multiples of the training length, those that all tasks fit into."""
-    placed.config.sequence_length = 128
-    found = evaluation.measure(placed, Settings(("passkey", "niah-single"), samples=1))
+    trained = changed(placed, {"sequence_length": 128})
+    found = evaluation.measure(trained, Settings(("passkey", "niah-single"), samples=1))
     assert {row["length"] for row in found["results"]} == {256, 512, 1024, 2048}
-    placed.config.sequence_length = 4
+    trained = changed(placed, {"sequence_length": 4})
     with pytest.raises(UserError, match="4 tokens are too few for passkey"):
-        evaluation.measure(placed, Settings(("passkey",), samples=1))
+        evaluation.measure(trained, Settings(("passkey",), samples=1))
 
 
 def test_haystacks_of_sources(lines, tmp_path):
@@ -368,12 +367,10 @@ def test_haystacks_of_sources(lines, tmp_path):
 
 
 def test_wrong_input_is_refused_in_a_line(placed, reader, others, tmp_path):
-    def refused(line, tokenizer=placed.tokenizer, **settings):
+    def refused(line, tokenizer=placed.tokenizer, config=placed.config, **settings):
         given = {"tasks": ("passkey",), "lengths": (500,), "samples": 2} | settings
         with pytest.raises(UserError, match=line):
-            evaluation.measure(
-                loaded.Placed(placed.config, {}, None, placed.rule, tokenizer), Settings(**given)
-            )
+            evaluation.measure(loaded.LoadedModel(config, {}, None, tokenizer), Settings(**given))
         assert not reader.calls
 
     refused("'passkye' is unknown: use some of passkey, niah-single", tasks=("passkye",))
@@ -391,8 +388,9 @@ def test_wrong_input_is_refused_in_a_line(placed, reader, others, tmp_path):
     refused("no file matches 'none.jsonl'", haystack="none.jsonl")
     refused("has no tokenizer", tokenizer=None)
     refused("passkey: the tokenizer cannot spell", tokenizer=others["no bytes"])
-    placed.config.position.absolute = (("learned", "position", ("size", 400)),)
-    refused("table of position ends at 400 tokens.*500", lengths=(500,))
+    table = {"position.absolute": (("learned", "position", ("size", 400)),)}
+    config = placed.config.replace(table)
+    refused("table of position ends at 400 tokens.*500", config=config, lengths=(500,))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny
+from tiny import tiny_plan
 
-from bipe_jax.data import tokenizer
+from bipe_jax.data import tokenizer, vocabulary
 from bipe_jax.errors import UserError
 
 TEXTS = [
@@ -146,12 +146,12 @@ def other(texts):
 
 def run_config(shards, **overrides):
     overrides = {"model__vocab_size": 512, "tokenizer__train_bytes": 50_000} | overrides
-    return tiny(data__train=shards, **overrides)
+    return tiny_plan(data__train=shards, **overrides)
 
 
 def test_choose_trains_once_and_keeps_the_file(shards, tmp_path):
     config = run_config(shards)
-    first = tokenizer.choose(config, str(tmp_path), None)
+    first = vocabulary.choose(config, str(tmp_path), None)
     assert first.vocab_size == 512
     assert os.listdir(tmp_path) == ["tokenizer.model"]
     assert (tmp_path / "tokenizer.model").read_bytes() == first.model
@@ -159,12 +159,12 @@ def test_choose_trains_once_and_keeps_the_file(shards, tmp_path):
 
 def test_choose_takes_the_file_that_was_kept(shards, tmp_path, other):
     (tmp_path / "tokenizer.model").write_bytes(other.model)
-    assert tokenizer.choose(run_config(shards), str(tmp_path), None).model == other.model
+    assert vocabulary.choose(run_config(shards), str(tmp_path), None).model == other.model
 
 
 def test_choose_takes_the_checkpoints_before_the_file(shards, tmp_path, trained, other):
     (tmp_path / "tokenizer.model").write_bytes(other.model)
-    assert tokenizer.choose(run_config(shards), str(tmp_path), trained).model == trained.model
+    assert vocabulary.choose(run_config(shards), str(tmp_path), trained).model == trained.model
 
 
 def test_choose_takes_the_configs_if_it_is_the_checkpoints(
@@ -172,10 +172,10 @@ def test_choose_takes_the_configs_if_it_is_the_checkpoints(
 ):
     config = run_config(shards, tokenizer__path=tokenizer_file)
     (tmp_path / "tokenizer.model").write_bytes(other.model)
-    assert tokenizer.choose(config, str(tmp_path), None).model == trained.model
-    assert tokenizer.choose(config, str(tmp_path), trained).model == trained.model
+    assert vocabulary.choose(config, str(tmp_path), None).model == trained.model
+    assert vocabulary.choose(config, str(tmp_path), trained).model == trained.model
     with pytest.raises(UserError, match="another vocabulary than the checkpoint") as caught:
-        tokenizer.choose(config, str(tmp_path), other)
+        vocabulary.choose(config, str(tmp_path), other)
     assert tokenizer_file in str(caught.value)
 
 
@@ -184,12 +184,12 @@ def test_choose_refuses_another_size(shards, tmp_path, trained, tokenizer_file):
     by_path = run_config(shards, model__vocab_size=600, tokenizer__path=tokenizer_file)
     by_checkpoint = run_config(shards, model__vocab_size=600)
     with pytest.raises(UserError, match=message):
-        tokenizer.choose(by_path, str(tmp_path), None)
+        vocabulary.choose(by_path, str(tmp_path), None)
     with pytest.raises(UserError, match=message):
-        tokenizer.choose(by_checkpoint, str(tmp_path), trained)
+        vocabulary.choose(by_checkpoint, str(tmp_path), trained)
     (tmp_path / "tokenizer.model").write_bytes(trained.model)
     with pytest.raises(UserError, match=message):
-        tokenizer.choose(by_checkpoint, str(tmp_path), None)
+        vocabulary.choose(by_checkpoint, str(tmp_path), None)
 
 
 def test_choose_trains_on_all_documents_of_the_named_sets(texts, tmp_path):
@@ -200,8 +200,9 @@ def test_choose_trains_on_all_documents_of_the_named_sets(texts, tmp_path):
     with open(path, "w") as file:
         for name, text in documents:
             file.write(json.dumps({"text": text, "meta": {"pile_set_name": name}}) + "\n")
-    config = run_config(str(path), data__sets=("A",), model__vocab_size=400)
-    config.tokenizer.train_bytes = 20_000
-    characters = "".join(tokenizer.choose(config, str(tmp_path), None).pieces())
+    config = run_config(
+        str(path), data__sets=("A",), model__vocab_size=400, tokenizer__train_bytes=20_000
+    )
+    characters = "".join(vocabulary.choose(config, str(tmp_path), None).pieces())
     assert "\u0436" in characters
     assert "\u042f" not in characters

@@ -1,15 +1,18 @@
-"""A config so small that a test can build it many times, and a measure of memory."""
+"""A config so small that a test can build it many times, its plan, and a measure of memory."""
 
+import dataclasses
 import math
 import re
 
 import jax
 
+from bipe_jax import plan
+from bipe_jax.segments import Rule
 from configs import base
 
 
 def tiny(**overrides):
-    """A valid, resolved config; `tiny(model__heads=2)` sets config.model.heads."""
+    """A valid config; `tiny(model__heads=2)` sets config.model.heads."""
     c = base.get_config()
     c.steps = 4
     c.batch_size = 4
@@ -21,7 +24,6 @@ def tiny(**overrides):
     c.model.feed_forward = 48
     c.model.vocab_size = 64
     c.model.dtype = "float32"
-    c.segments.separators = (1, 2)
     c.schedule.warmup_steps = 1
     c.data.shuffle_blocks = 8
     c.checkpoint.every = 2
@@ -30,6 +32,17 @@ def tiny(**overrides):
     c.evaluation.windows = 4
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return c
+
+
+def tiny_plan(separators=(1, 2), **overrides) -> plan.Plan:
+    """The plan of `tiny(**overrides)`, with these separators unless the rule needs none."""
+    made = plan.make(tiny(**overrides))
+    return made if made.rule else made.with_rule(Rule(separators))
+
+
+def changed(loaded_model, changes):
+    """The loaded model with other values of its config: `changed(model, {"evaluation.windows": 8})`."""
+    return dataclasses.replace(loaded_model, config=loaded_model.config.replace(changes))
 
 
 def largest_array(function, *args) -> int:

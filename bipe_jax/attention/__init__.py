@@ -1,9 +1,9 @@
 """Causal attention: one function, four backends.
 
-| backend   | where                | biases                        | memory      |
+| backend   | where                | encodings that act on logits  | memory      |
 |-----------|----------------------|-------------------------------|-------------|
-| splash    | TPU                  | linear ones, as columns of qk | linear in L |
-| cudnn     | NVIDIA GPU, bfloat16 | linear ones, as columns of qk | linear in L |
+| splash    | TPU                  | those with columns of q and k | linear in L |
+| cudnn     | NVIDIA GPU, bfloat16 | those with columns of q and k | linear in L |
 | chunked   | anywhere             | any, exact                    | linear in L |
 | reference | anywhere             | any, exact                    | L x L       |
 
@@ -14,18 +14,17 @@ Shape letters: B batch, L length, N query heads, K key/value heads, H head width
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bipe_jax import sharding
-from bipe_jax.attention import kernels
-from bipe_jax.attention.chunked import Side, chunked, reference
+from bipe_jax import collectives, sharding
+from bipe_jax.attention import kernels, scoring
+from bipe_jax.attention.chunked import chunked, reference
+from bipe_jax.attention.columns import COLUMNS
+from bipe_jax.attention.scoring import Features, Scoring, Side
+from bipe_jax.config.fields import BACKENDS
 from bipe_jax.errors import UserError
-from bipe_jax.positions.alibi import COLUMNS
-
-BACKENDS = ("splash", "cudnn", "chunked", "reference")
 
 
 def choose(backend: str, platform: str, q, *, encodings=(), documents=False, context=1) -> str:
@@ -53,8 +52,10 @@ def choose(backend: str, platform: str, q, *, encodings=(), documents=False, con
 
 
 def _against_folding(encodings) -> str | None:
-    names = [type(encoding).__name__ for encoding in encodings if not encoding.linear]
-    return f"has no form of the bias {names[0]}" if names else None
+    for encoding in encodings:
+        if "columns" not in encoding.acts or encoding.acts & {"visible", "logits"}:
+            return f"has no form of the encoding {type(encoding).__name__}"
+    return None
 
 
 def _against_splash(platform, q, encodings, context) -> str | None:
@@ -75,7 +76,10 @@ def _against_cudnn(platform, q, encodings, documents, context) -> str | None:
         return f"computes in bfloat16, not {q.dtype} (config.model.dtype)"
     if context > 1:
         return f"cannot have its queries cut by mesh.context={context}"
-    width = q.shape[-1] + COLUMNS * (len(encodings) + documents)
+    for encoding in encodings:
+        if documents and "across_documents" not in encoding.acts:
+            return f"cannot keep documents apart under the encoding {type(encoding).__name__}"
+    width = q.shape[-1] + sum(encoding.width for encoding in encodings) + COLUMNS * documents
     capability = getattr(jax.devices()[0], "compute_capability", "0")
     widest = 256 if float(capability) >= 9 else 128  # from Hopper on
     if width % 8 or width > widest:
@@ -88,15 +92,15 @@ def attention(
     k,
     v,
     *,
-    biases: Sequence[tuple[Any, Any]] = (),
+    encodings: Sequence[tuple[Scoring, Features]] = (),
     document_ids=None,
     backend: str = "auto",
 ):
-    """Causal attention with additive biases and, if asked, document masks.
+    """Causal attention under encodings that act on logits and, if asked, document masks.
 
     Args:
       q: (B, L, N, H). k, v: (B, L, K, H), with N a multiple of K.
-      biases: pairs of an encoding (see `positions`) and what it prepared, a tree of (B, L, ...).
+      encodings: those that act on logits, each with its features, a tree of (B, L, ...).
       document_ids: (B, L) integers; tokens attend only to tokens of equal id. A document is one run
         of tokens. None: to all before.
       backend: see `choose`.
@@ -107,21 +111,23 @@ def attention(
     Raises:
       UserError: as `choose`.
     """
-    encodings = [encoding for encoding, _ in biases]
-    features = [prepared for _, prepared in biases]
+    acting = [encoding for encoding, _ in encodings]
+    features = [of_tokens for _, of_tokens in encodings]
     context = sharding.context_shards()
     name = choose(
         backend, sharding.platform(jax.sharding.get_abstract_mesh()), q,
-        encodings=encodings, documents=document_ids is not None, context=context,
+        encodings=acting, documents=document_ids is not None, context=context,
     )  # fmt: skip
 
-    def on_one(devices, q, k, v, tokens):
+    structures, params, axes = scoring.split(acting)
+
+    def on_one(devices, q, k, v, tokens, params):
         L, N = q.shape[1:3]
         part = devices.index("context")
         query = Side(part * L + jnp.arange(L)[None], *tokens)
         k, v, key = devices.gather((k, v, query), "context", 1)
         heads = devices.index("tensor") * N + jnp.arange(N)
-        sides = (q, k, v, query, key, encodings, heads)
+        sides = (q, k, v, query, key, scoring.join(structures, params), heads)
         match name:
             case "splash":
                 return kernels.splash(*sides, shard=(part, context))
@@ -133,5 +139,5 @@ def attention(
                 return reference(*sides)
 
     heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]
-    run = sharding.on_each(on_one, (heads, heads, heads, tokens), heads)
-    return run(q, k, v, (document_ids, features))
+    run = collectives.on_each(on_one, (heads, heads, heads, tokens, axes), heads)
+    return run(q, k, v, (document_ids, features), params)

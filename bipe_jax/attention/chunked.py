@@ -4,11 +4,12 @@ Shape letters: B batch, L query length, S key length, N query heads, K key/value
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from bipe_jax.attention.scoring import Side
 
 RESIDUAL = "attention"  # the checkpoint name of what flash kernels and chunks keep for going back
 
@@ -19,16 +20,8 @@ CHUNK = 256
 BANDS = 8
 
 
-class Side(NamedTuple):
-    """What masks and biases know of the queries, or of the keys."""
-
-    index: jax.Array  # (1, L), place in the block
-    document_ids: jax.Array | None  # (B, L)
-    features: list[Any]  # for each bias, what its encoding prepared: trees of (B, L, ...)
-
-
 def scores(q, k, query, key, encodings, heads):
-    """Logits of some queries to some keys, with biases, and the lowest number where masked.
+    """Logits of some queries to some keys, under the encodings; the lowest number where masked.
 
     Args:
       q: (B, L, N, H). k: (B, S, K, H), with N a multiple of K.
@@ -38,17 +31,25 @@ def scores(q, k, query, key, encodings, heads):
     """
     B, L, N, H = q.shape
     S, K = k.shape[1:3]
+    unfolded = q
     q = jnp.moveaxis(q.reshape(B, L, K, N // K, H), 1, 3).reshape(B, K, N // K * L, H)
-    logits = jnp.einsum("bkmh,bskh->bkms", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    terms = [
-        encoding.bias(of_query, of_key, heads)
-        for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
-    ]
-    logits = sum(terms, logits.reshape(B, N, L, S))
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bkmh,bskh->bkms", q, k, preferred_element_type=dtype) * H**-0.5
+    logits = logits.reshape(B, N, L, S)
+    pairs = list(zip(encodings, query.features, key.features, strict=True))
+    for encoding, of_query, of_key in pairs:
+        if "bias" in encoding.acts:
+            logits += encoding.bias(of_query, of_key, heads).astype(dtype)
     visible = query.index[:, None, :, None] >= key.index[:, None, None, :]
     if query.document_ids is not None:
         visible &= query.document_ids[:, None, :, None] == key.document_ids[:, None, None, :]
-    return jnp.where(visible, logits, jnp.finfo(jnp.float32).min).reshape(B, K, -1, S)
+    for encoding, of_query, of_key in pairs:
+        if "visible" in encoding.acts:
+            visible &= encoding.visible(of_query, of_key)
+    for encoding, of_query, of_key in pairs:
+        if "logits" in encoding.acts:
+            logits = encoding.logits(logits, unfolded, of_query, of_key, visible, heads)
+    return jnp.where(visible, logits, jnp.finfo(dtype).min).reshape(B, K, -1, S)
 
 
 def _weigh(logits, v):
@@ -107,7 +108,7 @@ def reference(q, k, v, query: Side, key: Side, encodings, heads):
 
     Args:
       q: (B, L, N, H). k, v: (B, S, K, H), with N a multiple of K.
-      query, key: the two sides. encodings: those whose `bias` is added; they go with the features.
+      query, key: the two sides. encodings: those that the features of the sides are of.
       heads: (N,) which of the model's query heads these are.
 
     Returns:
@@ -123,6 +124,9 @@ def in_parts(q, parts, query: Side, encodings, heads):
       q: (B, L, N, H). parts: (k, v, key) each, as `reference` has them; the rest as there.
     """
     B, L, N, H = q.shape
+    if any("logits" in encoding.acts for encoding in encodings):  # which need whole rows
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *map(_whole_sides, parts))
+        return reference(q, *joined[:2], query, joined[2], encodings, heads)
     logits = [scores(q, k, query, key, encodings, heads) for k, _, key in parts]
     highest = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
@@ -133,6 +137,12 @@ def in_parts(q, parts, query: Side, encodings, heads):
     )
     mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, H)
     return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, H)
+
+
+def _whole_sides(part):
+    """Keys, values and their side, all with the batch in front."""
+    k, v, key = part
+    return k, v, key._replace(index=jnp.broadcast_to(key.index, k.shape[:2]))
 
 
 def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):

@@ -1,7 +1,7 @@
 """Attention by flash kernels: splash attention on TPUs, cuDNN on NVIDIA GPUs.
 
 Neither takes a bias without holding L x L of it, and neither needs one: a bias that is linear in the
-keys' coordinate is folded into q.k as a few more columns (`positions.bias.linear_columns`), which
+keys' coordinate is folded into q.k as a few more columns (`columns.linear_columns`), which
 come first, so that large terms cancel before the content is added.
 
 Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width.
@@ -18,8 +18,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
-from bipe_jax.attention.chunked import RESIDUAL, Side
-from bipe_jax.positions.alibi import linear_columns
+from bipe_jax.attention.chunked import RESIDUAL
+from bipe_jax.attention.columns import linear_columns
+from bipe_jax.attention.scoring import Side
 
 TILE = 128  # lengths are padded to a multiple of it
 _BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many
@@ -129,11 +130,11 @@ def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cud
     if query.document_ids is not None:
         starts = query.document_ids[:, 1:] != query.document_ids[:, :-1]
 
-        def run_on(coordinate):
-            steps = jnp.where(starts, 0, coordinate[:, 1:] - coordinate[:, :-1])
-            return jnp.pad(jnp.cumsum(steps, axis=1), ((0, 0), (1, 0)))
-
-        query = key = query._replace(features=jax.tree.map(run_on, query.features))
+        running = [
+            encoding.across_documents(features, starts)
+            for encoding, features in zip(encodings, query.features, strict=True)
+        ]
+        query = key = query._replace(features=running)
     q, k = _fold(q, k, query, key, encodings, heads, scale)
     if query.document_ids is not None:
         number = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))

@@ -1,7 +1,38 @@
-"""python -m bipe_jax.checkpoint verify runs/quickstart: says of each checkpoint whether it is intact."""
+"""Verifies checkpoints: python -m bipe_jax.checkpoint verify runs/quickstart
+
+Says of each checkpoint whether its files are what was written.
+"""
+
+import argparse
 
 from bipe_jax import cli
-from bipe_jax.checkpoint import main
+from bipe_jax.checkpoint import checksums
+from bipe_jax.checkpoint.reading import locate, steps
+from bipe_jax.errors import UserError
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bipe_jax.checkpoint", description=__doc__)
+    parser.add_argument("verb", choices=["verify"])
+    parser.add_argument("path", help="a run's workdir, or one step's directory")
+    args = parser.parse_args()
+    directory, step = locate(args.path)
+    numbers = steps(directory) if step is None else [step]
+    if not numbers:
+        raise UserError(f"checkpoint {args.path}: no complete checkpoint in {directory}")
+    damaged = []
+    for number in numbers:
+        problems = checksums.verify(directory / str(number))
+        if problems is None:
+            print(f"step {number}: has no {checksums.NAME}, so nothing can be said")
+        else:
+            print(f"step {number}: {'damaged' if problems else 'intact'}")
+            damaged += [number] * bool(problems)
+        for line in problems or ():
+            print(f"  {line}")
+    if damaged:
+        raise UserError(f"{directory}: {len(damaged)} of {len(numbers)} checkpoints are damaged")
+
 
 if __name__ == "__main__":
     with cli.user_errors():

@@ -7,6 +7,8 @@ RoPE's base is 10000 whatever the config says; ALiBi's slopes are times 96 for s
 
 from bipe_jax.convert import llama
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
+from bipe_jax.segments import Rule
 
 # Buffers: ALiBi's biases of their training length, and older rotary frequencies.
 IGNORED = rf"model\.layers\.\d+\.self_attn\.alibi|{llama.IGNORED}"
@@ -21,7 +23,7 @@ _ENCODINGS = {
 }
 
 
-def config_of(theirs: dict, where: str):
+def config_of(theirs: dict, where: str) -> Plan:
     """Our config of one of their models.
 
     Args:
@@ -53,5 +55,4 @@ def config_of(theirs: dict, where: str):
     c.position.absolute = (("learned", "offset", ("size", size)),) if bilevel else ()
     c.position.relative = ((*relative, *scaling),)
     c.segments.rule = "newline-and-spaced-period"
-    c.segments.separators = _SEPARATORS
-    return c
+    return llama.complete(c, where, Rule(_SEPARATORS))

@@ -1,14 +1,15 @@
 """What `to_hf` wrote -> our config: it is in config.json, as it was."""
 
-from bipe_jax import config as fields
+from bipe_jax import checkpoint
 from bipe_jax.convert import llama
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 
 IGNORED = llama.IGNORED
 MOST_ROWS = {}
 
 
-def config_of(theirs: dict, where: str):
+def config_of(theirs: dict, where: str) -> Plan:
     """The config that config.json holds.
 
     Args:
@@ -20,7 +21,7 @@ def config_of(theirs: dict, where: str):
     """
     ours = theirs.get("bipe_jax")
     if isinstance(ours, dict):
-        return fields.from_dict(ours)
+        return checkpoint.plan_from_json(ours)
     command = {"llama": "from-llama"}.get(theirs.get("model_type"), "from-llama or from-authors")
     if "rpe_type" in theirs:
         command = "from-authors"

@@ -6,9 +6,10 @@ import os
 from etils import epath
 
 from bipe_jax import checkpoint, segments
-from bipe_jax.convert import files, llama, mapping
+from bipe_jax.convert import files, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ def convert(source: str, destination: str, format, tokenizer_path: str = "") -> 
     where = os.path.join(source, "config.json")
     config = format.config_of(files.read_json(where), where)
     spm = _tokenizer(config, source, tokenizer_path)
-    _fill_in_separators(config, spm)
-    llama.complete(config, where)
+    config = _with_rule(config, spm)
     tensors = files.Tensors(source, format.MOST_ROWS)
     mapping.check(config, tensors.shapes, source, format.IGNORED)
     params = mapping.from_llama(config, tensors.shapes, tensors.read, source)
@@ -42,7 +42,7 @@ def convert(source: str, destination: str, format, tokenizer_path: str = "") -> 
     _LOG.info(f"Wrote {epath.Path(destination)}/checkpoints/0")
 
 
-def _tokenizer(config, source: str, path: str) -> tokenizer.Tokenizer:
+def _tokenizer(config: Plan, source: str, path: str) -> tokenizer.Tokenizer:
     if not path:
         path = os.path.join(source, "tokenizer.model")
         if not os.path.exists(path):
@@ -62,20 +62,20 @@ def _tokenizer(config, source: str, path: str) -> tokenizer.Tokenizer:
     return spm
 
 
-def _fill_in_separators(config, spm) -> None:
-    """The rule's separators of this tokenizer; those that a format fixes stay, and are compared."""
-    pieces, rule = spm.pieces(), config.segments.rule
-    fixed = config.segments.separators
-    if not fixed:
-        config.segments.separators = segments.resolve(rule, pieces).separators
-        return
+def _with_rule(config: Plan, spm: tokenizer.Tokenizer) -> Plan:
+    """The config with this tokenizer's rule; a rule that a format fixes stays, and is compared."""
+    pieces, name = spm.pieces(), config.segments.rule
+    if config.rule is None:
+        return config.with_rule(segments.resolve(name, pieces))
+    fixed = config.rule.separators
     try:
-        found = segments.resolve(rule, pieces).separators
+        own = segments.resolve(name, pieces).separators
     except UserError:
-        found = ()
-    if found != fixed:
+        own = ()
+    if own != fixed:
         shown = ", ".join(f"{i} ({pieces[i]!r})" for i in fixed if i < len(pieces))
         _LOG.info(
             f"Note: segments end at the ids {fixed} as in the source's code; with this tokenizer those "
-            f"are {shown or 'none'}, while the rule {rule!r} would be {found}"
+            f"are {shown or 'none'}, while the rule {name!r} would be {own}"
         )
+    return config

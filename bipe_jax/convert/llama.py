@@ -2,9 +2,13 @@
 
 import math
 
-from bipe_jax import config as fields
-from bipe_jax import defaults
+import ml_collections
+
+from bipe_jax import config as configs
+from bipe_jax import plan
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
+from bipe_jax.segments import Rule
 
 # What is no parameter: a buffer that older versions of transformers saved.
 IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -22,7 +26,7 @@ _ONLY = {
 SCALINGS = {"default": lambda scaling: ()}
 
 
-def config_of(theirs: dict, where: str):
+def config_of(theirs: dict, where: str) -> Plan:
     """Our config of a Llama model: rope of position, and the rule "sentence" for what is made of it.
 
     Args:
@@ -46,7 +50,7 @@ def config_of(theirs: dict, where: str):
     c.position.absolute = ()
     c.position.relative = (("rope", "position", *_rope_options(theirs, where)),)
     c.segments.rule = "sentence"
-    return c
+    return complete(c, where)
 
 
 def value(theirs: dict, key: str, where: str, kind=int, missing=None):
@@ -65,14 +69,14 @@ def value(theirs: dict, key: str, where: str, kind=int, missing=None):
     return found
 
 
-def decoder(theirs: dict, where: str):
+def decoder(theirs: dict, where: str) -> ml_collections.ConfigDict:
     """Our config of a Llama-like decoder, but for its encodings, length and segment rule."""
     for key, allowed in _ONLY.items():
         if theirs.get(key, allowed[0]) not in allowed:
             raise UserError(
                 f"{where}: {key}={theirs[key]!r} is not supported: only {allowed[0]!r} is"
             )
-    c = defaults.get_config()
+    c = configs.defaults()
     m = c.model
     m.width = value(theirs, "hidden_size", where)
     m.layers = value(theirs, "num_hidden_layers", where)
@@ -94,12 +98,19 @@ def decoder(theirs: dict, where: str):
     return c
 
 
-def complete(c, where: str) -> None:
-    """Sets what follows from the rest, and checks all. Raises UserError, see `config.validate`."""
+def complete(c: ml_collections.ConfigDict, where: str, rule: Rule | None = None) -> Plan:
+    """The plan of a config of ours, with what follows from the rest.
+
+    Args:
+      rule: where segments end, if their code fixes it.
+
+    Raises:
+      UserError: a value does not fit, see `plan.make`.
+    """
     if c.sequence_length > c.loss_chunk:
         c.loss_chunk = math.gcd(c.loss_chunk, c.sequence_length)
     try:
-        fields.validate(c)
+        return plan.of(configs.parse(c), rule)
     except UserError as error:
         raise UserError(f"{where} makes no config of ours: {error}") from None
 

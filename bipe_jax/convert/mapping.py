@@ -21,8 +21,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bipe_jax import model, positions, sharding
+from bipe_jax import model, sharding
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 
 # Ours -> theirs, and how many of our dimensions are a matrix's inputs; 0: not turned round.
 _EMBED = {"embed/table": ("model.embed_tokens.weight", 0)}
@@ -59,7 +60,7 @@ class Pair(NamedTuple):
     turned: bool
 
 
-def abstract(config) -> dict:
+def abstract(config: Plan) -> dict:
     """The shapes of a config's parameters: what `model.init` returns, without any memory."""
     return jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
 
@@ -68,13 +69,13 @@ def _by_name(params: dict) -> dict:
     return dict(zip(jax.tree.leaves(sharding.names(params)), jax.tree.leaves(params), strict=True))
 
 
-def pairs(config) -> list[Pair]:
+def pairs(config: Plan) -> list[Pair]:
     """Every parameter of a config, in the order of the forward pass.
 
     Raises:
       UserError: a parameter has no name among theirs.
     """
-    learned = [entry.name for entry in positions.absolute(config) if entry.kind == "learned"]
+    learned = [entry.name for entry in config.encodings.absolute if entry.kind == "learned"]
     tables = {
         f"absolute/{name}/table": (f"model.embeds.{i}.weight", 0) for i, name in enumerate(learned)
     }
@@ -106,7 +107,7 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def check(config, shapes: dict, where: str, ignored: str = "") -> None:
+def check(config: Plan, shapes: dict, where: str, ignored: str = "") -> None:
     """Raises UserError unless a checkpoint has exactly the tensors that a config asks for.
 
     Args:
@@ -140,7 +141,7 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-def from_llama(config, shapes: dict, read: Callable[[str], np.ndarray], where: str) -> dict:
+def from_llama(config: Plan, shapes: dict, read: Callable[[str], np.ndarray], where: str) -> dict:
     """Our parameters from their tensors, one after the other.
 
     Args:
@@ -172,7 +173,7 @@ def from_llama(config, shapes: dict, read: Callable[[str], np.ndarray], where: s
     return params
 
 
-def to_llama(config, params: dict) -> Iterator[tuple[str, np.ndarray]]:
+def to_llama(config: Plan, params: dict) -> Iterator[tuple[str, np.ndarray]]:
     """Their names and tensors (contiguous float32) from our parameters, one after the other."""
     flat = {name: np.asarray(leaf, np.float32) for name, leaf in _by_name(params).items()}
     for pair in pairs(config):

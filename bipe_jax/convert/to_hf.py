@@ -17,9 +17,11 @@ from collections.abc import Callable
 import sentencepiece
 from safetensors.numpy import save_file
 
-from bipe_jax import checkpoint, positions, segments
+from bipe_jax import checkpoint
 from bipe_jax.convert import mapping
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
+from bipe_jax.positions.registry import Entry
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,18 +93,23 @@ def _check_free(destination: str) -> None:
         raise UserError(f"{destination} is there already, and not empty: name another directory")
 
 
-def is_llama(config) -> bool:
+def is_llama(config: Plan) -> bool:
     """Whether a model is a plain Llama: rope of position, not scaled, and nothing else."""
-    relative = positions.relative(config)
+    relative = config.encodings.relative
     return (
-        not positions.absolute(config)
+        not config.encodings.absolute
         and [entry.name for entry in relative] == ["rope_position"]
         and not _exported(config, relative[0])["scaling"]
     )
 
 
-def _exported(config, entry: positions.Entry) -> dict:
+def _exported(config: Plan, entry: Entry) -> dict:
     """An entry as modeling_bipe.py takes it, with all options."""
+    if len(entry.layers) < config.model.layers:
+        raise UserError(
+            f"the encoding {entry.name!r} of some layers only cannot be converted: modeling_bipe.py has the "
+            "same encodings in all layers"
+        )
     if entry.kind not in _OPTIONS:
         raise UserError(
             f"the encoding {entry.kind!r} of {entry.coordinate!r} cannot be converted: "
@@ -123,15 +130,15 @@ def _exported(config, entry: positions.Entry) -> dict:
     return {"kind": entry.kind, "coordinate": entry.coordinate, **options}
 
 
-def encodings_of(config) -> dict:
+def encodings_of(config: Plan) -> dict:
     """The encodings as modeling_bipe.py takes them. Raises UserError for what it does not compute."""
     return {
-        "absolute_encodings": [_exported(config, e) for e in positions.absolute(config)],
-        "relative_encodings": [_exported(config, e) for e in positions.relative(config)],
+        "absolute_encodings": [_exported(config, e) for e in config.encodings.absolute],
+        "relative_encodings": [_exported(config, e) for e in config.encodings.relative],
     }
 
 
-def config_of(config, tokenizer) -> dict:
+def config_of(config: Plan, tokenizer) -> dict:
     """config.json: Llama's names, the encodings, and our config as it is.
 
     Raises:
@@ -153,10 +160,10 @@ def config_of(config, tokenizer) -> dict:
         "bos_token_id": ids["bos"],
         "eos_token_id": ids["eos"],
         "pad_token_id": ids["pad"],
-        "bipe_jax": config.to_dict(),
+        "bipe_jax": checkpoint.meta_to_json(config),
     }
     if is_llama(config):
-        (rope,) = (_exported(config, entry) for entry in positions.relative(config))
+        (rope,) = (_exported(config, entry) for entry in config.encodings.relative)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -165,7 +172,7 @@ def config_of(config, tokenizer) -> dict:
             "rope_theta": rope["theta"],  # where transformers before 5 look
             **common,
         }
-    rule = segments.rule_of(config)
+    rule = config.segment_rule
     return {
         "architectures": ["BipeForCausalLM"],
         "model_type": "bipe_jax",
@@ -190,10 +197,10 @@ def _ids(tokenizer) -> dict:
     return ids
 
 
-def _generation_config(config, tokenizer) -> dict:
+def _generation_config(config: Plan, tokenizer) -> dict:
     ids = _ids(tokenizer)
     dynamic = any(
-        entry.options.get("scaling") == "dynamic-ntk" for entry in positions.relative(config)
+        entry.options.get("scaling") == "dynamic-ntk" for entry in config.encodings.relative
     )
     return {
         "bos_token_id": ids["bos"],

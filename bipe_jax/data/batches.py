@@ -7,17 +7,19 @@ for prepared data.
 import os
 
 import numpy as np
-from etils import epath
 
 from bipe_jax import segments
+from bipe_jax.config import Config
+from bipe_jax.config.spec import JSONL, PREPARED, Mixture, Source
 from bipe_jax.data import sources
 from bipe_jax.data.ahead import Ahead
+from bipe_jax.data.prepared import Prepared
 from bipe_jax.data.stream import Stream
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 
 _AHEAD = 4  # batches
 _MOST_WORKERS = 16
-PREPARED = "prepared:"
 
 
 def annotate(
@@ -54,73 +56,28 @@ def annotate(
     return block | {"weights": weights}
 
 
-def mixture(config) -> list[tuple[str, float]]:
-    """`data.train` as pairs of a source's spec and its share of the blocks.
-
-    Several sources are separated by ";", each with its weight behind "@".
-
-    Raises:
-      UserError: it is malformed.
-    """
-    train = config.data.train
-    pairs = []
-    for part in train.split(";"):
-        spec, at, weight = part.rpartition("@")
-        if not at:
-            spec, weight = part, "1"
-        try:
-            pairs.append((spec.strip(), float(weight)))
-        except ValueError:  # an "@" of the path
-            pairs.append((part.strip(), 1.0))
-    if not all(spec and 0 < weight < float("inf") for spec, weight in pairs):
-        raise UserError(
-            f"config.data.train={train!r} must be a source, or several with weights above 0, such as "
-            "'books/*.jsonl@0.7; code/*.jsonl@0.3'"
-        )
-    if len({spec for spec, _ in pairs}) < len(pairs):
-        raise UserError(f"config.data.train={train!r} names a source twice")
-    total = sum(weight for _, weight in pairs)
-    return [(spec, weight / total) for spec, weight in pairs]
-
-
-def prepared_with(config) -> str:
-    """The tokenizer file that goes with prepared data, "" for other sources."""
-    spec = mixture(config)[0][0]
-    if not spec.startswith(PREPARED):
-        return ""
-    directory = spec.removeprefix(PREPARED).partition("#")[0]
-    path = epath.Path(directory) / "tokenizer.model"
-    if not path.exists():
-        raise UserError(
-            f"config.data.train: {directory} is no prepared directory (it has no tokenizer.model): "
-            "python -m bipe_jax.data.prepare writes one"
-        )
-    return str(path)
-
-
-def _check_held_out(pairs, evaluation: str) -> None:
+def check_held_out(mixture: Mixture, evaluated: Source) -> None:
     """Raises UserError if a shard that is evaluated on is trained on too."""
 
-    def files(spec):
-        path, _, names = spec.partition("#")
-        plain = ":" not in path.split("/")[0] or "://" in path
+    def files(source: Source) -> set[str]:
+        if source.kind != JSONL:
+            return {f"{source.kind}:{source.path}"}
         try:
-            return (set(sources.files.find(path)) if plain else {path}), set(names.split("|"))
+            return set(sources.files.find(source.path))
         except UserError:  # the evaluation's own business, later
-            return set(), set()
+            return set()
 
-    held, held_names = files(evaluation)
-    for spec, _ in pairs:
-        used, names = files(spec)
-        apart = "" not in names | held_names and not names & held_names
-        if (both := held & used) and not apart:
+    held_out = files(evaluated)
+    for source in mixture.sources:
+        apart = source.sets and evaluated.sets and not set(source.sets) & set(evaluated.sets)
+        if (both := held_out & files(source)) and not apart:
             raise UserError(
-                f"config.data.evaluation={evaluation!r} shares {min(both)} with config.data.train: "
+                f"config.data.evaluation={evaluated.text!r} shares {min(both)} with config.data.train: "
                 "evaluate on text that is held out"
             )
 
 
-def workers_of(config) -> int:
+def workers_of(config: Config) -> int:
     """Threads that tokenise: as many as cores, none for one core, unless the config says."""
     if config.data.workers >= 0:
         return config.data.workers
@@ -131,15 +88,15 @@ def workers_of(config) -> int:
 class _Streams:
     """Blocks of several streams by their shares; the next is of the one that is furthest behind."""
 
-    def __init__(self, config, pairs, tokenizer, policy, reader):
-        self.names = [spec for spec, _ in pairs]
-        self._shares = np.array([share for _, share in pairs])
-        self._given = np.zeros(len(pairs), np.int64)
+    def __init__(self, config: Plan, tokenizer, policy, reader):
+        self.names = [source.text for source in config.training.sources]
+        self._shares = np.array(config.training.shares)
+        self._given = np.zeros(len(self.names), np.int64)
         self._reader = reader
         goes_on = config.data.cut_documents == "continue"
         self._streams = [
             Stream(
-                sources.open_source(spec, tuple(config.data.sets), policy),
+                sources.open_source(source, config.data.sets, policy),
                 tokenizer,
                 length=config.sequence_length + 1,
                 window=config.data.shuffle_blocks,
@@ -147,9 +104,9 @@ class _Streams:
                 seed=config.seed,
                 reader=reader,
                 workers=workers_of(config),
-                rule=segments.rule_of(config) if goes_on else None,
+                rule=config.segment_rule if goes_on else None,
             )
-            for spec in self.names
+            for source in config.training.sources
         ]
 
     def take(self, count: int) -> dict:
@@ -191,13 +148,13 @@ class _Streams:
 
 
 class Batches:
-    """An endless iterator of annotated batches, arrays (rows, L) of a resolved config.
+    """An endless iterator of annotated batches, arrays (rows, L) of a run.
 
     A thread makes them ahead. `get_state` is that of the batch that was given last, so that
     `set_state` in a new process goes on with the one behind it.
 
     Args:
-      config: a resolved config. tokenizer: a `tokenizer.Tokenizer`.
+      config: with its segment rule. tokenizer: a `tokenizer.Tokenizer`.
       tally: counts what was wrong with the data.
       reader: (which, of how many) processes that read rows of their own, see `sharding.reader`.
 
@@ -205,24 +162,19 @@ class Batches:
       UserError: a wrong source, at once or while iterating.
     """
 
-    def __init__(self, config, tokenizer, tally: sources.Tally | None = None, reader=(0, 1)):
-        pairs = mixture(config)
-        _check_held_out(pairs, config.data.evaluation)
+    def __init__(self, config: Plan, tokenizer, tally: sources.Tally | None = None, reader=(0, 1)):
+        check_held_out(config.training, config.evaluated)
         self._tally = tally or sources.Tally()
-        self._rule = segments.rule_of(config)
+        self._rule = config.segment_rule
         self._separate = config.data.separate_documents
         self._needs_ids = self._separate or config.data.packing == "document"
         self._reader, self._rows = reader, config.batch_size // reader[1]
-        prepared = [spec.startswith(PREPARED) for spec, _ in pairs]
-        if any(prepared) and not all(prepared):
-            raise UserError("config.data.train mixes prepared data with other sources: prepare all")
-        if any(prepared):
-            from bipe_jax.data.prepared import Prepared
-
-            self._blocks = Prepared(config, pairs, tokenizer, reader)
+        self._blocks: Prepared | _Streams
+        if config.training.sources[0].kind == PREPARED:
+            self._blocks = Prepared(config, config.training, tokenizer, reader)
         else:
             policy = sources.policy_of(config, self._tally)
-            self._blocks = _Streams(config, pairs, tokenizer, policy, reader)
+            self._blocks = _Streams(config, tokenizer, policy, reader)
         self._state, self._given = self._blocks.get_state(), {}
         self._ahead = None
 

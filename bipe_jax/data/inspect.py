@@ -13,9 +13,10 @@ import os
 import sys
 
 from bipe_jax import cli, segments
+from bipe_jax.config.fields import PACKINGS
+from bipe_jax.config.spec import PREPARED, parse_source
 from bipe_jax.data import page, prepared, sample, survey
 from bipe_jax.data import tokenizer as tokenizers
-from bipe_jax.data.packing import PACKINGS
 from bipe_jax.errors import UserError
 from bipe_jax.report import text
 
@@ -50,11 +51,11 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
     """Prints blocks and statistics of a source, and writes the page.
 
     Args:
-      data: a source, see `sources.open_source`, or "prepared:DIR".
+      data: a source, see `config.spec`.
       tokenizer: a SentencePiece model's file; "" for prepared data, which has one.
       rule: names of rules, separated by commas; the blocks shown are cut by the first. "": RULES.
       length: tokens of a block shown. blocks: how many of each set. sets: those to keep; () keeps all.
-      packing: one of `packing.PACKINGS`, "" for "concat" or what the prepared data has.
+      packing: one of `config.fields.PACKINGS`, "" for "concat" or what the prepared data has.
       documents: that are read, or prepared blocks of each set; 0: all.
       output: the page's file; "" writes none.
 
@@ -74,15 +75,15 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
         raise UserError(f"--output={output}: there is no such directory")
     for name in filter(None, rule.split(",")):
         segments.check_rule(name)
-    is_prepared = data.startswith(prepared.PREPARED)
+    source = parse_source(data)
+    is_prepared = source.kind == PREPARED
     if is_prepared:
         if tokenizer or packing:
             raise UserError(
                 f"{data} has a tokenizer and a packing: leave --tokenizer, --packing out"
             )
-        prepared.open_prepared(data, sets).close()  # its errors come before the tokenizer's
-        directory = data.removeprefix(prepared.PREPARED).partition("#")[0]
-        tokenizer = os.path.join(directory, "tokenizer.model")
+        prepared.open_prepared(source, sets).close()  # its errors come before the tokenizer's
+        tokenizer = os.path.join(source.path, "tokenizer.model")
     elif not tokenizer:
         raise UserError(
             "--tokenizer=FILE.model is needed, a SentencePiece model (a run that trains its own leaves "
@@ -92,9 +93,9 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
     rules = rules_of(rule, model.pieces())
     kind = packing or "concat"
     if is_prepared:
-        found = survey.of_prepared(data, rules, sets=sets, limit=documents)
+        found = survey.of_prepared(source, rules, sets=sets, limit=documents)
     else:
-        found = survey.of_text(data, model, rules, sets=sets, kind=kind, limit=documents)
+        found = survey.of_text(source, model, rules, sets=sets, kind=kind, limit=documents)
     for name in sets:
         if name not in found.sets:
             _LOG.info(f"There is no document of the set {name!r}")

@@ -17,6 +17,7 @@ import time
 
 from etils import epath
 
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.records import SetWriter, writing
 from bipe_jax.data.stream import parts
@@ -33,9 +34,9 @@ class Plan:
     """What is prepared, and how.
 
     Attributes:
-      input: a source, see `sources.open_source`. sets: those to keep; () keeps all.
+      input: a source, see `config.spec`. sets: those to keep; () keeps all.
       output: the directory, which holds `tokenizer.model` already.
-      length: tokens of a block. packing: one of `packing.PACKINGS`. vocab_size: the tokenizer's.
+      length: tokens of a block. packing: one of `config.fields.PACKINGS`. vocab_size: the tokenizer's.
       on_error, max_bad_share: see `sources.Policy`.
     """
 
@@ -82,7 +83,7 @@ def _opened(plan: Plan) -> tuple:
     if getattr(_of_thread, "plan", None) != plan:
         tokens = tokenizer.load(str(plan.path("tokenizer.model")))
         policy = sources.Policy(plan.on_error, plan.max_bad_share)
-        source = sources.open_source(plan.input, plan.sets, policy)
+        source = sources.open_source(parse_source(plan.input), plan.sets, policy)
         _of_thread.plan, _of_thread.opened = plan, (tokens, source, policy.tally)
     return _of_thread.opened
 

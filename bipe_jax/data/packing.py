@@ -9,8 +9,6 @@ import bisect
 
 import numpy as np
 
-PACKINGS = ("concat", "document")
-
 
 def concat(rows: dict, length: int, pad: bool = False) -> dict:
     """One document after the other, cut into blocks (as in BiPE's paper).

@@ -18,8 +18,9 @@ import tqdm
 from etils import epath
 
 from bipe_jax import cli
+from bipe_jax.config.fields import ON_ERROR, PACKINGS
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import jobs, on_beam, sources, tokenizer
-from bipe_jax.data.packing import PACKINGS
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
@@ -44,10 +45,10 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     """Writes the blocks of a source to a directory, or goes on with that.
 
     Args:
-      input: a source, see `sources.open_source`. output: the directory.
+      input: a source, see `config.spec`. output: the directory.
       tokenizer_path: a SentencePiece model.
       length: tokens that a model will see at a time; blocks have one more.
-      packing: one of `packing.PACKINGS`. sets: names of sets to keep; () keeps all.
+      packing: one of `config.fields.PACKINGS`. sets: names of sets to keep; () keeps all.
       workers: processes, 0 for as many as there are cores; 1 is this process.
       on_error, max_bad_share: see `sources.Policy`.
       runner: Apache Beam's runner, if it is to do the work; beam_options: its options.
@@ -63,7 +64,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     plan = jobs.Plan(
         input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share
     )
-    source = sources.open_source(input, plan.sets)
+    source = sources.open_source(parse_source(input), plan.sets)
     settings = {
         "input": input,
         "source_shards": source.shards,
@@ -257,7 +258,7 @@ def main():
     parser.add_argument("--packing", default="concat", choices=PACKINGS)
     parser.add_argument("--sets", default="", help="sets to keep, separated by | (all)")
     parser.add_argument("--workers", default=0, type=int, help="processes (one a core)")
-    parser.add_argument("--on_error", default="raise", choices=sources.ON_ERROR)
+    parser.add_argument("--on_error", default="raise", choices=ON_ERROR)
     parser.add_argument("--max_bad_share", default=0.01, type=float, help="of lines, and shards")
     parser.add_argument("--runner", default="", help="Apache Beam's; its options may follow")
     args, rest = parser.parse_known_args()

@@ -6,6 +6,7 @@ of all its blocks that is another in every epoch. Batches are therefore the same
 reading processes.
 """
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -14,8 +15,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from bipe_jax.config import Config
+from bipe_jax.config.spec import Mixture, Source
 from bipe_jax.data import tokenizer as tokenizers
-from bipe_jax.data.batches import PREPARED
 from bipe_jax.data.mixing import drawn, integer_weights, permuted
 from bipe_jax.data.records import read_field
 from bipe_jax.errors import UserError
@@ -33,13 +35,13 @@ class Dataset:
     """The blocks of some sets of a prepared directory.
 
     Attributes:
-      spec: what it was opened from. path: the directory.
+      source: what it was opened from. path: the directory.
       settings: what it was prepared with, see `prepare.prepare`.
       blocks: how many there are. length: tokens of each.
     """
 
-    def __init__(self, spec: str, path: epath.Path, description: dict, sets: list[str]):
-        self.spec, self.path, self.settings = spec, path, description["settings"]
+    def __init__(self, source: Source, path: epath.Path, description: dict, sets: list[str]):
+        self.source, self.path, self.settings = source, path, description["settings"]
         self.length = self.settings["sequence_length"] + 1
         self._record = description["record"]
         chosen = [description["sets"][name] for name in sets]
@@ -144,20 +146,20 @@ def _description(path: epath.Path) -> dict:
     )
 
 
-def open_prepared(spec: str, sets=()) -> Dataset:
+def open_prepared(source: Source, sets=()) -> Dataset:
     """Opens prepared data.
 
     Args:
-      spec: "prepared:DIR", and behind "#" names of sets to keep, separated by "|".
-      sets: names of sets to keep as well; () keeps all.
+      source: of the kind "prepared".
+      sets: names of sets to keep, besides the source's own; () keeps all.
 
     Raises:
       UserError: DIR is missing or not completely prepared, or has no such set.
     """
-    path, _, fragment = spec.removeprefix(PREPARED).partition("#")
+    path = source.path
     description = _description(epath.Path(path))
     known = list(description["sets"])
-    named = fragment.split("|") if fragment else known
+    named = source.sets or known
     unknown = [name for name in named if name not in known]
     chosen = [name for name in known if name in named and (not sets or name in sets)]
     if unknown or not chosen:
@@ -166,10 +168,10 @@ def open_prepared(spec: str, sets=()) -> Dataset:
             f"data: {path} has no set {' or '.join(map(repr, missing))}: it has "
             f"{', '.join(map(repr, known))}"
         )
-    return Dataset(spec, epath.Path(path), description, chosen)
+    return Dataset(source, epath.Path(path), description, chosen)
 
 
-def documents(spec: str, sets, tokenizer):
+def documents(source: Source, sets, tokenizer):
     """Yields {"set": str, "tokens": (T,) int32}: what blocks hold of documents, block by block.
 
     A document that was cut is given in parts, each no longer than a block.
@@ -177,13 +179,11 @@ def documents(spec: str, sets, tokenizer):
     Raises:
       UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer.
     """
-    path, _, fragment = spec.removeprefix(PREPARED).partition("#")
-    check_tokenizer(open_prepared(spec, sets), tokenizer)
-    named = fragment.split("|") if fragment else list(_description(epath.Path(path))["sets"])
-    for name in named:
+    check_tokenizer(open_prepared(source, sets), tokenizer)
+    for name in source.sets or list(_description(epath.Path(source.path))["sets"]):
         if sets and name not in sets:
             continue
-        part = open_prepared(f"{PREPARED}{path}#{name}")
+        part = open_prepared(dataclasses.replace(source, sets=(name,)))
         for start in range(0, part.blocks, _READ_AT_ONCE):
             rows = part.read(np.arange(start, min(start + _READ_AT_ONCE, part.blocks)))
             for tokens, ids in zip(rows["tokens"], rows["document_ids"], strict=True):
@@ -199,18 +199,18 @@ class Prepared:
 
     Args:
       config: `batch_size`, `sequence_length`, `seed` and `data` count here.
-      pairs: (spec, share) of each source. tokenizer: the run's.
+      mixture: of prepared sources. tokenizer: the run's.
       reader: (which, of how many) processes; each takes its rows of every batch.
 
     Raises:
       UserError: as `open_prepared`; or a source was prepared for something else.
     """
 
-    def __init__(self, config, pairs, tokenizer, reader=(0, 1)):
-        self._sources = [open_prepared(spec, tuple(config.data.sets)) for spec, _ in pairs]
+    def __init__(self, config: Config, mixture: Mixture, tokenizer, reader=(0, 1)):
+        self._sources = [open_prepared(source, config.data.sets) for source in mixture.sources]
         for source in self._sources:
             _check(source, config, tokenizer)
-        self._weights = integer_weights([share for _, share in pairs])
+        self._weights = integer_weights(list(mixture.shares))
         self._seed, self._batch_size = config.seed, config.batch_size
         self._reader, self._batch = reader, 0
 
@@ -241,7 +241,9 @@ class Prepared:
     def given(self) -> dict:
         """Source -> (blocks that all processes together have taken, epochs)."""
         counts = drawn(self._batch * self._batch_size, self._weights).tolist()
-        return {s.spec: (n, n / s.blocks) for s, n in zip(self._sources, counts, strict=True)}
+        return {
+            s.source.text: (n, n / s.blocks) for s, n in zip(self._sources, counts, strict=True)
+        }
 
     def get_state(self) -> dict:
         return {"batch": self._batch}
@@ -254,7 +256,7 @@ class Prepared:
             source.close()
 
 
-def _check(source: Dataset, config, tokenizer) -> None:
+def _check(source: Dataset, config: Config, tokenizer) -> None:
     """Raises UserError if a run cannot use what was prepared."""
     made = source.settings
     for name, value in (

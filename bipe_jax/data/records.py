@@ -74,7 +74,7 @@ class SetWriter:
     """Packs the documents of one set and writes their blocks to an ArrayRecord file.
 
     Args:
-      path: a local file. length: tokens of a block. kind: one of `packing.PACKINGS`.
+      path: a local file. length: tokens of a block. kind: one of `config.fields.PACKINGS`.
     """
 
     def __init__(self, path: str, length: int, vocab_size: int, kind: str):

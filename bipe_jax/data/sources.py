@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 
 import orjson
 
+from bipe_jax.config import Config, spec
+from bipe_jax.config.spec import Source
 from bipe_jax.data import quickstart
 from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
 
 NO_SET = "documents"  # the set name of documents that name none
-ON_ERROR = ("raise", "skip")
-_QUICKSTART, _TFDS = "quickstart:", "tfds:"
 _TFDS_SHARDS = 64
 _JUDGED_FROM = 1000  # lines of a shard; and at its end
 _REMEMBERED = 1 << 16  # documents that duplicates are looked for among
@@ -101,58 +101,64 @@ class Policy:
     tally: Tally = dataclasses.field(default_factory=Tally)
 
 
-def policy_of(config, tally: Tally | None = None) -> Policy:
+def policy_of(config: Config, tally: Tally | None = None) -> Policy:
+    """The policy that a config asks for."""
     return Policy(config.data.on_error, config.data.max_bad_share, tally or Tally())
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Attributes:
-    spec, sets: what it was opened with.
+class Opened:
+    """A source whose shards are known.
+
+    Attributes:
+    source, sets: what it was opened with.
     shards: their names.
     read: (number of the shard, place in it or None for its start) -> yields (document, the place
       behind it, of JSON's types). Raises UserError by the policy.
     """
 
-    spec: str
+    source: Source
     sets: tuple[str, ...]
     shards: list[str]
     read: Callable[[int, object], Iterator[tuple[dict, object]]]
 
 
-def open_source(spec: str, sets=(), policy: Policy | None = None) -> Source:
-    """Opens a source; nothing is read of it yet.
+def open_source(source: Source, sets=(), policy: Policy | None = None) -> Opened:
+    """Opens a source of text; nothing is read of it yet.
 
     Args:
-      spec: "quickstart:train", "quickstart:validation", "tfds:NAME[:SPLIT]" (a dataset that TFDS finds,
-        or the directory of one, in ArrayRecord files), or globs of shards separated by commas. Behind
-        "#", names of sets to keep, separated by "|".
-      sets: names of sets to keep as well; () keeps all.
+      source: the quickstart's corpus, a TFDS dataset (that TFDS finds, or the directory of one, in
+        ArrayRecord files) or JSONL shards.
+      sets: names of sets to keep, besides the source's own; () keeps all.
 
     Raises:
       UserError: there is no such source.
     """
     policy = policy or Policy()
-    path, _, fragment = spec.partition("#")
-    own = tuple(fragment.split("|")) if fragment else ()
 
     def kept(shard, found):
         def keep(item):
             document, place = item
             name = document["set"]
-            if not document["text"] or (sets and name not in sets) or (own and name not in own):
+            if (
+                not document["text"]
+                or (sets and name not in sets)
+                or (source.sets and name not in source.sets)
+            ):
                 return False
-            policy.tally.document((spec, shard), place, document["text"])
+            policy.tally.document((source.text, shard), place, document["text"])
             return True
 
         return filter(keep, found)  # unlike a generator, it holds no document while it waits
 
-    if path.startswith(_QUICKSTART):
-        shards, read = _quickstart(path.removeprefix(_QUICKSTART))
-    elif path.startswith(_TFDS):
-        shards, read = _tfds(path)
+    if source.kind == spec.QUICKSTART:
+        shards, read = _quickstart(source.path)
+    elif source.kind == spec.TFDS:
+        shards, read = _tfds(source.path)
+    elif source.kind == spec.PREPARED:
+        raise UserError(f"data: {source.text} is prepared data, and text is needed here")
     else:
-        shards = files.find(path)
+        shards = files.find(source.path)
 
         def read(shard, place):
             return read_shard(shards[shard], place, policy, len(shards))
@@ -160,28 +166,29 @@ def open_source(spec: str, sets=(), policy: Policy | None = None) -> Source:
     def read_kept(shard, place=None):
         return kept(shard, read(shard, place))
 
-    return Source(spec, tuple(sets), shards, read_kept)
+    return Opened(source, tuple(sets), shards, read_kept)
 
 
-def documents(spec: str, sets=(), policy: Policy | None = None) -> Iterator[dict]:
+def documents(source: Source, sets=(), policy: Policy | None = None) -> Iterator[dict]:
     """Yields all documents of a source once, in a fixed order.
 
     Raises:
       UserError: as `open_source` and `read_shard`; or nothing is left after filtering.
     """
-    source = open_source(spec, sets, policy)
+    opened = open_source(source, sets, policy)
     empty = True
-    for shard in range(len(source.shards)):
-        for document, _ in source.read(shard):
+    for shard in range(len(opened.shards)):
+        for document, _ in opened.read(shard):
             empty = False
             yield document
     if empty:
-        raise nothing(spec, sets)
+        raise nothing(source, sets)
 
 
-def nothing(spec: str, sets=()) -> UserError:
+def nothing(source: Source, sets=()) -> UserError:
+    """The error of a source without documents."""
     filtered = f" of the sets {', '.join(sets)}" if sets else ""
-    return UserError(f"data: {spec!r} holds no document{filtered}")
+    return UserError(f"data: {source.text!r} holds no document{filtered}")
 
 
 def _fits(line: bytes) -> bool:
@@ -284,14 +291,15 @@ def _quickstart(split: str):
         if place is None:
             yield held[shard], 1
 
-    return [f"{_QUICKSTART}{split}[{i}]" for i in range(len(held))], read
+    return [f"{spec.QUICKSTART}:{split}[{i}]" for i in range(len(held))], read
 
 
-def _tfds(path: str):
+def _tfds(dataset: str):
     """A TFDS dataset with a feature `text`; stretches of it are the shards."""
     import tensorflow_datasets as tfds
 
-    name, _, split = path.removeprefix(_TFDS).partition(":")
+    name, _, split = dataset.partition(":")
+    path = f"{spec.TFDS}:{dataset}"
     split = split or "train"
     try:
         builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)

@@ -87,7 +87,7 @@ class Documents:
                 return document
             self._barren += 1
             if self._barren > len(self.mine) + len(self.open):
-                raise nothing(self.source.spec, self.source.sets)
+                raise nothing(self.source.source, self.source.sets)
             self.open[self.turn] = (self.next, None, self._reader(self.next))
             self.next += 1
 
@@ -98,7 +98,7 @@ class Stream:
     Args:
       source: of the documents. tokenizer: a `tokenizer.Tokenizer`.
       length: tokens of a block. window: blocks that are shuffled among each other.
-      kind: how documents are packed, one of `packing.PACKINGS`.
+      kind: how documents are packed, one of `config.fields.PACKINGS`.
       seed: of the order. reader: (which, of how many) readers, each of which takes shards of its own.
       workers: threads that tokenise, beside the one that reads and packs.
       rule: if given, blocks have the coordinates of whole documents, also where they are cut.
@@ -114,7 +114,7 @@ class Stream:
                  workers=0, rule=None):  # fmt: skip
         if len(source.shards) < reader[1]:
             raise UserError(
-                f"data: {source.spec!r} has {len(source.shards)} shards for {reader[1]} reading "
+                f"data: {source.source.text!r} has {len(source.shards)} shards for {reader[1]} reading "
                 "processes: rewrite it into more (python -m bipe_jax.data.reframe) or prepare it "
                 "(python -m bipe_jax.data.prepare)"
             )

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bipe_jax import segments
+from bipe_jax.config.spec import Source
 from bipe_jax.data import packing, prepared, sources, stream
 
 BLOCK = 1024  # tokens, for the number of segments in a block
@@ -173,20 +174,19 @@ def _encoded(documents: Iterable[dict], tokenizer) -> Iterator[tuple[dict, np.nd
             yield running.popleft().result()
 
 
-def of_text(spec: str, tokenizer, rules: dict, *, sets=(), kind="concat", limit=0) -> Survey:
+def of_text(source: Source, tokenizer, rules: dict, *, sets=(), kind="concat", limit=0) -> Survey:
     """Reads a source of text.
 
     Args:
-      spec, sets: as `sources.open_source`. tokenizer: a `tokenizer.Tokenizer`.
-      rules: name -> `segments.Rule`. kind: one of `packing.PACKINGS`.
+      source, sets: as `sources.open_source`. tokenizer: a `tokenizer.Tokenizer`.
+      rules: name -> `segments.Rule`. kind: one of `config.fields.PACKINGS`.
       limit: documents that are read; 0: all.
 
     Raises:
       UserError: as `sources.open_source`; or there is no document.
     """
     policy = sources.Policy("skip", 1.0)  # what is bad is counted, and shown
-    source = sources.open_source(spec, sets, policy)
-    documents = _drawn(source)
+    documents = _drawn(sources.open_source(source, sets, policy))
     found: dict[str, Statistics] = {}
     taken = itertools.islice(documents, limit or None)
     for document, tokens in _encoded(tqdm(taken, unit=" documents", disable=None), tokenizer):
@@ -195,7 +195,7 @@ def of_text(spec: str, tokenizer, rules: dict, *, sets=(), kind="concat", limit=
         found[document["set"]].add(tokens, len(document["text"].encode()))
     faults = policy.tally.counts()
     if not any(s.tokens for s in found.values()):
-        error = sources.nothing(spec, sets)
+        error = sources.nothing(source, sets)
         listed = ", ".join(f"{kind}: {count}" for kind, count in sorted(faults.items()))
         raise type(error)(f"{error} ({listed})" if faults else str(error))
     more = next(documents, None) is not None
@@ -205,25 +205,24 @@ def of_text(spec: str, tokenizer, rules: dict, *, sets=(), kind="concat", limit=
     return Survey(_sorted(found), rules, policy.tally.counts(), note if more else "")
 
 
-def of_prepared(spec: str, rules: dict, *, sets=(), limit=0) -> Survey:
+def of_prepared(source: Source, rules: dict, *, sets=(), limit=0) -> Survey:
     """Reads prepared data, evenly spaced blocks of each set; what is counted is cut at their ends.
 
     Args:
-      spec, sets: as `prepared.open_prepared`. rules: as `of_text`.
+      source, sets: as `prepared.open_prepared`. rules: as `of_text`.
       limit: blocks that are read of each set; 0: all.
 
     Raises:
       UserError: as `prepared.open_prepared` and `Dataset.read`.
     """
-    dataset = prepared.open_prepared(spec, sets)
+    dataset = prepared.open_prepared(source, sets)
     length = dataset.length - 1  # what a model sees
-    names = spec.partition("#")[2]
     description = json.loads((dataset.path / prepared.COMPLETE).read_text())
     found, read, blocks = {}, 0, 0
     for name, counts in description["sets"].items():
-        if (sets and name not in sets) or (names and name not in names.split("|")):
+        if (sets and name not in sets) or (source.sets and name not in source.sets):
             continue
-        part = prepared.open_prepared(f"{spec.partition('#')[0]}#{name}")
+        part = prepared.open_prepared(dataclasses.replace(source, sets=(name,)))
         statistics = found[name] = Statistics(rules)
         for field in ("documents", "text_bytes", "tokens"):
             setattr(statistics, field, counts[field])

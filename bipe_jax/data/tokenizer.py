@@ -1,20 +1,13 @@
 """SentencePiece tokenizers: loaded from a file, or trained on the run's own text."""
 
 import io
-import itertools
-import logging
-import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import sentencepiece as spm
 from etils import epath
 
-from bipe_jax.data import sources
-from bipe_jax.data.batches import mixture, prepared_with
 from bipe_jax.errors import UserError
-
-_LOG = logging.getLogger(__name__)
 
 # SentencePiece leaves out longer "sentences"; text is cut into pieces of at most so many bytes.
 _SAMPLE_BYTES = 4000
@@ -160,69 +153,3 @@ def train(texts: Iterable[str], vocab_size: int, max_bytes: int) -> Tokenizer:
             f"cannot train a tokenizer with model.vocab_size={vocab_size}: {str(error).splitlines()[-1]}"
         ) from None
     return Tokenizer(model.getvalue())
-
-
-def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
-    """The checkpoint's tokenizer, else the config's, else one trained on the run's own text.
-
-    One that is trained is kept as WORKDIR/tokenizer.model.
-
-    Args:
-      saved: the tokenizer of the checkpoint that the run goes on or starts from, if it does.
-
-    Raises:
-      UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
-    """
-    given = config.tokenizer.path or prepared_with(config)
-    path = given or os.path.join(workdir, "tokenizer.model")
-    if given:
-        chosen = load(path)
-        if saved and chosen.pieces() != saved.pieces():
-            raise UserError(
-                f"the tokenizer {path!r} has another vocabulary than the checkpoint's, "
-                f"{saved.name}: leave config.tokenizer.path out and train on text or on data prepared "
-                "with that one, or start a run without that checkpoint"
-            )
-    elif saved:
-        chosen = saved
-    elif os.path.exists(path):
-        chosen = load(path)
-    else:
-        _LOG.info(
-            f"Training a tokenizer of {config.model.vocab_size} pieces on {config.data.train}"
-        )
-        size = config.tokenizer.train_bytes
-        chosen = train(_sample_texts(config, size), config.model.vocab_size, size)
-        epath.Path(path + ".tmp").write_bytes(chosen.model)
-        os.replace(path + ".tmp", path)
-    if chosen.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size={config.model.vocab_size}, but the tokenizer {path} has "
-            f"{chosen.vocab_size} pieces: set config.model.vocab_size to that"
-        )
-    return chosen
-
-
-def _sample_texts(config, size: int) -> Iterator[str]:
-    """The beginnings of documents, of equal length as far as they reach, about `size` bytes in all.
-
-    Takes the first documents of the corpus, up to 2000 or 50 times as much text as is needed.
-    """
-    held, characters = [], 0
-    read = [
-        sources.documents(spec, tuple(config.data.sets), sources.policy_of(config))
-        for spec, _ in mixture(config)
-    ]
-    for document in itertools.chain.from_iterable(itertools.zip_longest(*read)):
-        if document is None:
-            continue
-        held.append(document["text"][:size])
-        characters += len(held[-1])
-        if len(held) == 2000 or characters > 50 * size:
-            break
-    # The largest equal share that does not exceed `size`: short documents leave more to long ones.
-    share, left = 0, size
-    for i, length in enumerate(sorted(map(len, held))):
-        share = max(left // (len(held) - i), 1)
-        left -= min(length, share)
-    return (text[:share] for text in held)

@@ -18,10 +18,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bipe_jax import model, positions, segments, sharding
-from bipe_jax.attention.chunked import Side, in_parts
+from bipe_jax import model, segments, sharding
+from bipe_jax.attention.chunked import in_parts
+from bipe_jax.attention.scoring import Side
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
+from bipe_jax.plan import Plan
+from bipe_jax.positions import LayerEncodings
 
 PIECE = 256  # tokens of a prompt that are computed at a time
 _SMALLEST = 64  # tokens of the smallest cache
@@ -79,29 +82,34 @@ def bucket(length: int) -> int:
     return size * 3 // 4 if length <= size * 3 // 4 and size > _SMALLEST else size
 
 
-def empty_cache(config, rows: int, size: int) -> dict:
+def empty_cache(config: Plan, rows: int, size: int) -> dict:
     """A cache without tokens.
 
     Returns:
-      "key", "value": (layers, B, K, S, H) in `model.dtype`. "coordinates": those that biases need,
-      (B, S) int32 each. "length": (B,) tokens that are in it. "next": coordinates of the token that
-      follows, (B,) int32 each.
+      "length": (B,) tokens that are in it. "next": coordinates of the token that follows, (B,) int32
+      each. "coordinates": those that encodings that act on logits need, (B, S) int32 each. "layers":
+      "key" and "value" (layers, B, K, S, H) in `model.dtype`, keys as attention has them; and "features",
+      what layers computed from their input for such encodings, (layers, B, S, ...).
     """
     m = config.model
     shape = (m.layers, rows, m.kv_heads, size, m.width // m.heads)
-    biased = [
-        name for name, encoding in positions.relative_encodings(config) if not encoding.rotates
-    ]
+    features = config.encodings.features_of_layers(rows, size)
     return {
-        "key": jnp.zeros(shape, m.dtype),
-        "value": jnp.zeros(shape, m.dtype),
-        "coordinates": {name: jnp.zeros((rows, size), jnp.int32) for name in biased},
         "length": jnp.zeros(rows, jnp.int32),
         "next": segments.start((rows,)),
+        "coordinates": {
+            name: jnp.zeros((rows, size), jnp.int32)
+            for name in config.encodings.scoring_coordinates
+        },
+        "layers": {
+            "key": jnp.zeros(shape, m.dtype),
+            "value": jnp.zeros(shape, m.dtype),
+            "features": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), features),
+        },
     }
 
 
-def extend(config, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax.Array, dict]:
+def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax.Array, dict]:
     """Adds tokens to a cache.
 
     Args:
@@ -109,54 +117,75 @@ def extend(config, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax
       counts: (B,) how many of each row's T tokens are to be added; the rest is padding.
 
     Returns:
-      Logits of the token behind each row's last one, (B, V) float32 (of no meaning where the count is
+      Logits of the token after each row's last one, (B, V) float32 (of no meaning where the count is
       0), and the cache, whose "next" is left as it was.
     """
-    encodings = positions.relative_encodings(config)
     B, T = inputs["tokens"].shape
-    size = cache["key"].shape[3]
-    index = cache["length"][:, None] + jnp.arange(T)
-    held_index = jnp.where(jnp.arange(size) < cache["length"][:, None], jnp.arange(size), _NEVER)
-
-    rotary = [(e, e.prepare(inputs[name])) for name, e in encodings if e.rotates]
-    biases = [(name, e) for name, e in encodings if not e.rotates]
-
-    def side(index, coordinates):
-        return Side(index, None, [e.prepare(coordinates[name]) for name, e in biases])
-
-    new, old = side(index, inputs), side(held_index, cache["coordinates"])
+    size = cache["layers"]["key"].shape[3]
+    length = cache["length"]
+    index = length[:, None] + jnp.arange(T)
+    cached_index = jnp.where(jnp.arange(size) < length[:, None], jnp.arange(size), _NEVER)
+    prepared = model.prepare(config, params, cache["coordinates"])
     heads = jnp.arange(config.model.heads)
 
-    def attend(q, k, v, held):
-        for encoding, features in rotary:
-            q, k = encoding.rotate(q, features), encoding.rotate(k, features)
-        held_k, held_v = (jnp.moveaxis(x, 1, 2) for x in held)  # as they lie when they are read
-        parts = (held_k, held_v, old), (k, v, new)
-        return in_parts(q, parts, new, [encoding for _, encoding in biases], heads), (k, v)
+    def attend(x, q, k, v, encodings: LayerEncodings, cached):
+        features = encodings.features(x, _last(cached["features"], length))
+        q, k = encodings.turn(q, k, features)
+        acting = encodings.scoring(features)
+        new = Side(index, None, [of_tokens for _, of_tokens in acting])
+        before = encodings.scoring(prepared | cached["features"])
+        old = Side(cached_index, None, [of_tokens for _, of_tokens in before])
+        # As they lie when they are read.
+        cached_k, cached_v = (jnp.moveaxis(cached[name], 1, 2) for name in ("key", "value"))
+        parts = (cached_k, cached_v, old), (k, v, new)
+        mixed = in_parts(q, parts, new, [encoding for encoding, _ in acting], heads)
+        # A layer without one of the encodings keeps what is there.
+        own = {
+            name: features.get(name, jax.tree.map(lambda x: x[:, :T], of_cache))
+            for name, of_cache in cached["features"].items()
+        }
+        return mixed, {"key": k, "value": v, "features": own}
 
-    held = cache["key"], cache["value"]
-    x, kernel, added = model.run(config, params, inputs, attend, held)
-    logits = behind_last(x, kernel, counts)
+    x, kernel, added = model.run(config, params, inputs, attend, cache["layers"])
+    logits = after_last(x, kernel, counts)
 
-    # Padding lies behind each row's length, where nothing is read before it is written again.
+    # Padding lies after each row's length, where nothing is read before it is written again.
     rows = jnp.arange(B)[:, None]
-    key, value = (
-        old.at[:, rows, :, index].set(jnp.moveaxis(new, 0, 2), mode="drop")
-        for old, new in zip(held, added, strict=True)
+    layers = {
+        name: cache["layers"][name]
+        .at[:, rows, :, index]
+        .set(jnp.moveaxis(added[name], 0, 2), mode="drop")
+        for name in ("key", "value")
+    }
+    layers["features"] = jax.tree.map(
+        lambda old, new: old.at[:, rows, index].set(new, mode="drop"),
+        cache["layers"]["features"],
+        added["features"],
     )
     coordinates = {
         name: old.at[rows, index].set(inputs[name], mode="drop")
         for name, old in cache["coordinates"].items()
     }
     return logits, cache | {
-        "key": key,
-        "value": value,
+        "layers": layers,
         "coordinates": coordinates,
-        "length": cache["length"] + counts,
+        "length": length + counts,
     }
 
 
-def behind_last(x, kernel, counts) -> jax.Array:
+def _last(features: dict, length) -> dict:
+    """Of each row the features (B, 1, ...) of its last token; zeros where it has none."""
+
+    def last(leaf):
+        rows = jnp.arange(len(length))
+        found = leaf[rows, jnp.maximum(length - 1, 0)][:, None]
+        has_one = (length > 0).reshape(-1, *[1] * (found.ndim - 1))
+        return jnp.where(has_one, found, jnp.zeros_like(found))
+
+    return jax.tree.map(last, features)
+
+
+def after_last(x, kernel, counts) -> jax.Array:
     """Hidden states (B, T, D) -> logits (B, V) behind the last of each row's `counts` tokens."""
     last = jnp.maximum(counts - 1, 0)[:, None, None]
     return model.logits(jnp.take_along_axis(x, last, axis=1), kernel)[:, 0]
@@ -181,24 +210,29 @@ class Generator:
     that, and one for a token at a time; for each number of rows (a power of two) anew.
 
     Args:
-      placed: the model.
+      loaded_model: the model.
       longest: tokens of prompt and answer together that a row of the cache has room for.
 
     Raises:
       UserError: a learned table of position has no rows for so many tokens.
     """
 
-    def __init__(self, placed: loaded.Placed, longest: int):
-        config = placed.config
-        positions.check_length(config, longest)
-        self._placed, self.size = placed, bucket(longest)
+    def __init__(self, loaded_model: loaded.LoadedModel, longest: int):
+        config = loaded_model.config
+        config.encodings.check_length(longest)
+        self._model, self.size = loaded_model, bucket(longest)
         self._longest = longest
-        # What a token gets must not change with later ones, or what is cached is no longer true.
-        self._steady = all(e.steady for _, e in positions.relative_encodings(config))
+        # Otherwise the whole text is computed again for each token.
+        self._cacheable = config.encodings.cacheable
         shapes = jax.eval_shape(lambda: empty_cache(config, 1, self.size))
-        cache = jax.tree.map(self._placement, shapes)
+        cache = {
+            name: jax.tree.map(
+                lambda _, leading=int(name == "layers"): self._sharding(leading), part
+            )
+            for name, part in shapes.items()
+        }
         # Fixed, so that what one call gives is what the next one was compiled for.
-        both = (self._placement(jax.ShapeDtypeStruct((1, 1), jnp.float32)), cache)
+        both = (self._sharding(0), cache)
         self._empty = jax.jit(
             functools.partial(empty_cache, config), static_argnums=(0, 1), out_shardings=cache
         )
@@ -210,7 +244,7 @@ class Generator:
             functools.partial(step, config), static_argnums=1, donate_argnums=2, out_shardings=both
         )
         self._draw = jax.jit(
-            _draw, static_argnums=0, out_shardings=sharding.replicated(placed.mesh)
+            _draw, static_argnums=0, out_shardings=sharding.replicated(loaded_model.mesh)
         )
 
     def __call__(
@@ -258,29 +292,31 @@ class Generator:
         check_sampling(sampling)
         if not 0 <= seed < 1 << 32:  # JAX takes 32 bits of it
             raise UserError(f"seed={seed} must be from 0 to {(1 << 32) - 1}")
-        placed = self._placed
-        shards = sharding.batch_shards(placed.mesh)
+        loaded_model = self._model
+        shards = sharding.batch_shards(loaded_model.mesh)
         rows = -(-(1 << (len(prompts) - 1).bit_length()) // shards) * shards
         padded = [np.asarray(p, np.int32) for p in prompts]
         padded += [padded[0][:1]] * (rows - len(prompts))
         ended = [False] * len(prompts)
-        with jax.set_mesh(placed.mesh):
+        with jax.set_mesh(loaded_model.mesh):
             logits, cache = self._read(padded)
         for number in range(max_new_tokens):
             goes_on = number + 1 < max_new_tokens
-            with jax.set_mesh(placed.mesh):
+            with jax.set_mesh(loaded_model.mesh):
                 tokens = self._draw(sampling, logits, np.uint32(seed), number)
-                if goes_on and self._steady:
+                if goes_on and self._cacheable:
                     # Dispatched before the tokens are looked at, so that devices never wait.
-                    logits, cache = self._step(placed.params, placed.rule, cache, tokens)
+                    logits, cache = self._step(
+                        loaded_model.params, loaded_model.rule, cache, tokens
+                    )
             drawn = np.asarray(tokens)
             ended = [e or t in stop for e, t in zip(ended, drawn.tolist(), strict=False)]
             if all(ended):
                 return
             yield [None if e else t for e, t in zip(ended, drawn.tolist(), strict=False)]
-            if goes_on and not self._steady:
+            if goes_on and not self._cacheable:
                 padded = [np.append(p, t) for p, t in zip(padded, drawn, strict=True)]
-                with jax.set_mesh(placed.mesh):
+                with jax.set_mesh(loaded_model.mesh):
                     logits, cache = self._read(padded)
 
     def _check(self, prompts, max_new_tokens: int) -> None:
@@ -288,7 +324,7 @@ class Generator:
             raise UserError("there is no prompt")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
-        vocab_size = self._placed.config.model.vocab_size
+        vocab_size = self._model.config.model.vocab_size
         for number, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise UserError(f"prompt {number} is empty: the model needs at least one token")
@@ -303,42 +339,39 @@ class Generator:
 
     def _read(self, prompts: list[np.ndarray]):
         """Sets prompts into a new cache -> (logits (B, V) behind each, the cache)."""
-        placed = self._placed
+        loaded_model = self._model
         longest = max(map(len, prompts))
-        piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._steady else self.size
+        piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._cacheable else self.size
         rows, width = len(prompts), -(-longest // piece) * piece
         lengths = np.array([len(p) for p in prompts], np.int32)
-        inputs = loaded.padded(prompts, width, placed.rule)
-        if not self._steady:
-            return self._whole(placed.params, self._put(inputs), lengths), None
+        inputs = loaded.padded(prompts, width, loaded_model.rule)
+        if not self._cacheable:
+            return self._whole(loaded_model.params, self._put(inputs), lengths), None
         cache = self._empty(rows, self.size)
         logits = None
         for start in range(0, width, piece):
             part = {name: array[:, start : start + piece] for name, array in inputs.items()}
             counts = np.clip(lengths - start, 0, piece)
-            found, cache = self._extend(placed.params, cache, self._put(part), counts)
+            found, cache = self._extend(loaded_model.params, cache, self._put(part), counts)
             logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
         of_last = {
-            name: sharding.place(array[:, -1], self._placement(array[:, -1]))
-            for name, array in inputs.items()
+            name: sharding.place(array[:, -1], self._sharding(0)) for name, array in inputs.items()
         }
         tokens = of_last.pop("tokens")
-        return logits, cache | {"next": segments.advance(of_last, tokens, placed.rule)}
+        return logits, cache | {"next": segments.advance(of_last, tokens, loaded_model.rule)}
 
     def _put(self, inputs: dict) -> dict:
-        placement = sharding.batch_sharding(self._placed.mesh)
+        placement = sharding.batch_sharding(self._model.mesh)
         return {name: sharding.place(array, placement) for name, array in inputs.items()}
 
-    def _placement(self, leaf) -> NamedSharding:
-        """Rows are cut over the devices, as a batch's are; arrays of all layers have those in front."""
-        of_layers = leaf.ndim == 5
-        spec = P(None, sharding.BATCH) if of_layers else P(sharding.BATCH)
-        return NamedSharding(self._placed.mesh, spec)
+    def _sharding(self, leading: int) -> NamedSharding:
+        """Rows are sharded over the devices, as a batch's are; `leading` dimensions are before them."""
+        return NamedSharding(self._model.mesh, P(*[None] * leading, sharding.BATCH))
 
 
 def _whole(config, params, inputs, counts):
     """Logits (B, V) behind the last of each row's `counts` tokens, without a cache."""
-    return behind_last(*model.hidden(config, params, inputs), counts)
+    return after_last(*model.hidden(config, params, inputs), counts)
 
 
 def _draw(sampling: Sampling, logits, seed, number):

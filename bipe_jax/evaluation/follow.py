@@ -94,7 +94,7 @@ def _lock(directory: str):
 
 
 def _load(path: str, step: int):
-    """A `loaded.Placed`, or None if it is deleted meanwhile."""
+    """A `loaded.LoadedModel`, or None if it is deleted meanwhile."""
     try:
         return loaded.load(path, step=step)
     except Exception:  # whatever a file that vanishes makes of a reader

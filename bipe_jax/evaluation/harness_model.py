@@ -22,20 +22,20 @@ class Harness(TemplateLM):
     batch do not change it.
 
     Args:
-      placed: the model.
+      loaded_model: the model.
       max_length: tokens that it is given at most.
 
     Raises:
       UserError: the model cannot be run at that length, or its tokenizer has neither BOS nor EOS.
     """
 
-    def __init__(self, placed: loaded.Placed, max_length: int):
+    def __init__(self, loaded_model: loaded.LoadedModel, max_length: int):
         super().__init__()
-        check_lengths(placed.config, (max_length,))
-        self.placed, self.max_length = placed, max_length
-        self._scorer = scoring.Scorer(placed)
+        check_lengths(loaded_model.config, (max_length,))
+        self.loaded_model, self.max_length = loaded_model, max_length
+        self._scorer = scoring.Scorer(loaded_model)
         self._generators: dict[int, decode.Generator] = {}
-        if not placed.tokenizer.ends:
+        if not loaded_model.tokenizer.ends:
             raise UserError("the tokenizer has neither BOS nor EOS, which texts would begin with")
 
     @property
@@ -44,16 +44,16 @@ class Harness(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        tokenizer = self.placed.tokenizer
+        tokenizer = self.loaded_model.tokenizer
         return tokenizer.bos_id if tokenizer.bos_id >= 0 else max(tokenizer.ends)
 
     @property
     def tokenizer_name(self) -> str:
-        return f"bipe_jax-{self.placed.tokenizer.vocab_size}"
+        return f"bipe_jax-{self.loaded_model.tokenizer.vocab_size}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        tokens = self.placed.tokenizer.encode(string).tolist()
-        bos = self.placed.tokenizer.bos_id >= 0
+        tokens = self.loaded_model.tokenizer.encode(string).tolist()
+        bos = self.loaded_model.tokenizer.bos_id >= 0
         return tokens[1:] if bos and add_special_tokens is False else tokens
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -85,7 +85,11 @@ class Harness(TemplateLM):
         with tqdm(total=len(windows), disable=disable_tqdm, desc="Log-likelihoods") as bar:
             for size, some in buckets.items():
                 scored = [w for w in some if w.scored]  # an empty continuation is certain
-                found = self._scorer(self.placed.params, documents, scored, size) if scored else []
+                found = (
+                    self._scorer(self.loaded_model.params, documents, scored, size)
+                    if scored
+                    else []
+                )
                 for window, (log_probs, likeliest) in zip(scored, found, strict=True):
                     total = float(log_probs.sum(dtype=np.float64))
                     if np.isnan(total):  # the harness would take the first choice
@@ -155,8 +159,8 @@ class Harness(TemplateLM):
 
     def _continue(self, contexts, size: int, count: int, sampling, until, seed: int) -> list[str]:
         if size not in self._generators:
-            self._generators[size] = decode.Generator(self.placed, size)
-        decoded, ends = self.placed.tokenizer.decode, self.placed.tokenizer.ends
+            self._generators[size] = decode.Generator(self.loaded_model, size)
+        decoded, ends = self.loaded_model.tokenizer.decode, self.loaded_model.tokenizer.ends
         before = [decoded(context) for context in contexts]
         held = [context.tolist() for context in contexts]
         answers = [""] * len(contexts)

@@ -2,58 +2,65 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
-import ml_collections
 import numpy as np
 
-from bipe_jax import checkpoint, positions, segments, sharding
+from bipe_jax import checkpoint, model, positions, segments, sharding
 from bipe_jax.data.tokenizer import Tokenizer
+from bipe_jax.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class LoadedModel:
     """A model whose parameters lie on a mesh of all devices.
 
     Attributes:
-      config: resolved, with a mesh of the devices that are here; biases are computed exactly.
-      params: placed on `mesh`.
-      rule: the segment rule.
+      config: with its segment rule and a mesh of the devices that are here; encodings that act on
+        logits are computed exactly.
+      params: sharded over `mesh`.
       tokenizer: None for a model that came without one.
       step: of training, None for a model that came from elsewhere.
     """
 
-    config: ml_collections.ConfigDict
+    config: Plan
     params: dict
     mesh: jax.sharding.Mesh
-    rule: segments.Rule
     tokenizer: Tokenizer | None = None
     step: int | None = None
 
+    @property
+    def rule(self) -> segments.Rule:
+        """The segment rule."""
+        return self.config.segment_rule
 
-def place(config, params: dict, tokenizer=None, step=None) -> Placed:
+
+def place(config: Plan, params: dict, tokenizer=None, step=None) -> LoadedModel:
     """Puts a model on all devices of all processes, each of which has all parameters."""
     config = _on_all_devices(config)
     mesh = sharding.make_mesh(config)
-    params = jax.tree.map(sharding.place, params, _placements(mesh, params))
-    return Placed(config, params, mesh, segments.rule_of(config), tokenizer, step)
+    params = jax.tree.map(sharding.place, params, _shardings(config, mesh, params))
+    return LoadedModel(config, params, mesh, tokenizer, step)
 
 
-def _on_all_devices(config):
+def _on_all_devices(config: Plan) -> Plan:
     """The config, with a mesh of what is here, whatever mesh it was trained on."""
-    config = config.copy_and_resolve_references()
     fsdp = math.gcd(jax.device_count(), config.model.width)
-    config.mesh.update(devices=0, data=0, fsdp=fsdp, tensor=1, context=1)
-    if not all(encoding.rotates for _, encoding in positions.relative_encodings(config)):
-        config.model.attention = "chunked"
-    return config
+    mesh = {"devices": 0, "data": 0, "fsdp": fsdp, "tensor": 1, "context": 1}
+    changes: dict[str, object] = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    if config.encodings.scoring:
+        changes["model.attention"] = "chunked"
+    return config.replace(changes)
 
 
-def _placements(mesh: jax.sharding.Mesh, params: dict) -> dict:
-    """Where each parameter lies. Of the arguments only the names of the parameters count."""
-    specs = jax.tree.map(sharding.parameter_spec, sharding.names(params))
-    return jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs)
+def _shardings(config: Plan, mesh: jax.sharding.Mesh, params: dict) -> dict:
+    """The sharding of each parameter. Of the arguments only the names of the parameters count."""
+    declared = model.declared(config)
+    return jax.tree.map(
+        lambda name: jax.sharding.NamedSharding(mesh, declared[name].axes), sharding.names(params)
+    )
 
 
 def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
@@ -76,7 +83,12 @@ def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
     return found | {"tokens": tokens.astype(np.int32)}
 
 
-def load(path, extend: str = "", step: int | None = None) -> Placed:
+def extended(config: Plan, spec: str, ran: Mapping[str, float] = MappingProxyType({})) -> Plan:
+    """The config with its rotary encodings scaled, see `positions.extend`."""
+    return config.replace({"position.relative": positions.extend(config, spec, ran)})
+
+
+def load(path, extend: str = "", step: int | None = None) -> LoadedModel:
     """Reads a checkpoint; each process reads what its devices hold, none all of it.
 
     Args:
@@ -87,13 +99,13 @@ def load(path, extend: str = "", step: int | None = None) -> Placed:
       UserError: as those do.
     """
     meta, shapes = checkpoint.describe(path, step)
-    config = positions.extend(meta.config, extend) if extend else meta.config
+    config = extended(meta.config, extend) if extend else meta.config
     config = _on_all_devices(config)
     mesh = sharding.make_mesh(config)
     abstract = jax.tree.map(
         lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
         shapes,
-        _placements(mesh, shapes),
+        _shardings(config, mesh, shapes),
     )
     params = checkpoint.read_params(path, meta.step, abstract)
-    return Placed(config, params, mesh, segments.rule_of(config), meta.tokenizer, meta.step)
+    return LoadedModel(config, params, mesh, meta.tokenizer, meta.step)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bipe_jax import positions, segments
+from bipe_jax import segments
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, scoring
 from bipe_jax.evaluation.protocols import Protocol
@@ -21,7 +21,7 @@ def check_lengths(config, lengths: Sequence[int]) -> None:
     """Raises UserError if the model cannot be run at these lengths."""
     if not lengths or min(lengths) < 2:
         raise UserError(f"evaluation.lengths={lengths} must be lengths of at least 2 tokens")
-    positions.check_length(config, max(lengths))
+    config.encodings.check_length(max(lengths))
 
 
 def default_lengths(config, multiples: Sequence[int]) -> tuple[int, ...]:
@@ -97,11 +97,11 @@ def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
     step = -(-len(blocks) // _TRAINING_BLOCKS) if blocks else 1
     # Documents shorter than a block are seen as they are.
     blocks = blocks[::step] or [tokens for tokens in documents if len(tokens)]
-    largest = {name: 0 for name in segments.COORDINATES}
+    largest: dict[str, int] = {}
     counts = []
     for block in blocks:
         found = segments.coordinates(block, rule)
-        largest = {name: max(n, int(found[name].max())) for name, n in largest.items()}
+        largest = {name: max(largest.get(name, 0), int(x.max())) for name, x in found.items()}
         counts.append(int(found["segment"][-1]) + 1)
     return largest | {"position": length - 1, "segments": float(np.mean(counts))}
 
@@ -123,7 +123,7 @@ class Evaluation:
       UserError: no document is long enough, or the model cannot run at these lengths.
     """
 
-    def __init__(self, placed: loaded.Placed, documents, byte_lengths, lengths,
+    def __init__(self, placed: loaded.LoadedModel, documents, byte_lengths, lengths,
                  protocol: Protocol, progress=lambda text: None):  # fmt: skip
         self._lengths = sorted(set(lengths))
         check_lengths(placed.config, self._lengths)
@@ -162,9 +162,9 @@ class Evaluation:
                 [b[coordinate][first(w) : last] for b, w in zip(blocks, windows, strict=True)]
             )
 
-        inputs = {n: joined(n, lambda w: 0, -1) for n in segments.COORDINATES}
+        inputs = {n: joined(n, lambda w: 0, -1) for n in blocks[0]}
         unseen = []
-        for n in segments.COORDINATES:
+        for n in blocks[0]:
             values = joined(n, lambda w: -w.scored - 1, -1)  # where targets are predicted from
             trained = self.trained[name][n]
             share = float((values > trained).mean())

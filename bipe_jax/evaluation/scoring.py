@@ -16,12 +16,16 @@ from bipe_jax.loss import score
 class Scorer:
     """Scores windows with one model; compiles once for each length and number of targets."""
 
-    def __init__(self, placed: loaded.Placed):
-        self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
+    def __init__(self, loaded_model: loaded.LoadedModel):
+        self.config, self.mesh, self.rule = (
+            loaded_model.config,
+            loaded_model.mesh,
+            loaded_model.rule,
+        )
         self._run = jax.jit(
-            functools.partial(_score, placed.config),
+            functools.partial(_score, loaded_model.config),
             static_argnames=("chunk",),
-            out_shardings=sharding.replicated(placed.mesh),
+            out_shardings=sharding.replicated(loaded_model.mesh),
         )
 
     def batch_rows(self, length: int, windows: int) -> int:
@@ -36,7 +40,7 @@ class Scorer:
         Memory is linear in length: logits are made for some targets at a time, attention is chunked.
 
         Args:
-          params: placed as `loaded.place` does.
+          params: loaded_model as `loaded.place` does.
           documents: (T,) int32 each.
 
         Returns:

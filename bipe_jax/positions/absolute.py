@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from bipe_jax.collectives import look_up
+from bipe_jax.config import Config
 from bipe_jax.errors import UserError
-from bipe_jax.sharding import look_up
+from bipe_jax.positions.kind import Absolute
+from bipe_jax.sharding import parameter
 
 
-class Learned(nnx.Module):
+class Learned(Absolute):
     """A learned table with one row for each value of a bounded coordinate.
 
     Values past the last row use the last row (BiPE's intra-segment table, He et al. 2024: 1024 rows).
@@ -18,14 +21,14 @@ class Learned(nnx.Module):
 
     options = {"size": int}
 
-    def __init__(self, config, coordinate: str, key, *, size: int | None = None):
-        size = size or config.sequence_length
-        shape = (size, config.model.width)
-        self.name = f"learned_{coordinate}"
-        self.table = nnx.Param(config.model.init_std * jax.random.normal(key, shape))
+    def __init__(self, config: Config, coordinate: str, key: jax.Array, *, size: int | None = None):
+        shape = (size or config.sequence_length, config.model.width)
+        self.table = parameter(
+            config.model.init_std * jax.random.normal(key, shape), P(None, "fsdp")
+        )
 
     @staticmethod
-    def check(config, coordinate: str, *, size: int | None = None) -> None:
+    def check(config: Config, coordinate: str, *, size: int | None = None) -> None:
         if coordinate == "segment":
             raise UserError(
                 "position.absolute: ('learned', 'segment') needs a table as long as the number of "
@@ -42,10 +45,14 @@ class Learned(nnx.Module):
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """(B, L) integers -> (B, L, D) float32."""
         rows = jnp.minimum(coordinate, self.table.shape[0] - 1)
-        return look_up(f"absolute/{self.name}/table", self.table[...], rows)
+        return look_up(self.table, rows)
+
+    @staticmethod
+    def longest(config: Config, coordinate: str, *, size: int | None = None) -> int | None:
+        return (size or config.sequence_length) if coordinate == "position" else None
 
 
-class Sinusoidal(nnx.Module):
+class Sinusoidal(Absolute):
     """Sines in the first half, cosines in the second (Vaswani et al. 2017, section 3.5).
 
     Angles are coordinate * theta^(-2i/D), in float32. The vectors are scaled by `scale` (default:
@@ -54,13 +61,23 @@ class Sinusoidal(nnx.Module):
 
     options = {"theta": float, "scale": float}
 
-    def __init__(self, config, coordinate, key, *, theta=10000.0, scale: float | None = None):
+    def __init__(
+        self,
+        config: Config,
+        coordinate: str,
+        key: jax.Array,
+        *,
+        theta: float = 10000.0,
+        scale: float | None = None,
+    ):
         self.width = config.model.width
         self.theta = theta
         self.scale = config.model.init_std if scale is None else scale
 
     @staticmethod
-    def check(config, coordinate, *, theta=10000.0, scale=None) -> None:
+    def check(
+        config: Config, coordinate: str, *, theta: float = 10000.0, scale: float | None = None
+    ) -> None:
         if theta <= 1:
             raise UserError(f"position.absolute: sinusoidal theta={theta} must be above 1")
         if config.model.width % 2:

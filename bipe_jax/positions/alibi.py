@@ -1,4 +1,4 @@
-"""Bias encodings: a term that is added to the attention logits, a function of two coordinates."""
+"""ALiBi: a bias that is linear in the difference of two coordinates, and its form for flash kernels."""
 
 import math
 
@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bipe_jax.attention.columns import COLUMNS, linear_columns
+from bipe_jax.config import Config
 from bipe_jax.errors import UserError
+from bipe_jax.positions.kind import Relative
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -21,45 +24,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([slopes, between])
 
 
-# The columns of queries and keys that one linear bias takes, see `linear_columns`.
-COLUMNS = 8
-
-
-def linear_columns(slopes: np.ndarray, query, key, heads, scale: float):
-    """Columns of q and of k whose product is scale^-1 * -slope * (query - key coordinate).
-
-    Softmax does not see what is constant for a query, so the term of the key's coordinate, in three
-    digits of 8 bits, is all that must be exact; each digit, and each half of the slope, is exact in
-    bfloat16. Without the query's term (in two halves) the logits would grow large, and lose the
-    content's last bits. No gradient goes through the columns.
-
-    Args:
-      slopes: (M,) of all heads. heads: (N,) which of them these are.
-      query: (B, L) integers. key: (B, S) integers below 2^24.
-      scale: what the product of queries and keys is multiplied with afterwards.
-
-    Returns:
-      (B, L, N, COLUMNS) and (B, S, COLUMNS) float32, all of them exact in bfloat16.
-    """
-    slopes = np.asarray(slopes, np.float64) / scale
-    high = slopes.astype(jnp.bfloat16).astype(np.float64)
-    low = (slopes - high).astype(jnp.bfloat16).astype(np.float64)
-    high, low, slopes = (jnp.asarray(x, jnp.float32)[heads] for x in (high, low, high + low))
-
-    def rounded(x):  # to bfloat16; XLA may drop a cast there and back
-        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-    constant = -slopes * query[..., None].astype(jnp.float32)
-    constant_high = rounded(constant)
-    of_query = [high] * 3 + [low] * 3 + [constant_high, rounded(constant - constant_high)]
-    of_query = jnp.stack([jnp.broadcast_to(x, constant.shape) for x in of_query], axis=-1)
-    digits = [(key & mask).astype(jnp.float32) for mask in (0xFF0000, 0xFF00, 0xFF)]
-    ones = jnp.ones_like(digits[0])
-    of_key = jnp.stack([*digits, *digits, ones, ones], axis=-1)
-    return jax.lax.stop_gradient((of_query, of_key))
-
-
-class Alibi:
+class Alibi(Relative):
     """Attention with linear biases: -slope * slope_scale * (query coordinate - key coordinate).
 
     BiPE's authors multiply the slopes by 96 for segments, which are rarer than tokens. The bias is
@@ -67,15 +32,15 @@ class Alibi:
     """
 
     options = {"slope_scale": float}
-    rotates = False
-    steady = True
-    linear = True
+    width = COLUMNS
 
-    def __init__(self, config, coordinate: str, *, slope_scale: float = 1.0):
-        self.slopes = slope_scale * alibi_slopes(config.model.heads)
+    def __init__(
+        self, config: Config, coordinate: str, key: jax.Array, *, slope_scale: float = 1.0
+    ):
+        self.slopes = tuple((slope_scale * alibi_slopes(config.model.heads)).tolist())
 
     @staticmethod
-    def check(config, coordinate: str, *, slope_scale: float = 1.0) -> None:
+    def check(config: Config, coordinate: str, *, slope_scale: float = 1.0) -> None:
         if slope_scale <= 0:
             raise UserError(f"position.relative: alibi slope_scale={slope_scale} must be above 0")
         if coordinate == "offset":
@@ -84,15 +49,18 @@ class Alibi:
                 "to 0 at each segment: use 'position' or 'segment'"
             )
 
-    def prepare(self, coordinate: jax.Array) -> jax.Array:
-        """(B, L) integers, as they are."""
-        return coordinate
-
     def bias(self, query: jax.Array, key: jax.Array, heads: jax.Array) -> jax.Array:
         """(B, L) and (B, S) integers, (N,) heads -> (B, N, L, S) float32."""
-        distance = (query[:, None, :, None] - key[:, None, None, :]).astype(jnp.float32)
-        return -jnp.asarray(self.slopes, jnp.float32)[heads][:, None, None] * distance
+        distance = (query[:, None, :, None] - key[:, None, None, :]).astype(float)
+        return -jnp.asarray(self.slopes, float)[heads][:, None, None] * distance
 
-    def columns(self, query, key, heads, scale: float) -> tuple[jax.Array, jax.Array]:
+    def columns(
+        self, query: jax.Array, key: jax.Array, heads: jax.Array, scale: float
+    ) -> tuple[jax.Array, jax.Array]:
         """The same bias for flash kernels, see `linear_columns`."""
-        return linear_columns(self.slopes, query, key, heads, scale)
+        return linear_columns(np.array(self.slopes), query, key, heads, scale)
+
+    def across_documents(self, features: jax.Array, starts: jax.Array) -> jax.Array:
+        """The coordinate as a running sum of its steps, without those at document starts."""
+        steps = jnp.where(starts, 0, features[:, 1:] - features[:, :-1])
+        return jnp.pad(jnp.cumsum(steps, axis=1), ((0, 0), (1, 0)))

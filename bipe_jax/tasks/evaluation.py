@@ -115,11 +115,11 @@ def _batches(asked: Iterable[Asked], rows: int) -> Iterator[list[Asked]]:
 
 
 def answer(
-    placed: loaded.Placed, asked: Iterable[Asked], length: int, rows: int
+    loaded_model: loaded.LoadedModel, asked: Iterable[Asked], length: int, rows: int
 ) -> Iterator[tuple[Asked, str]]:
     """What the model says to each sample, greedily, until its document or its room ends."""
-    tokenizer = placed.tokenizer
-    generator = decode.Generator(placed, length)
+    tokenizer = loaded_model.tokenizer
+    generator = decode.Generator(loaded_model, length)
     for batch in _batches(asked, rows):
         prompts = [one.sample.tokens for one in batch]
         prompts += [prompts[-1]] * (rows - len(prompts))  # one shape, compiled once
@@ -128,10 +128,10 @@ def answer(
             yield one, tokenizer.decode(tokens)
 
 
-def measure(placed: loaded.Placed, settings: Settings) -> dict:
+def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     """What tasks.json holds, but for the run's name. Raises UserError as `evaluate`."""
     tasks = check(settings)
-    config, tokenizer = placed.config, placed.tokenizer
+    config, tokenizer = loaded_model.config, loaded_model.tokenizer
     if tokenizer is None:
         raise UserError("the checkpoint has no tokenizer, which tasks need to write prompts")
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
@@ -146,10 +146,10 @@ def measure(placed: loaded.Placed, settings: Settings) -> dict:
         _LOG.info(f"{length:,} tokens: {count:,} prompts")
         cells: dict[tuple, list[tuple]] = {}
         asked = drawn(tasks, tokenizer, hay, length, settings)
-        for one, said in answer(placed, asked, length, rows):
+        for one, said in answer(loaded_model, asked, length, rows):
             sample = one.sample
             score = one.task.score(sample.answers, said)
-            seen = segments.coordinates(sample.tokens, placed.rule)["segment"][-1] + 1
+            seen = segments.coordinates(sample.tokens, loaded_model.rule)["segment"][-1] + 1
             cell = cells.setdefault((one.task.name, one.depth), [])
             cell.append((score, len(sample.tokens), seen))
             if (length, one.depth, one.index) == (lengths[0], min(settings.depths), 0):
@@ -160,9 +160,9 @@ def measure(placed: loaded.Placed, settings: Settings) -> dict:
     examples.sort(key=lambda example: order.index(example["task"]))
     return {
         "kind": "tasks",
-        "step": placed.step,
+        "step": loaded_model.step,
         "training_length": config.sequence_length,
-        "position": config.position.to_dict(),
+        "position": dataclasses.asdict(config.position),
         "segment_rule": config.segments.rule,
         "data": hay.name,
         "seed": settings.seed,
@@ -213,10 +213,10 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
       UserError: a wrong input; see docs/tasks.md.
     """
     check(settings)
-    placed = loaded.load(path, settings.extend)
+    loaded_model = loaded.load(path, settings.extend)
     output = output or path
     make_output(output)
-    result = {"name": os.path.basename(os.path.abspath(output)), **measure(placed, settings)}
+    result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
         write_json(result, os.path.join(output, "tasks.json"))
         heatmap.draw(result, os.path.join(output, "tasks.png"))

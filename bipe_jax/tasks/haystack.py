@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 
@@ -47,14 +48,14 @@ def of_source(spec: str, longest: int, policy: sources.Policy | None = None) -> 
     """The lines of a source's first documents.
 
     Args:
-      spec: see `data.sources.open_source`.
+      spec: a source, see `config.spec`.
       longest: tokens of the longest prompt.
 
     Raises:
       UserError: the source cannot be read, or has no text.
     """
     units, left = [], max(_READ, 8 * longest)
-    for document in sources.documents(spec, policy=policy):
+    for document in sources.documents(parse_source(spec), policy=policy):
         lines = document["text"][:left].splitlines()
         units += [f"{line}\n" for line in lines]
         left -= sum(len(line) + 1 for line in lines)

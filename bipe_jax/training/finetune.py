@@ -1,19 +1,22 @@
 """Fine-tuning: a new run that starts from the parameters of another run's checkpoint."""
 
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bipe_jax import checkpoint, model, sharding
 from bipe_jax.config import check_startable
 from bipe_jax.errors import UserError
+from bipe_jax.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
 
-def source(config) -> checkpoint.Meta | None:
+def source(config: Plan) -> checkpoint.Meta | None:
     """The checkpoint that a new run starts from, or None if it starts from scratch.
 
     Raises:
@@ -28,7 +31,7 @@ def source(config) -> checkpoint.Meta | None:
     return meta
 
 
-def start(config, step: int, mesh, drawn: dict) -> dict:
+def start(config: Plan, step: int, mesh, drawn: dict) -> dict:
     """The parameters that a new run starts with: the checkpoint's, as far as the model has them.
 
     Args:
@@ -38,11 +41,17 @@ def start(config, step: int, mesh, drawn: dict) -> dict:
     """
     path = config.initial_checkpoint
     _, shapes = checkpoint.describe(path, step)
+    declared = model.declared(config)
+
+    def placement(name):
+        axes = declared[name].axes if name in declared else P()  # what is left out in the end
+        return NamedSharding(mesh, axes)
+
     abstract = jax.tree.map(
         lambda name, leaf: jax.ShapeDtypeStruct(
             leaf.shape,
             jnp.float32,
-            sharding=NamedSharding(mesh, sharding.parameter_spec(name)),
+            sharding=placement(name),
         ),
         sharding.names(shapes),
         shapes,
@@ -62,12 +71,12 @@ def _by_name(tree) -> dict:
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
-def _check_shapes(config, found: dict, wanted: dict) -> None:
-    """Only tables of absolute encodings may be missing, or be there without need."""
+def _check_shapes(config: Plan, saved: dict, wanted: dict) -> None:
+    """Only parameters of encodings may be missing, or be there without need."""
     place = f"config.initial_checkpoint={config.initial_checkpoint}"
-    for name in sorted(found.keys() | wanted.keys()):
-        before, now = (leaves[name].shape if name in leaves else None for leaves in (found, wanted))
-        of_encoding = name.startswith("absolute/")
+    for name in sorted(saved.keys() | wanted.keys()):
+        before, now = (leaves[name].shape if name in leaves else None for leaves in (saved, wanted))
+        of_encoding = name.startswith(("absolute/", "relative/", "layers/relative/"))
         if before == now or (of_encoding and None in (before, now)):
             continue
         if not of_encoding:
@@ -75,7 +84,13 @@ def _check_shapes(config, found: dict, wanted: dict) -> None:
                 f"{place} does not hold what its own config says: {name} has the shape {before} in it, "
                 f"the model's is {now}"
             )
-        rows, coordinate = before[0], name.removeprefix("absolute/learned_").removesuffix("/table")
+        learned = re.fullmatch(r"absolute/learned_(\w+)/table", name)
+        if not learned:
+            raise UserError(
+                f"config.position: {name} has the shape {now}, but {before} in {place}: give that entry the "
+                "options that it had there"
+            )
+        rows, coordinate = before[0], learned[1]
         if coordinate == "position" and rows < config.sequence_length:
             advice = f"set config.sequence_length to at most {rows}, or leave that table out"
         else:

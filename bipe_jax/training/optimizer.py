@@ -1,9 +1,12 @@
 """Optimizers and schedules, from optax."""
 
+from collections.abc import Mapping
+
 import jax
 import optax
 
-from bipe_jax.sharding import names
+from bipe_jax.config import Config
+from bipe_jax.sharding import Declaration, names
 
 
 def _linear(peak, config, steps):
@@ -23,7 +26,7 @@ def _wsd(peak, config, steps):
 SCHEDULES = {"linear": _linear, "cosine": _cosine, "wsd": _wsd}
 
 
-def learning_rate(config) -> optax.Schedule:
+def learning_rate(config: Config) -> optax.Schedule:
     """Step (from 0) -> learning rate: linear warm-up, then what `schedule.name` says."""
     peak, warmup = config.optimizer.learning_rate, config.schedule.warmup_steps
     after = SCHEDULES[config.schedule.name](peak, config.schedule, max(config.steps - warmup, 1))
@@ -39,26 +42,26 @@ def decay_mask(config, params):
     )
 
 
-def _adamw(config, schedule, mask):
+def _adamw(config, schedule, mask, declared):
     o = config.optimizer
     return optax.adamw(
         schedule, o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=mask
     )
 
 
-def _lion(config, schedule, mask):
+def _lion(config, schedule, mask, declared):
     o = config.optimizer
     return optax.lion(schedule, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask)
 
 
-def _muon(config, schedule, mask):
+def _muon(config, schedule, mask, declared):
     o = config.optimizer
     directions = optax.contrib.muon(
         learning_rate=1.0,
         beta=o.beta1,
         eps=o.epsilon,
         adam_b2=o.beta2,
-        muon_weight_dimension_numbers=_muon_matrices,
+        muon_weight_dimension_numbers=lambda params: _muon_matrices(params, declared),
         # The size of AdamW's updates, so that one learning rate serves both (Liu et al. 2025).
         consistent_rms=0.2,
     )
@@ -70,33 +73,39 @@ def _muon(config, schedule, mask):
     )
 
 
-def _muon_matrices(params):
-    """Which parameters Muon orthogonalises, layer by layer: the matrices inside the layers.
+def _muon_matrices(params, declared: Mapping[str, Declaration]):
+    """Which parameters Muon orthogonalises, layer by layer: the matrices of the layers.
 
-    Norms, tables and the output kernel are left to Adam.
+    Norms, tables, the output kernel and parameters of encodings are left to Adam.
     """
-    into_heads = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
-    out_of_heads = optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
-    plain = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
-    def numbers(name):
-        if name.startswith("layers/attention/"):
-            return out_of_heads if name.endswith("output") else into_heads
-        return plain if name.startswith("layers/feed_forward/") else None
+    def numbers(name, leaf):
+        _, inputs, stacked = declared[name]
+        if not (inputs and stacked):
+            return None
+        # Of the dimensions after that of the layers.
+        reduced, output = tuple(range(1, inputs + 1)), tuple(range(inputs + 1, leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=reduced, output_axis=output)
 
-    return jax.tree.map(numbers, names(params))
+    return jax.tree.map(numbers, names(params), params)
 
 
 OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "muon": _muon}
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer that `optimizer.name` says."""
+def make_optimizer(
+    config: Config, declared: Mapping[str, Declaration]
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then the optimizer that `optimizer.name` says.
+
+    Args:
+      declared: of the model's parameters, see `model.declared`.
+    """
 
     def mask(params):
         return decay_mask(config, params)
 
-    inner = OPTIMIZERS[config.optimizer.name](config, learning_rate(config), mask)
+    inner = OPTIMIZERS[config.optimizer.name](config, learning_rate(config), mask, declared)
     limit = config.optimizer.clip_norm
     # Both have the same (empty) state: a run can be resumed with another limit.
     clip = optax.clip_by_global_norm(limit) if limit else optax.identity()

@@ -22,8 +22,6 @@ _FIRST = 32  # steps that are too few to judge by
 _MOST_SKIPPED = 25  # in a row
 _MOST_REWINDS = 3  # to one checkpoint
 
-POLICIES = ("stop", "skip", "rewind")
-
 
 class State(NamedTuple):
     """Of the loss and of the gradient's norm, (2,) each, over the steps that were no spikes."""

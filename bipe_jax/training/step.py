@@ -8,12 +8,13 @@ import optax
 
 from bipe_jax import model, sharding
 from bipe_jax.loss import cross_entropy_sum
+from bipe_jax.plan import Plan
 from bipe_jax.training import spikes
 from bipe_jax.training.compiling import OPTIONS
 from bipe_jax.training.optimizer import learning_rate, make_optimizer
 
 
-def init_state(config, key) -> dict:
+def init_state(config: Plan, key) -> dict:
     """{"step": 0, "params", "optimizer"}."""
     params = model.init(config, key)
     return {
@@ -23,8 +24,8 @@ def init_state(config, key) -> dict:
     }
 
 
-def _optimizer(config) -> optax.GradientTransformationExtraArgs:
-    return spikes.guard(make_optimizer(config), config.spikes.threshold)
+def _optimizer(config: Plan) -> optax.GradientTransformationExtraArgs:
+    return spikes.guard(make_optimizer(config, model.declared(config)), config.spikes.threshold)
 
 
 def _loss_sum(config, params, batch):
@@ -33,14 +34,14 @@ def _loss_sum(config, params, batch):
     return cross_entropy_sum(hidden, kernel, targets, weights, config.loss_chunk)
 
 
-def train_step(config, state: dict, batch: dict) -> tuple[dict, dict]:
+def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
     """One update by the mean loss over the batch's weighted targets.
 
     With `accumulation` > 1 the batch is computed in parts whose summed losses and gradients are
     divided by the whole batch's weight: the same update as in one part.
 
     Args:
-      config: a resolved config.
+      config: of the run.
       state: from `init_state`.
       batch: (B, L) arrays, see `data.stream.annotate`.
 
@@ -101,7 +102,7 @@ def compile_on(config, mesh):
     """
     # No array is made here: the mesh may be of devices that are not there, see `preflight`.
     shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
-    shardings = sharding.state_shardings(mesh, shapes)
+    shardings = sharding.state_shardings(mesh, shapes, model.declared(config))
     init = jax.jit(functools.partial(init_state, config), out_shardings=shardings)
     step = jax.jit(
         functools.partial(train_step, config),

@@ -5,6 +5,7 @@ import os
 
 import zstandard
 
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data import prepare, sources, tokenizer
 
 STEPS, EVERY = 100, 10
@@ -14,7 +15,7 @@ _SHARDS, _SHARD_BYTES = 24, 1000  # more than are open at a time; the run reads 
 
 def make(root: str) -> None:
     """Writes text, tokenizer and prepared data into a directory."""
-    documents = sources.documents("quickstart:train")
+    documents = sources.documents(parse_source("quickstart:train"))
     texts = [d["text"][:_SHARD_BYTES] for d, _ in zip(documents, range(2 * _SHARDS), strict=False)]
     for name, some in (("train", texts[::2]), ("held_out", texts[1::2])):
         os.makedirs(os.path.join(root, name))

@@ -1,0 +1,85 @@
+"""Collectives: over the axes of the mesh inside a program, and between the processes of a run."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from bipe_jax.sharding import ACTIVATIONS
+
+
+def of_all_processes(value) -> list:
+    """A value of JSON's types from each process, in the order of their numbers."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(text))).tolist()
+    padded = np.pad(text, (0, max(sizes) - len(text)))
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+class Devices:
+    """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
+
+    def __init__(self, sizes: dict):
+        self._sizes = sizes
+
+    def count(self, axis: str) -> int:
+        return self._sizes.get(axis, 1)
+
+    def index(self, axis: str):
+        """Which of the parts along an axis this is."""
+        return jax.lax.axis_index(axis) if self.count(axis) > 1 else 0
+
+    def sum(self, x, *axes: str):
+        return jax.lax.psum(x, self._cut(axes))
+
+    def max(self, x, *axes: str):
+        return jax.lax.pmax(x, cut) if (cut := self._cut(axes)) else x
+
+    def gather(self, tree, axis: str, dimension: int):
+        """All parts along an axis, in order."""
+        if self.count(axis) == 1:
+            return tree
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=dimension, tiled=True), tree)
+
+    def sum_part(self, x, axis: str, dimension: int):
+        """This device's part of a sum over an axis."""
+        if self.count(axis) == 1:
+            return x
+        return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
+
+    def _cut(self, axes) -> tuple:
+        return tuple(axis for axis in axes if self.count(axis) > 1)
+
+
+def on_each(function, in_specs, out_specs):
+    """`function(devices, *args)` on each device's parts of arrays placed as the specs say.
+
+    Where no mesh of several devices is set, it gets the whole arrays.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(function, Devices(dict(mesh.shape)))
+    if mesh.size <= 1:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def look_up(parameter: nnx.Param, ids: jax.Array) -> jax.Array:
+    """Rows (B, L, D) of a parameter (R, D) for integers (B, L).
+
+    Each device gathers the table; its gradients come back in parts, each summed once.
+    """
+    spec = parameter.get_metadata()["axes"]
+
+    def local(devices, table, ids):
+        for dimension, axis in enumerate(spec):
+            table = devices.gather(table, axis, dimension)
+        return table[ids]
+
+    run = on_each(local, (spec, ACTIVATIONS["tokens"]), ACTIVATIONS["hidden"])
+    return run(parameter[...], ids)

@@ -1,0 +1,82 @@
+"""What the value of a config field must be. Each check has a `complaint`: the words of what is wrong."""
+
+import math
+from typing import Any, Protocol
+
+
+class Check(Protocol):
+    """A condition on one value."""
+
+    def complaint(self, value: Any) -> str | None:
+        """What the value must be ("an integer", "at least 1"); None if it is."""
+        ...
+
+
+class Number:
+    """An integer or a float from `low` to `high`; not the ends themselves if `above` or `below`."""
+
+    def __init__(
+        self,
+        kind: type,
+        low: float,
+        high: float = math.inf,
+        above: bool = False,
+        below: bool = False,
+    ):
+        self.kind, self.low, self.high, self.above, self.below = kind, low, high, above, below
+
+    def complaint(self, value: Any) -> str | None:
+        kinds = (int, float) if self.kind is float else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return "an integer" if self.kind is int else "a number"
+        if not math.isfinite(value):
+            return "finite"
+        if value < self.low or (self.above and value == self.low):
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
+        if value > self.high or (self.below and value == self.high):
+            return f"{'below' if self.below else 'at most'} {self.high:g}"
+        return None
+
+
+class Choice:
+    """One of several names."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def complaint(self, value: Any) -> str | None:
+        return None if value in self.names else f"one of {', '.join(map(repr, self.names))}"
+
+
+class Kind:
+    """A value of a type, which the user is told of by a description."""
+
+    def __init__(self, kind: type | tuple[type, ...], description: str):
+        self.kind, self.description = kind, description
+
+    def complaint(self, value: Any) -> str | None:
+        return None if isinstance(value, self.kind) else self.description
+
+
+class TupleOf:
+    """A tuple or a list whose items all pass a check."""
+
+    def __init__(self, item: Check, description: str):
+        self.item, self.description = item, description
+
+    def complaint(self, value: Any) -> str | None:
+        good = isinstance(value, (tuple, list)) and not any(self.item.complaint(v) for v in value)
+        return None if good else self.description
+
+
+COUNT = Number(int, low=1)
+NATURAL = Number(int, low=0)
+POSITIVE = Number(float, low=0, above=True)
+NOT_NEGATIVE = Number(float, low=0)
+FRACTION = Number(float, low=0, high=1)
+BETA = Number(float, low=0, high=1, below=True)
+TEXT = Kind(str, "a string")
+FLAG = Kind(bool, "True or False")
+NAMES = TupleOf(TEXT, "a tuple of strings, such as ('a', 'b')")
+ENTRIES = Kind((tuple, list), "a tuple of entries (kind, coordinate)")
+LENGTHS = TupleOf(Number(int, low=2), "a tuple of lengths, such as (256, 512)")

@@ -1,0 +1,159 @@
+"""What every kind of positional encoding is: the two base classes.
+
+Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width, D
+model width.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from bipe_jax.config import Config
+
+Features = Any  # what a kind knows of each token: a tree of arrays (B, L, ...)
+
+
+class Kind(nnx.Module):
+    """A kind of encoding, built as `kind(config, coordinate, key, **options)`.
+
+    Parameters are declared by `sharding.parameter`. Other attributes must be static: numbers, texts and
+    tuples of them, no arrays.
+
+    Attributes:
+      options: name -> type of each option that a config may give.
+    """
+
+    options: ClassVar[dict[str, type]] = {}
+
+    def __init__(self, config: Config, coordinate: str, key: jax.Array, **options: Any):
+        raise NotImplementedError
+
+    @staticmethod
+    def check(config: Config, coordinate: str, **options: Any) -> None:
+        """Raises UserError for options, or a coordinate, that make no sense."""
+
+
+class Absolute(Kind):
+    """A kind whose vectors are added to the token embedding."""
+
+    def __call__(self, coordinate: jax.Array) -> jax.Array:
+        """Integers (B, L) -> vectors (B, L, D) float32."""
+        raise NotImplementedError
+
+    @staticmethod
+    def longest(config: Config, coordinate: str, **options: Any) -> int | None:
+        """The longest text that the encoding has vectors for, in tokens; None: any."""
+        return None
+
+
+class Relative(Kind):
+    """A kind that acts inside attention.
+
+    A kind overrides the methods that describe it, and no others. One that only overrides `queries` and
+    `keys` runs on every attention backend. One with a `bias` runs on flash kernels if it overrides
+    `columns` as well. One with `visible` or `logits` is computed in chunks.
+
+    Inside attention a mesh may shard the heads over the axis `tensor`. `heads` (N,) then says which of
+    the model's query heads are computed, and parameters whose axes name `tensor` hold those alone.
+
+    Attributes:
+      shared: whether one set of parameters serves all layers. A config may say otherwise.
+      reads_input: whether `features` needs `x`, which makes it a computation of each layer.
+      running: whether `features` needs those of the token before.
+      width: columns that `columns` adds to queries and keys.
+      cacheable: whether what a token gets does not depend on later tokens, so that decoding may keep
+        keys and features.
+
+    Numbers are float32, or float64 where JAX has that enabled: what is said to be float32 below is then
+    float64. Attention knows a kind by `acts`, `width` and the methods from `bias` on, see
+    `attention.scoring`.
+    """
+
+    shared: ClassVar[bool] = True
+    reads_input: ClassVar[bool] = False
+    running: ClassVar[bool] = False
+    width: ClassVar[int] = 0
+
+    @property
+    def cacheable(self) -> bool:
+        return True
+
+    @property
+    def acts(self) -> frozenset[str]:
+        """The names of the methods that the kind overrides, of those that attention may call."""
+        return frozenset(
+            name
+            for name in ("bias", "columns", "across_documents", "visible", "logits")
+            if getattr(type(self), name) is not getattr(Relative, name)
+        )
+
+    def features(
+        self, coordinate: jax.Array, x: jax.Array | None = None, before: Features = None
+    ) -> Features:
+        """What the other methods need to know of each token.
+
+        Args:
+          coordinate: (B, L).
+          x: (B, L, D), what the layer's attention reads; None unless `reads_input`.
+          before: if `running`, the features of the token before the first one, (B, 1, ...). None, or zeros,
+            where there is none.
+
+        Returns:
+          A tree of arrays (B, L, ...).
+        """
+        return coordinate
+
+    def queries(self, q: jax.Array, features: Features) -> jax.Array:
+        """Queries (B, L, N, H) as attention is to have them; the last axis may be another."""
+        return q
+
+    def keys(self, k: jax.Array, features: Features) -> jax.Array:
+        """Keys (B, L, K, H) as attention is to have them; the last axis may be another."""
+        return k
+
+    def bias(self, query: Features, key: Features, heads: jax.Array) -> jax.Array:
+        """A term that is added to the logits: (B, N, L, S) float32."""
+        raise NotImplementedError
+
+    def columns(
+        self, query: Features, key: Features, heads: jax.Array, scale: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """The bias as a product: scale * (query column . key column), summed over `width` columns.
+
+        Returns:
+          (B, L, N, width) and (B, S, width), exact in bfloat16.
+        """
+        raise NotImplementedError
+
+    def across_documents(self, features: Features, starts: jax.Array) -> Features:
+        """Features for kernels that keep documents apart by a steep `columns` bias alone.
+
+        Coordinates that restart at documents must run on, or the large ones of an earlier document
+        would outweigh that bias.
+
+        Args:
+          starts: (B, L - 1) whether each token but the first begins a document.
+        """
+        raise NotImplementedError
+
+    def visible(self, query: Features, key: Features) -> jax.Array:
+        """Which keys a query may see besides what causality says: (B, 1 or N, L, S) booleans."""
+        raise NotImplementedError
+
+    def logits(
+        self,
+        logits: jax.Array,
+        q: jax.Array,
+        query: Features,
+        key: Features,
+        visible: jax.Array,
+        heads: jax.Array,
+    ) -> jax.Array:
+        """Whole rows of logits (B, N, L, S) float32, biases included -> what softmax is to have.
+
+        Args:
+          q: (B, L, N, H), as `queries` gave them.
+          visible: which logits are not masked, broadcastable to the logits.
+        """
+        raise NotImplementedError
