@@ -334,10 +334,11 @@ def test_a_tfds_source_needs_no_tensorflow(texts, tokens, tokenizer_file, tmp_pa
     write_tfds(tmp_path / "plays" / "1.0.0", held)
     script = f"""
 import sys
+from bipe_jax.config.spec import parse_source
 from bipe_jax.data.prepare import prepare
 from bipe_jax.data.prepared import open_prepared
 prepare("tfds:{tmp_path}/plays/1.0.0:train", "{tmp_path}/out", "{tokenizer_file}", {LENGTH}, workers=1)
-open_prepared("prepared:{tmp_path}/out").read([0])
+open_prepared(parse_source("prepared:{tmp_path}/out")).read([0])
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

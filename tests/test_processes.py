@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from tiny import tiny_plan
-from bipe_jax import processes, sharding
+from bipe_jax import collectives, processes, sharding
 
 mesh = json.loads(sys.argv[1])
 processes.start()

@@ -340,8 +340,8 @@ def test_a_state_does_not_change_when_the_stream_goes_on(tokens, one_shard):
 
 PROGRAM = """
 import contextlib, itertools, json, sys
-from bipe_jax import tokenizer
 from bipe_jax.checkpoint import plan_from_json
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 
 tokens = tokenizer.load(sys.argv[1])
@@ -625,8 +625,8 @@ def test_what_is_evaluated_on_is_not_trained_on(tokens, tmp_path):
 
 READER = """
 import contextlib, itertools, json, sys
-from bipe_jax import tokenizer
 from bipe_jax.checkpoint import plan_from_json
+from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 
 tokens = tokenizer.load(sys.argv[1])
