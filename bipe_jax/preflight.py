@@ -281,7 +281,7 @@ def _overrides(config) -> str:
 
 
 def main(_):
-    config = cli.CONFIG.value
+    config = cli.config()
     if config is None:
         raise UserError("--config=FILE is needed")
     validate(config)

@@ -161,20 +161,20 @@ def _tokenizer(config, workdir: str, saved: tokenizer.Tokenizer | None) -> token
 
 def main(_):
     workdir = _WORKDIR.value
-    if cli.CONFIG.value is None or workdir is None:
+    if cli.config() is None or workdir is None:
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    validate(cli.CONFIG.value)
-    wandb_board.check(cli.CONFIG.value)
-    last = min(cli.CONFIG.value.steps, _STOP_AT.value or cli.CONFIG.value.steps)
+    validate(cli.config())
+    wandb_board.check(cli.config())
+    last = min(cli.config().steps, _STOP_AT.value or cli.config().steps)
     profile = trace.parse(_PROFILE.value, last)
     # What the evaluation at the end would refuse is refused before the training.
-    evaluate.resolve(evaluate.Settings(), cli.CONFIG.value)
+    evaluate.resolve(evaluate.Settings(), cli.config())
     processes.start()
     rundir.forget_failure(workdir)
     with observing.Observer(observing.process_start(), profile) as observer:
-        if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
+        if train(cli.config(), workdir, _STOP_AT.value, observer):
             processes.leave_at_sigterm()
             with observer.phase("evaluating"):
                 evaluate.evaluate(workdir)

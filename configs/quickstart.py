@@ -1,7 +1,8 @@
 """Minutes on two CPU cores: --config=configs/quickstart.py, or :ENCODING for a baseline."""
 
 from bipe_jax.errors import UserError
-from configs import base
+
+from . import base
 
 # Name -> (position.absolute, position.relative); everything else is equal.
 ENCODINGS = {
