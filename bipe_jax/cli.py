@@ -9,12 +9,17 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from bipe_jax import processes
+from bipe_jax import config_file, processes
 from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/smoke.py")
+_HELP = "Config file, such as configs/smoke.py, or the name of a shipped one, such as smoke"
+
+
+def config() -> ConfigDict | None:
+    """The config of a command's --config and --config.KEY=VALUE …; None if there is no --config."""
+    return flags.FLAGS["config"].value
 
 
 @contextlib.contextmanager
@@ -40,17 +45,20 @@ def user_errors():
 def _parse(argv, values=flags.FLAGS):
     """Parses absl flags; whatever is wrong with --config and its overrides becomes one line.
 
-    Config files are Python and overrides reach into them, so that almost any exception can come
-    from here; each is the user's to mend.
+    The flags --config.KEY=VALUE are defined by the config, so that it is loaded before the others.
     """
-    for argument in argv:
-        path = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not os.path.isfile(path):
-            raise UserError(f"{argument}: there is no file {path!r}")
+    first = flags.FlagValues()
+    path = flags.DEFINE_string("config", None, _HELP, flag_values=first)
+    first.set_gnu_getopt()
+    rest = first(argv, known_only=True)
     try:
-        rest = values(argv)
-        for name in values:
-            _ = values[name].value  # a config that could not be loaded raises here
+        if path.value is None:
+            flags.DEFINE_string("config", None, _HELP, flag_values=values)
+        else:
+            config_flags.DEFINE_config_dict(
+                "config", config_file.load(path.value), _HELP, flag_values=values, sys_argv=rest
+            )
+        rest = values(rest)
     except UserError:
         raise
     except (AttributeError, KeyError) as error:
@@ -74,13 +82,10 @@ def read_config(arguments: list[str]) -> ConfigDict:
       UserError: there is no such file, or key, or a value is of another type.
     """
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file(
-        "config", None, flag_values=values, sys_argv=["", *arguments]
-    )
     _parse(["", *arguments], values)
-    if config.value is None:
+    if values["config"].value is None:
         raise UserError("--config=FILE is needed")
-    return config.value
+    return values["config"].value
 
 
 def flag(name: str) -> str:

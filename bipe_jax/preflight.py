@@ -281,9 +281,10 @@ def _overrides(config) -> str:
 
 
 def main(_):
-    if cli.CONFIG.value is None:
+    config = cli.config()
+    if config is None:
         raise UserError("--config=FILE is needed")
-    config = plan.make(cli.CONFIG.value)
+    config = plan.make(config)
     slice_ = describe(_TOPOLOGY.value or config.mesh.topology, config)
     if _SEARCH.value:
         config, mesh, found = search(config, slice_)

@@ -160,11 +160,11 @@ def _tokenizer(config, workdir: str, saved: tokenizer.Tokenizer | None) -> token
 
 def main(_):
     workdir = _WORKDIR.value
-    if cli.CONFIG.value is None or workdir is None:
+    if cli.config() is None or workdir is None:
         raise UserError("--config=FILE and --workdir=DIR are needed")
     quiet()
     enable_cache()
-    config = plan.make(cli.CONFIG.value)
+    config = plan.make(cli.config())
     wandb_board.check(config)
     last = min(config.steps, _STOP_AT.value or config.steps)
     profile = trace.parse(_PROFILE.value, last)
@@ -173,7 +173,7 @@ def main(_):
     processes.start()
     rundir.forget_failure(workdir)
     with observing.Observer(observing.process_start(), profile) as observer:
-        if train(cli.CONFIG.value, workdir, _STOP_AT.value, observer):
+        if train(cli.config(), workdir, _STOP_AT.value, observer):
             processes.leave_at_sigterm()
             with observer.phase("evaluating"):
                 evaluate.evaluate(workdir)

@@ -8,7 +8,7 @@ python -m bipe_jax.train --config=configs/bipe_rope_151m.py --workdir=runs/bipe_
   --config.data.evaluation='pile/test.jsonl.zst'
 """
 
-from configs import base
+from . import base
 
 
 def get_config():

@@ -4,7 +4,7 @@ The authors trained a model of this size and batch; its layers and width are not
 facts that we have, so that the shape here is ours: 24 layers of width 2304.
 """
 
-from configs import bipe_rope_151m
+from . import bipe_rope_151m
 
 
 def get_config():

@@ -2,7 +2,8 @@
 
 from bipe_jax.errors import UserError
 from bipe_jax.positions import NAMED
-from configs import base
+
+from . import base
 
 
 def get_config(encoding: str = "bipe_rope"):

@@ -1,6 +1,6 @@
 """RoPE, rope of the position; everything else as in bipe_rope_151m.py."""
 
-from configs import bipe_rope_151m
+from . import bipe_rope_151m
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Seconds: a tiny model on the quickstart's text, to see that everything works."""
 
-from configs import quickstart
+from . import quickstart
 
 
 def get_config(encoding: str = "bipe_rope"):

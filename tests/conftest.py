@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Compiling takes most of the tests' time, and their models are too small to gain from it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compiling takes most of the tests' time, and their models are too small to gain from it. The tests of
+# numerics/ run the program as users do, in a process of their own: see tests/test_numerics.py.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    "" if "BIPE_AS_USERS" in os.environ else " --xla_backend_optimization_level=0"
+)
 
 import jax
 import pytest
@@ -18,6 +21,7 @@ from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 
 VOCAB_SIZE = 512
+collect_ignore = [] if "BIPE_AS_USERS" in os.environ else ["numerics"]
 
 
 def pytest_collection_modifyitems(items):

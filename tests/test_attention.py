@@ -132,6 +132,38 @@ def test_gradients_equal_those_of_a_plain_implementation(L, small_chunks):
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("L", [9, 43])
+def test_gradients_equal_finite_differences_in_float64(L, small_chunks):
+    """Of the NumPy reference, along directions in which queries, keys and values all change."""
+    inputs = draw(L, 2, L, 4, 2)
+    documents, segment = documents_of(L, 2, L), segments_of(L, 2, L)
+    encoding = Alibi(tiny(model__heads=4, model__kv_heads=2), "segment", slope_scale=96.0)
+    bias = reference.alibi(segment, 4, 96.0)
+    rng = np.random.default_rng(1)
+    cotangent = rng.normal(size=inputs[0].shape)
+
+    def loss(q, k, v):
+        biases = [(encoding, encoding.prepare(segment))]
+        return jnp.sum(attention(q, k, v, biases=biases, document_ids=documents) * cotangent)
+
+    gradients = jitted(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
+    size = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
+    step = 1e-5
+    for _ in range(4):
+        direction = [rng.normal(size=x.shape) for x in inputs]
+
+        def moved(by, direction=direction):
+            return [x.astype(np.float64) + by * d for x, d in zip(inputs, direction, strict=True)]
+
+        ends = [
+            np.sum(reference.attend(*moved(by), bias, documents) * cotangent)
+            for by in (step, -step)
+        ]
+        expected = (ends[0] - ends[1]) / (2 * step)
+        got = sum(np.sum(np.float64(g) * d) for g, d in zip(gradients, direction, strict=True))
+        assert abs(got - expected) < 1e-6 * size
+
+
 def test_bfloat16_inputs_keep_float32_logits_and_biases():
     q, k, v = draw(0, 1, 40, 4, 2, dtype="bfloat16")
     # Logits of about 50, whose bfloat16 neighbours are 0.25 apart, and biases of about 1000, with

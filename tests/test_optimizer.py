@@ -296,7 +296,9 @@ def test_parameters_of_relative_encodings_are_neither_decayed_nor_muons(relative
     chosen = {
         n
         for n, m in zip(
-            decayed, jax.tree.leaves(matrices, is_leaf=lambda x: x is None or isinstance(x, tuple)), strict=True
+            decayed,
+            jax.tree.leaves(matrices, is_leaf=lambda x: x is None or isinstance(x, tuple)),
+            strict=True,
         )
         if m
     }

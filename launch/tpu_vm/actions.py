@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 
+from bipe_jax import config_file
 from bipe_jax.errors import UserError
 from launch import jobs, machines
 from launch.tpu_vm.gcloud import ABSENT, Final, Resource
@@ -205,7 +206,7 @@ def _commit(config: str = "") -> str:
         raise UserError(
             f"{changed[0][3:]} is not committed, and what goes to the VMs is a commit: commit it"
         )
-    path = config.partition(":")[0]
+    path = config and config_file.find(config)[0]
     if path and not git("ls-files", path):
         raise UserError(
             f"--config={config}: {path} is not in the repository, and so not on the VMs"

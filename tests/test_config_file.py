@@ -1,0 +1,111 @@
+"""Config files: which one --config names, what they may import, and one line for what is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bipe_jax import cli, config_file
+from bipe_jax.errors import UserError
+from configs import quickstart, smoke
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The current directory: not the repository."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, body):
+    path.write_text(body)
+    return str(path)
+
+
+def test_a_file_and_a_shipped_config_of_that_name_are_the_same(elsewhere):
+    expected = smoke.get_config()
+    assert config_file.load("smoke") == config_file.load(f"{ROOT}/configs/smoke.py") == expected
+    assert config_file.load("quickstart:rope") == quickstart.get_config("rope") != expected
+
+
+def test_the_command_line_takes_a_shipped_config_and_overrides(elsewhere):
+    line = ["--config=smoke:nope", "--config.steps=7", "--config.optimizer.learning_rate=1"]
+    config = cli.read_config(line)
+    assert (config.steps, config.optimizer.learning_rate) == (7, 1.0)
+    assert config.position.to_dict() == smoke.get_config("nope").position.to_dict()
+    apart = cli.read_config(["--config", "smoke:nope", "--config.steps", "7", line[2]])
+    assert apart == config
+    # An override may stand before the config.
+    assert cli.read_config([*line[1:], line[0]]) == config
+
+
+def test_a_shipped_config_is_run_again_for_each_command_line():
+    cli.read_config(["--config=smoke", "--config.steps=7"])
+    assert cli.read_config(["--config=smoke"]).steps == smoke.get_config().steps
+
+
+def test_a_file_imports_those_beside_it_as_they_are_now(elsewhere):
+    mine = "from . import mine_base\ndef get_config():\n  return mine_base.get_config()\n"
+    base = "from bipe_jax.defaults import get_config as defaults\n\ndef get_config():\n"
+    base += "  c = defaults()\n  c.steps = {}\n  return c\n"
+    for directory, steps in (("one", 3), ("two", 41), ("one", 5)):
+        (elsewhere / directory).mkdir(exist_ok=True)
+        path = write(elsewhere / directory / "mine.py", mine)
+        write(elsewhere / directory / "mine_base.py", base.format(steps))
+        assert config_file.load(path).steps == steps
+
+
+def test_a_file_may_import_the_repositorys_configs(tmp_path):
+    path = write(tmp_path / "my-config.py", "from configs.smoke import get_config\n")
+    assert config_file.load(f"{path}:rope") == smoke.get_config("rope")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("x.py", "def get_config():\n  return {}.steps\n", "x.py, line 2: AttributeError: 'dict'"),
+        ("x.py", "import nothing_of_that_name\n", "x.py, line 1: ModuleNotFoundError: No module"),
+        ("x.py", "\ndef get_config(:\n", "x.py, line 2: SyntaxError: invalid syntax"),
+        ("x.py", "def get_config():\n  return {}['a']\n", "x.py, line 2: KeyError: 'a'"),
+        ("x.py", "def get_config():\n  pass\n", "x.py: get_config() must return a ConfigDict, not N"),
+        ("x.py", "steps = 3\n", "x.py has no function get_config()"),
+        ("x.py:rope", "def get_config():\n  pass\n", "x.py: TypeError: get_config() takes 0"),
+        ("x.txt", "", "x.txt must be a Python file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_one_line_that_names_it(elsewhere, name, body, message):
+    write(elsewhere / name.partition(":")[0], body)
+    with pytest.raises(UserError) as caught:
+        cli.read_config([f"--config={name}"])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=smok"], "no shipped config 'smok': use one of alibi_151m, base, .*smoke, or a"),
+        (["--config="], "no shipped config ''"),
+        (["--config=configs/smoke.py"], "no file 'configs/smoke.py'"),
+        (["--config=smoke.py"], "no file 'smoke.py'"),
+        (["--config=smoke", "--config.stepz=3"], "config has no field 'stepz'"),
+        (["--config=smoke", "--config.steps=many"], "--config.steps=many: invalid literal"),
+        (["--config.steps=3"], "Unknown command line flag 'config.steps'"),
+        (["--config=smoke", "3"], "unexpected argument '3'"),
+        ([], "--config=FILE is needed"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(elsewhere, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        cli.read_config(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_shipped_config_is_found_by_its_name(elsewhere):
+    names = [file.stem for file in (ROOT / "configs").glob("*.py")]
+    assert names
+    for name in names:
+        path, argument = config_file.find(f"{name}:x")
+        assert (os.path.basename(path), argument) == (f"{name}.py", "x")
+        assert config_file.find(name) == (path, None)
