@@ -22,10 +22,10 @@ from bipe_jax import checkpoint, cli, model, positions, processes, report, segme
 from bipe_jax.attention.chunked import CHUNK, Side, scores
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.report import text
 from bipe_jax.training.compiling import enable_cache
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.analyse")
 
@@ -212,7 +212,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     lengths = sorted(set(lengths))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path
-    make_output(output)
+    Workdir(output).make("--output")
     documents = sources.documents(data, tuple(config.data.sets), sources.policy_of(config))
     chosen = choose(documents, placed.tokenizer.encode, lengths[-1], blocks)
     if not len(chosen):
@@ -237,8 +237,8 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         _add(result, length, bins, means, uniform)
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
-        write_json(result, os.path.join(output, "attention.json"))
-        report.write([output], os.path.join(output, "report.html"))
+        files.write_json(Workdir(output).attention, result)
+        report.write([output], Workdir(output).report)
         print(table(result))
         print(f"Wrote {output}/attention.json and report.html")
     return result

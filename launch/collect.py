@@ -16,11 +16,12 @@ from bipe_jax import config, defaults, plot, report
 from bipe_jax.errors import UserError
 from bipe_jax.report import results, webpage
 from bipe_jax.report.text import table
-from launch import progress
-from launch.points import short_key, shortened, words
+from bipe_jax.workdir import Workdir, files, heartbeat, metrics
+from launch.points import finished, recorded, short_key, shortened, words
 
 _LOG = logging.getLogger(__name__)
 
+_TABLE = "sweep.csv"
 _FILLED_IN = ("segments.separators",)  # by the trainer; what they follow from is in the config
 
 
@@ -39,7 +40,7 @@ class Point:
     label: str
     values: dict[str, object]
     status: str
-    metrics: progress.Metrics
+    metrics: metrics.Metrics
     training_length: int
     results: list[dict]
 
@@ -52,10 +53,10 @@ def collect(directory: str) -> None:
     """
     points = read(directory)
     done = [point for point in points if point.results]
-    _write_csv(points, os.path.join(directory, "sweep.csv"))
+    _write_csv(points, os.path.join(directory, _TABLE))
     head, rows = _overview(points)
     print(table(tuple(head), [tuple(row) for row in rows]))
-    written = ["sweep.csv"]
+    written = [_TABLE]
     if done:
         shown = _best(done, plot.COLOURS)
         others = [point for point in done if point not in shown]
@@ -63,13 +64,13 @@ def collect(directory: str) -> None:
             {"name": p.label, "training_length": p.training_length, "results": p.results}
             for p in [*shown, *others]
         ]
-        plot.draw(curves, os.path.join(directory, "extrapolation.png"))
+        plot.draw(curves, Workdir(directory).extrapolation)
         _write_report(directory, points, shown, len(others))
-        written += ["extrapolation.png", "report.html"]
+        written += [Workdir.extrapolation, Workdir.report]
     for point in points:
         if point.status != "finished":
             step = f" at step {point.metrics.step:,}" if point.metrics.step else ""
-            why = progress.failure(os.path.join(directory, point.name))
+            why = Workdir(os.path.join(directory, point.name)).read_failure()
             _LOG.info(f"{point.status}{step}: {point.name}{f' ({why})' if why else ''}")
     _LOG.info(
         f"{len(done)} of {len(points)} points are finished; wrote {', '.join(written)} in {directory}"
@@ -84,7 +85,7 @@ def read(directory: str) -> list[Point]:
         raise UserError(f"--collect={directory}: {error.strerror}") from None
     configs = {}
     for name in names:
-        held = progress.recorded(os.path.join(directory, name))
+        held = recorded(os.path.join(directory, name))
         if held is not None:
             configs[name] = config.from_dict(held)
     if not configs:
@@ -113,7 +114,7 @@ def read(directory: str) -> list[Point]:
             rows = results.read([workdir], [label])[0].evaluation["results"]
         length = configs[name].sequence_length
         points.append(
-            Point(name, label, values[name], status, progress.metrics(workdir), length, rows)
+            Point(name, label, values[name], status, metrics.latest(workdir), length, rows)
         )
     return points
 
@@ -125,13 +126,13 @@ def _order(value) -> tuple:
 
 
 def _status(workdir: str, of_point) -> str:
-    if progress.finished(workdir, of_point):
+    if finished(workdir, of_point):
         return "finished"
-    if progress.failure(workdir):
+    if Workdir(workdir).read_failure():
         return "failed"
-    if progress.heartbeat(workdir):
+    if heartbeat.read_alive(workdir):
         return "running"
-    return "unfinished" if progress.metrics(workdir).step else "not started"
+    return "unfinished" if metrics.latest(workdir).step else "not started"
 
 
 def _best(points: Sequence[Point], count: int) -> list[Point]:
@@ -150,14 +151,13 @@ def _write_csv(points: Sequence[Point], path: str) -> None:
     keys = list(points[0].values)
     measured = ("set", "length", "loss", "perplexity", "perplexity_error")
     try:
-        with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
+        with files.replacing(path, newline="") as file:
             lines = csv.writer(file)
             lines.writerow(["point", "status", *keys, "step", "final_loss", *measured])
             for p in points:
                 own = [p.name, p.status, *p.values.values(), p.metrics.step, p.metrics.loss]
                 for row in p.results or [{}]:
                     lines.writerow([*own, *(row.get(name) for name in measured)])
-        os.replace(path + ".tmp", path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -197,7 +197,7 @@ def _write_report(directory: str, points, shown: Sequence[Point], others: int) -
         )
     report.write(
         [os.path.join(directory, point.name) for point in shown],
-        os.path.join(directory, "report.html"),
+        Workdir(directory).report,
         names=[point.label for point in shown],
         title=f"Sweep {os.path.basename(os.path.abspath(directory))}",
         lead=lead,

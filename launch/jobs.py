@@ -1,7 +1,6 @@
 """A training job, checked before anything is launched, and the commands that launch it."""
 
 import dataclasses
-import json
 import logging
 import os
 import shlex
@@ -12,6 +11,7 @@ import sys
 from bipe_jax import cli
 from bipe_jax.config import check_resumable, from_dict, validate
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,14 +55,8 @@ def check(job: Job):
     """
     config = cli.read_config(job.config_arguments())
     validate(config)
-    path = os.path.join(job.workdir, "config.json")
-    if os.path.isfile(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                saved = from_dict(json.load(file))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): use another workdir") from None
-        check_resumable(saved, config, job.workdir)
+    if (recorded := Workdir(job.workdir).read_config()) is not None:
+        check_resumable(from_dict(recorded), config, job.workdir)
     return config
 
 

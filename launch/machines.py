@@ -1,18 +1,16 @@
 """What the launchers for GKE and SkyPilot share: the machines of a job, its checks and its name."""
 
-import argparse
 import dataclasses
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection
 
 from jax.sharding import AbstractMesh
 
-from bipe_jax import sharding
+from bipe_jax import cli, hardware, sharding
 from bipe_jax.errors import UserError
-from launch import jobs, slices
+from launch import jobs
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ class Machines:
       slice: the TPU slices, or None. gpu: a kind of GPU, or "". gpus: of one node. nodes: with GPUs.
     """
 
-    slice: slices.Slice | None
+    slice: hardware.Slice | None
     gpu: str = ""
     gpus: int = 0
     nodes: int = 0
@@ -38,12 +36,12 @@ class Machines:
         return self.slice.devices if self.slice else self.gpus * self.nodes
 
 
-class Parser(argparse.ArgumentParser):
-    """Of a launcher's own flags; what is wrong with them is a UserError."""
+class Parser(cli.Parser):
+    """Of a launcher's own flags."""
 
-    def __init__(self, what: str):
+    def __init__(self, module: str):
         job = "of the job: --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …]"
-        super().__init__(prog=what, allow_abbrev=False, epilog=job)
+        super().__init__(module, job)
         self.add_argument("--slice", help="TPU slices, such as v5e:16x16 or v5e:16x16*2")
         self.add_argument("--gpus", help="GPUs of one node, such as h100:8")
         self.add_argument("--nodes", type=int, help="with those GPUs; 1 if not given")
@@ -61,12 +59,9 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--dry-run", action="store_true", help="print it, launch nothing")
 
-    def error(self, message):
-        raise UserError(f"{self.prog}: {message}")
 
-
-def of(args, known: Collection[str]) -> Machines:
-    """The machines of parsed flags, with the kinds of GPU that the launcher knows.
+def of(args) -> Machines:
+    """The machines of parsed flags.
 
     Raises:
       UserError: there are none, or they are not known.
@@ -76,12 +71,12 @@ def of(args, known: Collection[str]) -> Machines:
     if args.slice:
         if args.nodes is not None:
             raise UserError("--nodes is for --gpus: the slice says how many hosts it has")
-        return Machines(slices.parse(args.slice))
+        return Machines(hardware.parse_slice(args.slice))
     kind, _, count = args.gpus.partition(":")
-    if kind not in known or not re.fullmatch("[1248]|16", count):
+    if kind not in hardware.GPUS or not re.fullmatch("[1248]|16", count):
         raise UserError(
-            f"--gpus={args.gpus} is unknown: use KIND:COUNT, KIND one of {', '.join(known)}, COUNT "
-            "one of 1, 2, 4, 8, 16 a node"
+            f"--gpus={args.gpus} is unknown: use KIND:COUNT, KIND one of {', '.join(hardware.GPUS)}, "
+            "COUNT one of 1, 2, 4, 8, 16 a node"
         )
     nodes = 1 if args.nodes is None else args.nodes
     if nodes < 1:

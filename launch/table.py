@@ -5,7 +5,7 @@ import sys
 import time
 
 from bipe_jax.report.text import table
-from launch import progress
+from bipe_jax.workdir import metrics
 
 _EVERY = 1.0  # seconds
 _HEAD = ("point", "state", "step", "loss", "tokens/s", "elapsed")
@@ -70,7 +70,7 @@ class Table:
 
 def _row(run, longest: int) -> tuple[str, ...]:
     """longest: characters of the name, of which the ends say most."""
-    now = progress.metrics(run.workdir)
+    now = metrics.latest(run.workdir)
     half = (longest - 1) // 2
     return (
         run.name if len(run.name) <= longest else f"{run.name[:half]}…{run.name[-half:]}",

@@ -29,15 +29,15 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bipe_jax import rundir, sharding
+from bipe_jax import sharding
 from bipe_jax.checkpoint import checksums
 from bipe_jax.config import from_dict
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
+from bipe_jax.workdir import Workdir, complete_steps, files
 
 _LOG = logging.getLogger(__name__)
 
-_DIRECTORY = "checkpoints"
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
 
 
@@ -82,14 +82,14 @@ class Checkpoints:
     """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
 
     A save that fails is tried again with the state that the training has reached then, until
-    `rundir.PAUSES` are used up; checkpoints that were complete stay as they are.
+    `files.PAUSES` are used up; checkpoints that were complete stay as they are.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
 
     def __init__(self, workdir, keep: int):
-        self.directory = epath.Path(workdir).resolve() / _DIRECTORY
+        self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -247,7 +247,7 @@ class Checkpoints:
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
             vanished = self._vanished()
             # Several processes would have to agree on it: they start again instead.
-            pauses = rundir.PAUSES if jax.process_count() == 1 else ()
+            pauses = files.PAUSES if jax.process_count() == 1 else ()
             if pauses:
                 with contextlib.suppress(Exception):
                     if not vanished:
@@ -315,8 +315,8 @@ def _read_meta(manager, directory, step) -> Meta:
 def _locate(path) -> tuple[epath.Path, int | None]:
     """A workdir, its checkpoints directory or one step's directory -> (directory, step or None)."""
     path = epath.Path(path).resolve()
-    if (path / _DIRECTORY).is_dir():
-        return path / _DIRECTORY, None
+    if (path / Workdir.checkpoints).is_dir():
+        return path / Workdir.checkpoints, None
     if path.name.isdigit() and (path / "params").is_dir():
         return path.parent, int(path.name)
     return path, None
@@ -332,7 +332,7 @@ def steps(path) -> list[int]:
         names = [entry.name for entry in directory.iterdir()]  # unfinished ones have other names
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return complete_steps(names)
 
 
 @contextlib.contextmanager
@@ -420,7 +420,7 @@ def save_model(workdir, config, params: dict, tokenizer: Tokenizer) -> None:
     Raises:
       UserError: it cannot be written. What was begun is removed.
     """
-    directory = epath.Path(workdir).resolve() / _DIRECTORY
+    directory = epath.Path(workdir).resolve() / Workdir.checkpoints
     # JAX's arrays cannot change under Orbax, which would copy NumPy's first.
     items = _model_items(config, jax.device_put(params), tokenizer)
     made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)

@@ -4,8 +4,6 @@ Whatever the source, a batch's state is a small JSON object: the stream's (see `
 for prepared data.
 """
 
-import os
-
 import numpy as np
 from etils import epath
 
@@ -14,6 +12,7 @@ from bipe_jax.data import sources
 from bipe_jax.data.ahead import Ahead
 from bipe_jax.data.stream import Stream
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import cores
 
 _AHEAD = 4  # batches
 _MOST_WORKERS = 16
@@ -124,8 +123,8 @@ def workers_of(config) -> int:
     """Threads that tokenise: as many as cores, none for one core, unless the config says."""
     if config.data.workers >= 0:
         return config.data.workers
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, _MOST_WORKERS) if cores > 1 else 0
+    count = cores()
+    return min(count, _MOST_WORKERS) if count > 1 else 0
 
 
 class _Streams:

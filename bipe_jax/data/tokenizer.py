@@ -13,6 +13,7 @@ from etils import epath
 from bipe_jax.data import sources
 from bipe_jax.data.batches import mixture, prepared_with
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
       UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
     """
     given = config.tokenizer.path or prepared_with(config)
-    path = given or os.path.join(workdir, "tokenizer.model")
+    path = given or Workdir(workdir).tokenizer
     if given:
         chosen = load(path)
         if saved and chosen.pieces() != saved.pieces():
@@ -193,8 +194,8 @@ def choose(config, workdir: str, saved: Tokenizer | None) -> Tokenizer:
         )
         size = config.tokenizer.train_bytes
         chosen = train(_sample_texts(config, size), config.model.vocab_size, size)
-        epath.Path(path + ".tmp").write_bytes(chosen.model)
-        os.replace(path + ".tmp", path)
+        with files.replacing(path, "wb") as file:
+            file.write(chosen.model)
     if chosen.vocab_size != config.model.vocab_size:
         raise UserError(
             f"config.model.vocab_size={config.model.vocab_size}, but the tokenizer {path} has "

@@ -17,7 +17,7 @@ _WHAT = "python -m launch.gke"
 
 def parser() -> machines.Parser:
     """Of all flags but the job's own."""
-    flags = machines.Parser(_WHAT)
+    flags = machines.Parser("launch.gke")
     flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
     flags.add_argument(
         "--service-account", default="", help="Kubernetes' name of the pods' account"
@@ -36,7 +36,7 @@ def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
 
 def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
-    found = machines.of(args, manifest.GPUS)
+    found = machines.of(args)
     if found.slice and found.slice.slices > 1 and found.slice.hosts == 1:
         raise UserError(
             f"--slice={found.slice.name}: GKE joins slices of several hosts only, and {found.slice.grid} "

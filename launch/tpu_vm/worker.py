@@ -4,18 +4,18 @@ It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action ends in one l
 "bipe_jax HOST STATE what there is to say", which the launcher reads; "error" may pass, "refused" will not.
 
 A service, since systemd passes a shutdown on as SIGTERM, at preemption and maintenance, and starts it
-again when the VM is back. Standard library alone.
+again when the VM is back. It needs no JAX.
 """
 
 import argparse
 import getpass
-import json
 import os
 import shlex
 import socket
 import subprocess
 import sys
-import time
+
+from bipe_jax.workdir import heartbeat, workdir_argument
 
 _SERVICE = "bipe_jax"
 _UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
@@ -134,19 +134,18 @@ def stop() -> str:
     return "stopped"
 
 
-def heartbeat() -> str:
+def progress() -> str:
     """What the run's heartbeat.json says."""
     try:
         with open(_UNIT, encoding="utf-8") as file:
             command = next(line for line in file if line.startswith("ExecStart="))
-        words = shlex.split(command.removeprefix("ExecStart="))
-        workdir = next(word for word in words if word.startswith("--workdir=")).partition("=")[2]
-        workdir = workdir.replace("%%", "%").replace("$$", "$")
-        with open(os.path.join(workdir, "heartbeat.json"), encoding="utf-8") as file:
-            beat = json.load(file)
-        return f"step {beat['step']}, {beat['phase']}, {time.time() - beat['time']:.0f} s ago"
-    except (OSError, StopIteration, ValueError, KeyError):
+    except (OSError, StopIteration):
         return "no heartbeat yet"
+    workdir = workdir_argument(shlex.split(command.removeprefix("ExecStart=")))
+    beat = heartbeat.read(workdir.replace("%%", "%").replace("$$", "$"))
+    if beat is None:
+        return "no heartbeat yet"
+    return f"step {beat['step']}, {beat['phase']}, {heartbeat.age(beat):.0f} s ago"
 
 
 def main() -> int:
@@ -166,7 +165,7 @@ def main() -> int:
             rest = arguments[split + 1 :]
             said = start(args.workdir, rest, args.commit, args.hosts, args.shared)
         else:
-            said = stop() if args.action == "stop" else heartbeat()
+            said = stop() if args.action == "stop" else progress()
         found = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         kind = "refused" if isinstance(error, ValueError) else "error"
