@@ -166,6 +166,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--profile", help="steps to trace into WORKDIR/profile, FIRST:LAST")
     args, config = parser.parse_with_config(arguments)
+    if not args.workdir:
+        raise UserError("--workdir=DIR is needed")
     if args.stop_at is not None and args.stop_at < 1:
         raise UserError(f"--stop_at={args.stop_at} must be at least 1")
     quiet()

@@ -85,13 +85,13 @@ def read(directory: str) -> list[Point]:
         raise UserError(f"--collect={directory}: {error.strerror}") from None
     configs = {}
     for name in names:
-        held = recorded(os.path.join(directory, name))
-        if held is not None:
-            configs[name] = config.from_dict(held)
+        saved = recorded(os.path.join(directory, name))
+        if saved is not None:
+            configs[name] = config.from_dict(saved)
     if not configs:
         raise UserError(f"--collect={directory}: none of its directories holds a point of a sweep")
     usual = config.flatten(defaults.get_config())
-    flat = {name: usual | config.flatten(held) for name, held in configs.items()}
+    flat = {name: usual | config.flatten(of) for name, of in configs.items()}
     varied = [
         key
         for key in usual
@@ -171,10 +171,12 @@ def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     keys = list(points[0].values)
 
     def line(point):
-        held = {(row["set"], row["length"]): row["perplexity"] for row in point.results}
+        perplexities = {(row["set"], row["length"]): row["perplexity"] for row in point.results}
         first = [shortened(words(value)) for value in point.values.values()] or [point.name]
         loss = "–" if point.metrics.loss is None else f"{point.metrics.loss:.3f}"
-        cells = [f"{held[column]:,.2f}" if column in held else "–" for column in columns]
+        cells = [
+            f"{perplexities[column]:,.2f}" if column in perplexities else "–" for column in columns
+        ]
         return [*first, point.status, f"{point.metrics.step:,}", loss, *cells]
 
     head = [*(map(short_key, keys) if keys else ["point"]), "status", "step", "final loss"]

@@ -93,11 +93,11 @@ def need(program: str, what: str) -> None:
         raise UserError(f"{program} is not on this machine: {what} needs it; nothing was launched")
 
 
-def execute(command: list[str], dry_run: bool, given: str | None = None) -> None:
+def execute(command: list[str], dry_run: bool, stdin: str | None = None) -> None:
     """Runs a command, or prints it alone.
 
     Args:
-      given: its standard input.
+      stdin: its standard input.
 
     Raises:
       UserError: it failed; what it printed is on the terminal.
@@ -106,6 +106,6 @@ def execute(command: list[str], dry_run: bool, given: str | None = None) -> None
         print(shlex.join(command), flush=True)
         return
     _LOG.info(f"+ {shlex.join(command)}")
-    code = subprocess.run(command, input=given, text=True).returncode
+    code = subprocess.run(command, input=stdin, text=True).returncode
     if code:
         raise UserError(f"{command[0]} ended with status {code}: {shlex.join(command)}")

@@ -23,7 +23,7 @@ from launch import jobs
 from launch.algebra import Point
 
 # How a run is run, not what it computes: the id leaves these out, unless the sweep varies them, so that
-# a sweep may go on with another mesh.
+# a sweep may be resumed on another mesh.
 _HOW = re.compile(
     r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
     r"|data\.(evaluation|workers|on_error|max_bad_share)"
@@ -85,28 +85,28 @@ def check(
         belongs to another config.
     """
     cli.read_config(jobs.Job(config, "", tuple(overrides)).config_arguments())
-    checked, held = [], {}
+    checked, numbers = [], {}
     for number, point in enumerate(points, 1):
         where = f"--sweep={path}, point {number} of {len(points)}"
         for key in point:
             if key not in FIELDS:
                 raise UserError(f"{where}: the config has no key {key!r}{_meant(key)}")
-            if any(key == given for given, _ in overrides):
+            if any(key == name for name, _ in overrides):
                 raise UserError(f"--config.{key} is set by the sweep {path} too: leave it out")
         job = jobs.Job(config, "", (*overrides, *point.items()))
         try:
             name = name_of(point, cli.read_config(job.config_arguments()))
             identity = name.rpartition("--")[2]
-            if identity in held:
+            if identity in numbers:
                 raise UserError(
-                    f"it has the same name and config as point {held[identity]}: {name}"
+                    f"it has the same name and config as point {numbers[identity]}: {name}"
                 )
             job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
             read = jobs.check(job)
             resolve(Settings(), read)  # as the trainer does before it trains
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        held[identity] = number
+        numbers[identity] = number
         checked.append(Checked(job, read))
     return checked
 

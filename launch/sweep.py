@@ -4,7 +4,7 @@ python -m launch.sweep --config=configs/quickstart.py --sweep=configs/sweeps/pos
   --output=runs/positions [--on=local|slurm|gke|sky] [--jobs=2] [--config.KEY=VALUE ...] [-- BACKEND FLAGS]
 python -m launch.sweep --collect=runs/positions
 
-All points are checked before the first starts. The same command again goes on with the points that are
+All points are checked before the first starts. The same command again resumes the points that are
 not finished. See docs/sweeps.md.
 """
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--on={args.on} is unknown: use local, {', '.join(_BACKENDS)}")
     if args.on == "local" and flags:
         raise UserError(
-            f"-- {shlex.join(flags)}: flags behind -- are for --on={'|'.join(_BACKENDS)}"
+            f"-- {shlex.join(flags)}: flags after -- are for --on={'|'.join(_BACKENDS)}"
         )
     if args.on != "local" and args.jobs is not None:
         raise UserError(f"--jobs={args.jobs} is for --on=local: {args.on} has a queue of its own")

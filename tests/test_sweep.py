@@ -169,7 +169,7 @@ def sweep_file(tmp_path, body: str) -> str:
         ("return sweep('seed', [1])", ["--confg=x"], "unrecognized arguments: --confg=x"),
         ("return sweep('seed', [1])", ["--jobs=0"], "--jobs=0 must be at least 1"),
         ("return sweep('seed', [1])", ["--on=slurm", "--jobs=2"], "--jobs=2 is for --on=local"),
-        ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags behind --"),
+        ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags after --"),
         ("return sweep('seed', [1])", ["--output="], "--output is needed"),
         ("return sweep('seed', [1])", ["--output=/proc/x"], "/proc/x/.*cannot be written"),
     ],

@@ -48,11 +48,13 @@ def recorded(workdir: str):
         )
         if not within and error.errno not in files.DISK_ERRORS:
             raise
-        place = error.filename or workdir or "a disk"
-        raise Transient(f"{place}: {error.strerror}: {files.ADVICE}") from None
+        where = error.filename or workdir or "a disk"
+        raise Transient(f"{where}: {error.strerror}: {files.ADVICE}") from None
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         reason = " ".join(str(error).split())[:300]
-        _LOG.warning(f"error: the run's processes cannot go on together ({reason}): one was lost")
+        _LOG.warning(
+            f"error: the run's processes cannot continue together ({reason}): one was lost"
+        )
         os._exit(LOST)

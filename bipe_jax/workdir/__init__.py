@@ -5,6 +5,7 @@ files: how they are written and locked. heartbeat, events, metrics: what a train
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -140,7 +141,7 @@ def complete_steps(names: Iterable[str]) -> list[int]:
 def workdir_argument(arguments: Sequence[str]) -> str:
     """The value of --workdir=DIR or --workdir DIR, the last if there are several, or ""."""
     value = ""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*arguments, ""]):
         name, equals, text = word.partition("=")
         if name in ("--workdir", "-workdir"):
             value = text if equals else following

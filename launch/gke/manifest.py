@@ -171,12 +171,12 @@ def _security(machines: Machines) -> dict:
 
 def _hardware(machines: Machines) -> tuple[dict, str, int]:
     """(node selector, resource, how many a pod)."""
-    if found := machines.slice:
+    if wanted := machines.slice:
         selector = {
-            "cloud.google.com/gke-tpu-accelerator": found.chip.gke,
-            "cloud.google.com/gke-tpu-topology": found.grid,
+            "cloud.google.com/gke-tpu-accelerator": wanted.chip.gke,
+            "cloud.google.com/gke-tpu-topology": wanted.grid,
         }
-        return selector, "google.com/tpu", found.host_chips
+        return selector, "google.com/tpu", wanted.host_chips
     selector = {"cloud.google.com/gke-accelerator": hardware.GPUS[machines.gpu].gke}
     return selector, "nvidia.com/gpu", machines.gpus
 

@@ -12,6 +12,7 @@ import yaml
 from bipe_jax import hardware
 from bipe_jax.errors import UserError
 from launch import jobs, machines
+from launch.machines import Machines
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,27 +39,27 @@ def parser() -> machines.Parser:
     return machines.Parser("launch.sky")
 
 
-def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+def submit(to_launch: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
     """Launches one managed job a job; `arguments` are the flags of parser().
 
     Raises:
       UserError: a flag or a job is wrong, or sky refused.
     """
-    launch(given, parser().parse_args(arguments), dry_run)
+    launch(to_launch, parser().parse_args(arguments), dry_run)
 
 
-def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
-    found = machines.of(args)
-    accelerators = _accelerators(found)
-    volumes = machines.volumes(args, given)
-    names = machines.names(given, _MOST)
+    wanted = machines.of(args)
+    accelerators = _accelerators(wanted)
+    volumes = machines.volumes(args, to_launch)
+    names = machines.names(to_launch, _MOST)
     if not dry_run:
         jobs.need("sky", _WHAT)
-    ready = machines.ready(given, found, args.skip_preflight)
+    ready = machines.ready(to_launch, wanted, args.skip_preflight)
     made = {}
     for name, job in zip(names, ready, strict=True):
-        filled = task(name, job, found, accelerators, spot=args.spot, volumes=volumes)
+        filled = task(name, job, wanted, accelerators, spot=args.spot, volumes=volumes)
         made[name] = yaml.dump(filled, Dumper=_Dumper, sort_keys=False)
     if dry_run:
         for name, text in made.items():
@@ -76,18 +77,18 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     _LOG.info("Logs: sky jobs queue; sky jobs logs --name NAME")
 
 
-def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, volumes) -> dict:
+def task(name, job: jobs.Job, wanted: Machines, accelerators, *, spot, volumes) -> dict:
     """The configuration of a SkyPilot task.
 
     Args:
       volumes: pairs (source, path) to mount: gs://BUCKET, or the name of one of SkyPilot's volumes.
     """
-    template = pathlib.Path(__file__).with_name("tpu.yaml" if found.slice else "gpu.yaml")
+    template = pathlib.Path(__file__).with_name("tpu.yaml" if wanted.slice else "gpu.yaml")
     made = yaml.safe_load(template.read_text(encoding="utf-8"))
     made["name"] = name
     made["resources"] |= {"accelerators": accelerators, "use_spot": spot}
-    if not found.slice:
-        made["num_nodes"] = found.nodes
+    if not wanted.slice:
+        made["num_nodes"] = wanted.nodes
     mode = made["file_mounts"]["/runs"]["mode"]
     made["file_mounts"] = {
         path: {"source": source, "mode": mode}
@@ -102,10 +103,10 @@ def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, v
     return made
 
 
-def _accelerators(found: machines.Machines) -> str:
-    wanted = found.slice
+def _accelerators(machines: Machines) -> str:
+    wanted = machines.slice
     if not wanted:
-        return f"{hardware.GPUS[found.gpu].sky}:{found.gpus}"
+        return f"{hardware.GPUS[machines.gpu].sky}:{machines.gpus}"
     # SkyPilot's names of slices say no grid.
     named = wanted.chip.type and wanted.default_grid and wanted.chips <= _MOST_CHIPS
     if wanted.slices > 1 or not named:

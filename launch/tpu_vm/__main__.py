@@ -49,7 +49,7 @@ def _parser() -> cli.Parser:
     logs = parser.add_argument_group("logs")
     logs.add_argument("--worker", default="0", help="number of a VM of the slice, or all")
     logs.add_argument("--node", type=int, default=0, help="number of the slice, of several")
-    logs.add_argument("--follow", action="store_true", help="go on printing")
+    logs.add_argument("--follow", action="store_true", help="keep printing")
     return parser
 
 
@@ -86,5 +86,5 @@ if __name__ == "__main__":
     with cli.user_errors():
         try:
             main(sys.argv[1:])
-        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run goes on
+        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run stays
             sys.exit(130)

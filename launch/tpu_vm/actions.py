@@ -125,7 +125,7 @@ def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
         state = "asked for"
     if state != "ACTIVE" and not resource.dry_run:
         return state
-    states = {found for _, found, _ in resource.ask(_IF_THERE % "status")}
+    states = {state for _, state, _ in resource.ask(_IF_THERE % "status")}
     if states == {_DONE}:
         return _DONE
     if "failed" in states and "running" not in states:
@@ -142,7 +142,7 @@ def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
 
 
 def status(resource: Resource, args) -> None:
-    """The queued resource's state and, if it is there, of each VM whether the run goes on."""
+    """The queued resource's state and, if it is there, of each VM whether the run is running."""
     state = resource.state()
     if not resource.dry_run:
         _LOG.info(f"{resource.name}: {state}")

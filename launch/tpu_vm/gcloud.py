@@ -51,8 +51,8 @@ class Resource:
         return [self.name] if count == 1 else [f"{self.name}-{i}" for i in range(count)]
 
     def _line(self, group: str, action: str, *arguments: str, track=()) -> list[str]:
-        place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
-        return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *place, "--quiet"]
+        where = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
+        return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *where, "--quiet"]
 
     def state(self) -> str:
         """One of Google's states, or ABSENT; in a dry run, which asks nobody, ABSENT.
@@ -71,9 +71,9 @@ class Resource:
             reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise UserError(f"{shlex.join(line)}: {reason}")
         try:
-            found = json.loads(done.stdout)
-            state = found["state"]["state"]
-            node = found["tpu"]["nodeSpec"][0].get("node", {})
+            described = json.loads(done.stdout)
+            state = described["state"]["state"]
+            node = described["tpu"]["nodeSpec"][0].get("node", {})
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{shlex.join(line)} answered what is not understood: {error!r}"

@@ -71,15 +71,15 @@ def state() -> str:
     asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
     line = ["systemctl", "show", _SERVICE, "-p", asked]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    found = dict(row.partition("=")[::2] for row in shown.splitlines())
-    if found.get("LoadState") != "loaded":
+    properties = dict(row.partition("=")[::2] for row in shown.splitlines())
+    if properties.get("LoadState") != "loaded":
         return "nothing"
-    if found["ActiveState"] not in ("inactive", "failed"):
+    if properties["ActiveState"] not in ("inactive", "failed"):
         return "running"
-    if found["ExecMainStartTimestampMonotonic"] == "0":
+    if properties["ExecMainStartTimestampMonotonic"] == "0":
         return "stopped"  # and the VM has started anew since
     ended = {"0": "done", "1": "failed", "2": "failed"}
-    return ended.get(found["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
+    return ended.get(properties["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
 
 
 def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
@@ -166,12 +166,12 @@ def main() -> int:
             said = start(args.workdir, rest, args.commit, args.hosts, args.shared)
         else:
             said = stop() if args.action == "stop" else progress()
-        found = state()
+        now = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         kind = "refused" if isinstance(error, ValueError) else "error"
         print(f"bipe_jax {socket.gethostname()} {kind} {error}", flush=True)
         return 1
-    print(f"bipe_jax {socket.gethostname()} {found} {said}", flush=True)
+    print(f"bipe_jax {socket.gethostname()} {now} {said}", flush=True)
     return 0
 
 
