@@ -109,9 +109,10 @@ def read(directory: str) -> list[Point]:
         workdir = os.path.join(directory, name)
         status = _status(workdir, configs[name])
         label = labels[name] if alike.count(labels[name]) == 1 else name
-        rows = []
-        if status == "finished":
-            rows = results.read([workdir], [label])[0].evaluation["results"]
+        evaluation = (
+            results.read([workdir], [label])[0].evaluation if status == "finished" else None
+        )
+        rows = evaluation["results"] if evaluation else []
         length = configs[name].sequence_length
         points.append(
             Point(name, label, values[name], status, metrics.latest(workdir), length, rows)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from bipe_jax.errors import PREEMPTED, UserError
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR, UserError
 from bipe_jax.workdir import Workdir, files, heartbeat
 from launch import jobs, restart
 from launch.points import Checked, finished, record
@@ -51,7 +51,8 @@ class Run:
     def shown(self) -> str:
         """Its state or, where its heartbeat says more, its phase."""
         beat = heartbeat.read_alive(self.workdir) if self.state == "running" else None
-        return beat["phase"] if beat and beat["pid"] == self._process.pid else self.state
+        mine = beat and self._process and beat.get("pid") == self._process.pid
+        return beat["phase"] if beat and mine else self.state
 
     @property
     def log(self) -> str:
@@ -82,18 +83,17 @@ class Run:
         self._began, self.state = time.monotonic(), "running"
 
     def signal(self, number: int) -> None:
-        if self.alive:
+        if self._process:
             self._process.send_signal(number)
             self.state = "stopping"
 
     def look(self) -> None:
         """Notices that the process has ended, and starts it again if that is the rule."""
-        code = self._process.poll() if self.alive else None
-        if code is None:
+        if self._process is None or (code := self._process.poll()) is None:
             return
         _clear(self._process.pid)
         self._took, self._process = self.elapsed, None
-        if code == 0:
+        if code == DONE:
             self.state, self.why = "done", ""
         elif self.state == "stopping":
             self.state = "stopped"
@@ -201,4 +201,4 @@ def _tell(runs: Sequence[Run], stopped: bool) -> int:
     _LOG.info(f"{done} of {len(runs)} points are done, {failed} failed, {left} are left")
     if failed or left:
         _LOG.info("The same command resumes the points that are not done")
-    return PREEMPTED if stopped and left else 1 if failed else 0
+    return PREEMPTED if stopped and left else USER_ERROR if failed else DONE

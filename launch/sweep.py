@@ -48,8 +48,8 @@ def _parse(argv: list[str]):
         help="compare the points in --output, or DIR",
     )
     args = parser.parse_args([argument for argument in argv if argument not in overrides])
-    pairs = [argument.removeprefix("--config.").split("=", 1) for argument in overrides]
-    return args, [tuple(pair) for pair in pairs], backend
+    split = (argument.removeprefix("--config.").partition("=") for argument in overrides)
+    return args, [(key, value) for key, _, value in split], backend
 
 
 def _split(argv: list[str], at: str) -> tuple[list[str], list[str]]:

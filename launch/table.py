@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 
 from bipe_jax.report.text import table
 from bipe_jax.workdir import metrics
@@ -16,7 +17,7 @@ _FIRST = ("running", "stopping", "failed", "stopped", "waiting", "done", "done b
 class Table:
     """Shows runs on standard error, see `local.Run`."""
 
-    def __init__(self, runs):
+    def __init__(self, runs: Sequence):
         self._runs = runs
         self._live = sys.stderr.isatty()
         self._note = ""

@@ -27,22 +27,22 @@ _FORGOTTEN = 86400  # seconds after which an unfinished file of another host is 
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str = "w", **options) -> Iterator[IO]:
+def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
     """Opens a new file, which replaces `path` when the block ends without an error.
 
     Until then, and after an error, `path` is as it was. Processes may write one path at the same time:
     each writes a temporary file of its own beside it, and the last to end wins.
 
     Args:
-      mode: "w" or "wb". options: as of `open`; text is UTF-8.
+      mode: "w", for text in UTF-8, or "wb". newline: see `open`.
 
     Raises:
       OSError: the file cannot be written.
     """
     temporary = f"{os.fspath(path)}.{os.getpid()}@{socket.gethostname()}.{os.urandom(4).hex()}.tmp"
-    options = options if "b" in mode else {"encoding": "utf-8"} | options
+    encoding = None if "b" in mode else "utf-8"
     try:
-        with open(temporary, mode.replace("w", "x"), **options) as file:
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:

@@ -71,7 +71,8 @@ def state() -> str:
     asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
     line = ["systemctl", "show", _SERVICE, "-p", asked]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    properties = dict(row.partition("=")[::2] for row in shown.splitlines())
+    rows = (row.partition("=") for row in shown.splitlines())
+    properties = {name: value for name, _, value in rows}
     if properties.get("LoadState") != "loaded":
         return "nothing"
     if properties["ActiveState"] not in ("inactive", "failed"):
