@@ -15,10 +15,12 @@ import socket
 import subprocess
 import sys
 
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
 from bipe_jax.workdir import heartbeat, workdir_argument
 
 _SERVICE = "bipe_jax"
 _UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
+_WRONG_CALL = 2  # of launch.supervise, as of any argparse program
 _LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
 
 
@@ -46,11 +48,11 @@ ExecStart={" ".join(_quoted(word) for word in line)}
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec=330
-# The supervisor itself restarts the trainer; this is for its own death. 1: not to be started again.
+# The supervisor restarts the trainer; this is for its own death. {USER_ERROR}: not to be started again.
 Restart=on-failure
 RestartSec={pause}
-RestartPreventExitStatus=1 2
-SuccessExitStatus=42
+RestartPreventExitStatus={USER_ERROR} {_WRONG_CALL}
+SuccessExitStatus={PREEMPTED}
 LimitMEMLOCK=infinity
 LimitNOFILE=1048576
 
@@ -79,8 +81,9 @@ def state() -> str:
         return "running"
     if properties["ExecMainStartTimestampMonotonic"] == "0":
         return "stopped"  # and the VM has started anew since
-    ended = {"0": "done", "1": "failed", "2": "failed"}
-    return ended.get(properties["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
+    ended = {DONE: "done", USER_ERROR: "failed", _WRONG_CALL: "failed"}
+    # Preempted, or killed before it had saved.
+    return ended.get(int(properties["ExecMainStatus"]), "stopped")
 
 
 def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
