@@ -13,6 +13,7 @@ import matplotlib
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 _LOG = logging.getLogger("bipe_jax.plot")
 
@@ -98,7 +99,7 @@ def _finish(axis, evaluations, name):
 
 def read_evaluation(path: str) -> dict:
     """The evaluation.json of a run's directory, under that directory's name. Raises UserError."""
-    file_name = os.path.join(path, "evaluation.json")
+    file_name = Workdir(path).evaluation
     try:
         with open(file_name, encoding="utf-8") as file:
             return json.load(file) | {"name": os.path.basename(os.path.abspath(path))}

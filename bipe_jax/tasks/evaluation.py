@@ -12,11 +12,12 @@ import numpy as np
 from bipe_jax import processes, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import MULTIPLES, make_output, write_json
+from bipe_jax.evaluate import MULTIPLES
 from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, heatmap, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -215,13 +216,13 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     check(settings)
     loaded_model = loaded.load(path, settings.extend)
     output = output or path
-    make_output(output)
+    Workdir(output).make("--output")
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
-        write_json(result, os.path.join(output, "tasks.json"))
-        heatmap.draw(result, os.path.join(output, "tasks.png"))
+        files.write_json(Workdir(output).tasks, result)
+        heatmap.draw(result, Workdir(output).tasks_picture)
         print(tables(result))
-        report.write([output], os.path.join(output, "report.html"))
+        report.write([output], Workdir(output).report)
         print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
