@@ -1,4 +1,4 @@
-"""The quickstart's encodings: BiPE-RoPE, BiPE-ALiBi, RoPE, ALiBi, sinusoidal and none."""
+"""Every encoding that has a name, see bipe_jax/positions/named.py."""
 
 from bipe_jax.positions import NAMED
 from launch.algebra import sweep, zipit
