@@ -22,8 +22,8 @@ from bipe_jax import checkpoint, cli, model, positions, processes, report, segme
 from bipe_jax.attention.chunked import CHUNK, Side, scores
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.evaluation.files import make_output, write_json
 from bipe_jax.report import text
 from bipe_jax.training.compiling import enable_cache
 

@@ -134,6 +134,7 @@ FIELDS = {
     "mesh.tensor": _COUNT,
     "mesh.context": _COUNT,
     "mesh.topology": _TEXT,
+    "evaluation.every": _NATURAL,
     "evaluation.lengths": _TupleOf(_Number(int, low=2), "a tuple of lengths, such as (256, 512)"),
     "evaluation.windows": _COUNT,
     "evaluation.batch_tokens": _COUNT,

@@ -115,6 +115,9 @@ def get_config() -> ConfigDict:
     )
 
     c.evaluation = ConfigDict()
+    # Steps between evaluations during training, at sequence_length and the next of `lengths` above it (or
+    # twice sequence_length); 0: none.
+    c.evaluation.every = 0
     c.evaluation.lengths = ()  # tokens; (): 1, 2, 4, 8, 16 times sequence_length
     c.evaluation.windows = 128  # target windows a data set, of the shortest length each
     c.evaluation.batch_tokens = 16384  # tokens that one forward pass holds (at least one window)

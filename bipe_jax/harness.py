@@ -13,8 +13,8 @@ import sys
 
 from bipe_jax import checkpoint, cli, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.files import make_output, write_json
 from bipe_jax.evaluation.perplexity import default_lengths
 from bipe_jax.training.compiling import enable_cache
 

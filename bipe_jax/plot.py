@@ -11,7 +11,6 @@ import os
 
 import matplotlib
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger("bipe_jax.plot")
@@ -120,5 +119,7 @@ def main():
 
 
 if __name__ == "__main__":
+    from bipe_jax import cli  # defines flags: not for those who import `draw`
+
     with cli.user_errors():
         main()

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from bipe_jax import cli, defaults, evaluate
+from bipe_jax import cli, defaults
 from bipe_jax.config import FIELDS, flatten
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import evaluator
 from launch import jobs
 from launch.algebra import Point
 
@@ -114,7 +115,7 @@ def check(
                 )
             job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
             read = jobs.check(job)
-            evaluate.resolve(evaluate.Settings(), read)  # as the trainer does before it trains
+            evaluator.resolve(evaluator.Settings(), read)  # as the trainer does before it trains
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         held[identity] = number

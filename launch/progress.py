@@ -6,8 +6,9 @@ import os
 import socket
 import time
 
-from bipe_jax import checkpoint, evaluate
+from bipe_jax import checkpoint
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import evaluator
 
 _POINT = "point.json"  # the config of a point, written when its sweep is launched
 _ENDED = ("preempted", "failed", "done")  # phases of a heartbeat
@@ -55,7 +56,7 @@ def finished(workdir: str, config) -> bool:
     found = read_json(os.path.join(workdir, "evaluation.json"))
     if last < config.steps or found is None or found.get("step") != last:
         return False
-    wanted = evaluate.resolve(evaluate.Settings(), config)
+    wanted = evaluator.resolve(evaluator.Settings(), config)
     rows = found.get("results")
     lengths = {row.get("length") for row in rows} if isinstance(rows, list) else set()
     return found.get("data") == wanted.data and lengths == set(wanted.lengths)

@@ -22,7 +22,7 @@ from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 from configs.quickstart import ENCODINGS
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from bipe_jax import evaluate as evaluation
 from bipe_jax import model, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, evaluate
-from bipe_jax.evaluation import loaded, perplexity, protocols, scoring
-from bipe_jax.train import train
+from bipe_jax.evaluation import evaluator, loaded, perplexity, protocols, scoring
+from bipe_jax.evaluation.evaluator import Settings, evaluate
+from bipe_jax.training.trainer import train
 
 LENGTHS = (32, 64, 128)
 NAMES = ("same-tokens", "non-overlapping", "sliding:16", "sliding:9", "sliding:32")
@@ -281,7 +280,8 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     placed = loaded.load(run)
     placed.config.position.relative = (("rope", "segment", *options.items()),)
     placed = loaded.place(placed.config, placed.params, placed.tokenizer)
-    documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
+    settings = evaluator.resolve(Settings(), placed.config)
+    documents = list(evaluator.documents(placed.config, placed.tokenizer, settings))
     protocol = protocols.protocol("same-tokens", (32, 256))
     sizes = placed.tokenizer.byte_lengths()
     by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)

@@ -14,9 +14,9 @@ import pytest
 
 from bipe_jax import checkpoint
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, evaluate
 from bipe_jax.evaluation import follow
-from bipe_jax.train import train
+from bipe_jax.evaluation.evaluator import Settings, evaluate
+from bipe_jax.training.trainer import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,13 +52,13 @@ def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
     file = tmp_path / "run.py"
     # A slow run: what is tested is who reads while who writes.
     file.write_text(
-        "import time\nimport sys\nfrom bipe_jax import config, train\nfrom bipe_jax.data.batches "
-        "import Batches\n"
+        "import time\nfrom bipe_jax import config\nfrom bipe_jax.data.batches import Batches\n"
+        "from bipe_jax.training.trainer import train\n"
         f"c = config.from_dict({config.to_dict()!r})\n"
         "old = Batches.__next__\n"
         "def slowly(self):\n    time.sleep(0.15)\n    return old(self)\n"
         "Batches.__next__ = slowly\n"
-        f"train.train(c, {str(workdir)!r})\n"
+        f"train(c, {str(workdir)!r})\n"
     )
     trainer = subprocess.Popen(
         [sys.executable, file], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}

@@ -17,13 +17,13 @@ import pytest
 
 from bipe_jax import goodput
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.train import train
 from bipe_jax.training import metrics, spikes
 from bipe_jax.training.observing import events, heartbeat, process_start, trace, wandb_board
 from bipe_jax.training.observing import observer as observer_module
 from bipe_jax.training.observing.clock import PHASES, Clock
 from bipe_jax.training.observing.observer import Observer
 from bipe_jax.training.observing.slow import SlowSteps
+from bipe_jax.training.trainer import train
 
 
 def lines_of(path) -> list[dict]:
@@ -437,8 +437,8 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
 KILLED = """
 import json, os, signal, sys, time
 from bipe_jax.config import from_dict
-from bipe_jax.observe import heartbeat, observer
-from bipe_jax.train import train
+from bipe_jax.training.observing import heartbeat, observer
+from bipe_jax.training.trainer import train
 
 heartbeat._PAUSE, observer._BEAT = 0.0, 0.0
 complete = observer.Observer.complete
@@ -569,7 +569,7 @@ def test_a_run_that_hangs_beats_no_more(tmp_path, monkeypatch):
 def test_time_since_the_process_was_started():
     before = time.time()
     program = (
-        "import time; time.sleep(0.5); from bipe_jax.observe import process_start; "
+        "import time; time.sleep(0.5); from bipe_jax.training.observing import process_start; "
         "print(process_start())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

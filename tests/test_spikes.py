@@ -18,8 +18,8 @@ from bipe_jax import segments, sharding
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 from bipe_jax.training import finetune, spikes, step
+from bipe_jax.training.trainer import train
 
 
 def draws(count=300, seed=0):
@@ -271,10 +271,12 @@ def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisone
 
 _PROGRAM = """
 import json, os, signal, sys
-from bipe_jax import checkpoint, train
+from bipe_jax import checkpoint, cli
 from bipe_jax.config import from_dict
+from bipe_jax.training.trainer import train
 from test_spikes import poison, with_nan
 config, workdir, bad, last = json.loads(sys.argv[1])
+cli.log_to_terminal()
 checkpoint.quiet()
 seen = []
 
@@ -285,7 +287,7 @@ def on_batch(key):
         os.kill(os.getpid(), signal.SIGKILL)
 
 poison({bad}, with_nan, on_batch)
-train.train(from_dict(config), workdir)
+train(from_dict(config), workdir)
 """
 
 

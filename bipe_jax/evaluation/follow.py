@@ -11,8 +11,9 @@ import time
 
 from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
 from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.evaluator import Evaluator, Settings
+from bipe_jax.evaluation.files import make_output, write, write_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,11 +24,11 @@ _VANISHING = 10.0  # seconds that deleting a checkpoint may take
 def follow(path: str, settings: Settings, output: str = "") -> None:
     """Evaluates every complete checkpoint, those of the past too, until the run's last step.
 
-    Checkpoints that are deleted before they are read are named and passed over. evaluation.json,
+    Checkpoints that are deleted before they are read are named and skipped. evaluation.json,
     extrapolation.png and report.html are of the latest step.
 
     Args:
-      path: the run's workdir, which may not be there yet.
+      path: the run's workdir, which need not exist yet.
       output: directory for the files; "" takes `path`.
 
     Raises:
@@ -54,20 +55,20 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
             if new:
                 waiting = False
                 step = new[0]
-                loaded = _load(path, step)
+                loaded_model = _load(path, step)
                 done.add(step)
-                if loaded is None:
-                    _LOG.info(f"step {step}: was deleted before it could be read; passed over")
+                if loaded_model is None:
+                    _LOG.info(f"step {step}: was deleted before it could be read; skipped")
                     continue
-                last = loaded.config.steps
+                last = loaded_model.config.steps
                 if evaluator is None:
-                    evaluator = Evaluator(loaded, settings)
+                    evaluator = Evaluator(loaded_model, settings)
                 _LOG.info(f"step {step}")
-                result = evaluator(loaded.params, name, step)
+                result = evaluator(loaded_model.params, name, step)
                 write(result, output)
                 write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
-            elif last is None and done and (loaded := _load(path, max(done))):
-                last = loaded.config.steps
+            elif last is None and done and (loaded_model := _load(path, max(done))):
+                last = loaded_model.config.steps
             elif last in done:
                 break
             else:
@@ -81,7 +82,7 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
 
 
 def _lock(directory: str):
-    """Held until it is closed, or this process ends however it does."""
+    """The open lock file of a directory: locked until it is closed, or the process ends in any way."""
     file = open(os.path.join(directory, ".lock"), "w")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,11 +94,11 @@ def _lock(directory: str):
     return file
 
 
-def _load(path: str, step: int):
-    """A `loaded.Placed`, or None if it is deleted meanwhile."""
+def _load(path: str, step: int) -> loaded.Placed | None:
+    """The model of a checkpoint, or None if it is deleted meanwhile."""
     try:
         return loaded.load(path, step=step)
-    except Exception:  # whatever a file that vanishes makes of a reader
+    except Exception:  # any, of a reader whose files vanish
         until = time.monotonic() + _VANISHING
         while step in checkpoint.steps(path):
             if time.monotonic() > until:

@@ -42,9 +42,15 @@ def place(config, params: dict, tokenizer=None, step=None) -> Placed:
 
 def _on_all_devices(config):
     """The config, with a mesh of what is here, whatever mesh it was trained on."""
-    config = config.copy_and_resolve_references()
+    config = with_exact_biases(config)
     fsdp = math.gcd(jax.device_count(), config.model.width)
     config.mesh.update(devices=0, data=0, fsdp=fsdp, tensor=1, context=1)
+    return config
+
+
+def with_exact_biases(config):
+    """The config of an evaluation: kernels that round biases to the compute dtype are left out."""
+    config = config.copy_and_resolve_references()
     if not all(encoding.rotates for _, encoding in positions.relative_encodings(config)):
         config.model.attention = "chunked"
     return config

@@ -18,6 +18,9 @@ class Scorer:
 
     def __init__(self, placed: loaded.Placed):
         self.config, self.mesh, self.rule = placed.config, placed.mesh, placed.rule
+        self._context = self.mesh.shape[
+            "context"
+        ]  # devices that the targets of a window are cut over
         self._run = jax.jit(
             functools.partial(_score, placed.config),
             static_argnames=("chunk",),
@@ -47,6 +50,7 @@ class Scorer:
         most = max(w.scored for w in windows)
         # Powers of two where they are few: programs for one number of targets serve others.
         chunk = min(self.config.loss_chunk, 1 << (most - 1).bit_length())
+        chunk = -(-chunk // self._context) * self._context
         count = -(-most // chunk) * chunk
         scores = []
         for first in range(0, len(windows), rows):

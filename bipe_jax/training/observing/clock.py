@@ -25,7 +25,9 @@ class Clock:
 
     def enter(self, phase: str, now: float) -> None:
         """The host enters a phase."""
-        if phase == "evaluating":  # also where no step was left to make
+        if (
+            phase == "evaluating" and not self._dispatched
+        ):  # also of a run that has no step to train
             self._account(now)
             self.started = True
         self._entered.append((phase, now))

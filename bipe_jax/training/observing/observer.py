@@ -70,8 +70,6 @@ class Observer:
     @contextlib.contextmanager
     def phase(self, name: str):
         """What is done inside belongs to a phase, unless a step is running on the devices."""
-        if name == "evaluating":
-            self._settle()
         outer = self._phase
         self._enter(name)
         try:
