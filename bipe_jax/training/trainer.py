@@ -151,6 +151,10 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
             state, values = observer.step(progress.step + 1, train_step, state, arrays)
             progress.dispatched(batch, values)
             progress.stopping = processes.preempted(progress.dispatches)
+            if progress.stopping and first_process:
+                _LOG.info(
+                    f"Stopping after step {progress.step}: saving; another Ctrl-C ends at once"
+                )
 
             if progress.evaluation_is_due:
                 jax.block_until_ready(values)  # so that this wait counts as the step's
