@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint at several lengths:
+"""Evaluates a checkpoint at several lengths.
 
 python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=SOURCE]
 

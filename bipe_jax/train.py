@@ -1,4 +1,6 @@
-"""Trains a model: python -m bipe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""Trains a model and evaluates it.
+
+python -m bipe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 Running the same command again resumes from the last checkpoint. At the end the checkpoint is
 evaluated at 1 to 16 times its training length. From Python: `bipe_jax.training.trainer.train`.

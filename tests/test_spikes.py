@@ -119,7 +119,7 @@ def test_watch_gives_up_where_spikes_do_not_end():
     for latest in (4, 8):
         assert [watch(number, spike, latest) for number in (9, 10, 11)] == [True] * 3
     assert not watch(12, usual, 8)
-    with pytest.raises(UserError, match=r"step 13: .*after 3 rewinds to one place"):
+    with pytest.raises(UserError, match=r"step 13: .*after 3 rewinds to one checkpoint"):
         watch(13, spike, 8)
 
 
@@ -304,7 +304,7 @@ def test_killed_behind_a_rewind_and_before_the_next_save(config, batches, poison
     killed = subprocess.run(line, env=environment, cwd=tests.parent, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sorted(os.listdir(workdir / "checkpoints"))[0] == "4"
-    assert "going back to step 4" in killed.stderr
+    assert "rewinding to step 4" in killed.stderr
     assert train(config, str(workdir))
     assert_same_run(tmp_path / "whole", workdir, 12)
     assert [line.get("rewinds") for line in read_metrics(workdir)] == [

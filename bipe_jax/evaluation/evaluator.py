@@ -1,7 +1,4 @@
-"""Perplexity of checkpoints at several lengths, from Python.
-
-result = evaluate("runs/quickstart", lengths=(256, 512, 1024))
-"""
+"""Perplexity of checkpoints at several lengths: evaluate("runs/quickstart", lengths=(256, 1024))."""
 
 import dataclasses
 import logging

@@ -32,9 +32,9 @@ def start(config, step: int, mesh, drawn: dict) -> dict:
     """The parameters that a new run starts with: the checkpoint's, as far as the model has them.
 
     Args:
-      config: names the checkpoint. step: which of its steps. mesh: what parameters are placed on.
-      drawn: freshly drawn parameters of the model, placed on `mesh`; those that the checkpoint does
-        not have stay as they are. What the model does not have is left out.
+      config: names the checkpoint. step: which of its steps. mesh: the mesh of the run.
+      drawn: freshly drawn parameters of the model, on `mesh`; those that the checkpoint does
+        not have stay as they are. Parameters that the model does not have are left out.
     """
     path = config.initial_checkpoint
     _, shapes = checkpoint.describe(path, step)
@@ -57,23 +57,23 @@ def start(config, step: int, mesh, drawn: dict) -> dict:
 
 
 def _by_name(tree) -> dict:
-    """{"embed/table": leaf, ...}"""
+    """The leaves of a tree by their names, as in {"embed/table": leaf, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
-def _check_shapes(config, found: dict, wanted: dict) -> None:
-    """Only tables of absolute encodings may be missing, or be there without need."""
-    place = f"config.initial_checkpoint={config.initial_checkpoint}"
-    for name in sorted(found.keys() | wanted.keys()):
-        before, now = (leaves[name].shape if name in leaves else None for leaves in (found, wanted))
+def _check_shapes(config, saved: dict, wanted: dict) -> None:
+    """Raises UserError if shapes differ. Tables of absolute encodings alone may be missing on a side."""
+    checkpoint_name = f"config.initial_checkpoint={config.initial_checkpoint}"
+    for name in sorted(saved.keys() | wanted.keys()):
+        before, now = (leaves[name].shape if name in leaves else None for leaves in (saved, wanted))
         of_encoding = name.startswith("absolute/")
         if before == now or (of_encoding and None in (before, now)):
             continue
         if not of_encoding:
             raise UserError(
-                f"{place} does not hold what its own config says: {name} has the shape {before} in it, "
-                f"the model's is {now}"
+                f"{checkpoint_name} does not hold what its own config says: {name} has the shape {before} "
+                f"in it, the model's is {now}"
             )
         rows, coordinate = before[0], name.removeprefix("absolute/learned_").removesuffix("/table")
         if coordinate == "position" and rows < config.sequence_length:
@@ -82,5 +82,5 @@ def _check_shapes(config, found: dict, wanted: dict) -> None:
             advice = f"give that entry ('size', {rows})"
         raise UserError(
             f"config.position.absolute: the learned table of {coordinate} has {now[0]} rows (by "
-            f"default config.sequence_length), but {rows} in {place}: {advice}"
+            f"default config.sequence_length), but {rows} in {checkpoint_name}: {advice}"
         )

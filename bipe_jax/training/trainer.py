@@ -1,7 +1,4 @@
-"""Training, from Python:
-
-done = train(config, "runs/quickstart")
-"""
+"""Training, as a function to call from Python: train(config, "runs/quickstart")."""
 
 import base64
 import contextlib
@@ -45,7 +42,8 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
 
     Raises:
       UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
-      KeyboardInterrupt: at Ctrl-C, after the next step and its save. A second Ctrl-C raises it at once.
+      KeyboardInterrupt: at Ctrl-C, after the next step and its save. A second Ctrl-C raises it at once, or
+        as soon as a save that has begun is complete.
     """
     validate(config)
     config = config.copy_and_resolve_references()
