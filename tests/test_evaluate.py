@@ -293,6 +293,17 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
             assert row["loss"] != before["loss"]
 
 
+def test_from_python_it_prints_nothing_and_takes_fields_by_name(run, tmp_path, capsys):
+    result = evaluate(run, lengths=(32,), output=str(tmp_path / "a"))
+    assert capsys.readouterr().out == ""
+    assert result == evaluate(run, Settings(lengths=(32,)), str(tmp_path / "b")) | {"name": "a"}
+    assert (
+        result["results"] == json.loads((tmp_path / "a" / "evaluation.json").read_text())["results"]
+    )
+    with pytest.raises(TypeError, match="length"):
+        evaluate(run, length=32)
+
+
 def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
     settings = Settings(lengths=(32,), sets=("b", "c"))
     result = evaluate(run, settings, str(tmp_path))

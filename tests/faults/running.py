@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 
-from bipe_jax import cli, rundir, train
+import bipe_jax.train as command
+from bipe_jax import cli, rundir
 from launch import restart
 from tests.faults import forks, setting
 
@@ -54,7 +55,7 @@ class Run:
 
         def main():
             sys.argv = ["bipe_jax.train", *argv]
-            cli.run_with_flags(train.main, rundir.failures(self.workdir))
+            cli.run_with_flags(command.main, rundir.failures(self.workdir))
 
         for number in range(self._processes):
             several = {
