@@ -132,7 +132,7 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
     # A stream gives each reader blocks of its own, and says so to other numbers of readers.
     config = smoke.get_config()
     config.update_from_flattened_dict(
-        base | {"data.train": shards, "tokenizer.path": tokenizer_file}
+        base | {"data.train": shards, "tokenizer.path": tokenizer_file, "steps": 8}
     )
     with pytest.raises(UserError, match=r"was read by 2 processes, and now by 1: .* prepared data"):
         train(config, str(tmp_path / "two" / "stream"))

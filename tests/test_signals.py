@@ -209,3 +209,29 @@ def test_a_second_ctrl_c_ends_the_command(slow, tmp_path):
     assert process.returncode == -signal.SIGINT and time.monotonic() - begun < 30
     assert "Traceback" not in err
     assert checkpoint.steps(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_to_one_of_two_processes_stops_both(config, tmp_path):
+    """As SIGTERM: they agree on a step, which both save."""
+    values = {
+        "tokenizer.path": config.tokenizer.path,
+        "data.train": config.data.train,
+        "data.evaluation": config.data.evaluation,
+        "evaluation.lengths": "(32,)",
+        "steps": 100_000,
+        "mesh.devices": 2,
+    }
+    arguments = ["--config=configs/smoke.py", f"--workdir={tmp_path}"]
+    arguments += [f"--config.{name}={value}" for name, value in values.items()]
+    running = several.start(2, 1, "-m", "bipe_jax.train", *arguments)
+    until = time.monotonic() + 120
+    while not checkpoint.steps(tmp_path):
+        assert time.monotonic() < until and all(p.poll() is None for p in running)
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGINT)
+    done = several.finish(running, 120)
+    assert [code for code, _, _ in done] == [PREEMPTED] * 2, done
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert checkpoint.steps(tmp_path)[-1] == len(lines)
+    assert "Traceback" not in done[0][2] + done[1][2]
