@@ -19,8 +19,8 @@ from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.tasks import generators, haystack, samples
 from bipe_jax.tasks.evaluation import Settings, evaluate
-from bipe_jax.train import train
 from bipe_jax.training.compiling import enable_cache
+from bipe_jax.training.trainer import train
 from configs import quickstart
 
 _LENGTH = 128

@@ -35,6 +35,7 @@ import numpy as np
 from benchmarks.timing import Program, Timed, measure
 from bipe_jax import plan, segments, sharding
 from bipe_jax.data.batches import annotate
+from bipe_jax.flops import flops_per_token
 from bipe_jax.positions import NAMED
 from bipe_jax.training import metrics
 from bipe_jax.training.step import compile_on, init_state
@@ -136,7 +137,7 @@ def ratios(timed, other) -> list[float]:
 def table(args, config, results) -> str:
     """One line a program."""
     tokens = config.batch_size * config.sequence_length
-    flops = metrics.flops_per_token(config)
+    flops = flops_per_token(config)
     peak = metrics.peak_flops(config, jax.devices()[0].device_kind)
     speed = "MFU" if peak else "GFLOP/s"
     lines = [
@@ -213,7 +214,7 @@ def main():
         print(
             f"\n{args.config}: batch {config.batch_size} x {config.sequence_length}, "
             f"{config.model.dtype}, remat {config.model.remat}, "
-            f"{metrics.flops_per_token(config) / 1e6:.1f} MFLOP a token, {jax.device_count()} x "
+            f"{flops_per_token(config) / 1e6:.1f} MFLOP a token, {jax.device_count()} x "
             f"{jax.devices()[0].device_kind}, {versions}; {args.rounds} rounds of {args.steps} step(s)"
         )
         print(table(args, config, results), flush=True)

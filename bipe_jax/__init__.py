@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bipe_jax.api import apply as apply
     from bipe_jax.api import load as load
-    from bipe_jax.evaluate import evaluate as evaluate
     from bipe_jax.evaluation.decode import Generator as Generator
-    from bipe_jax.train import train as train
+    from bipe_jax.evaluation.evaluator import evaluate as evaluate
+    from bipe_jax.training.trainer import train as train
 
     __version__: str
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "bipe_jax.api",
     "apply": "bipe_jax.api",
-    "train": "bipe_jax.train",
-    "evaluate": "bipe_jax.evaluate",
+    "train": "bipe_jax.training.trainer",
+    "evaluate": "bipe_jax.evaluation.evaluator",
     "Generator": "bipe_jax.evaluation.decode",
 }
 __all__ = ["Generator", "__version__", "apply", "evaluate", "load", "train"]

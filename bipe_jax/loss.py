@@ -7,12 +7,15 @@ vocabulary, and the gradients of the kernel are summed once, at the end.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from bipe_jax.collectives import on_each
 from bipe_jax.sharding import ACTIVATIONS, P
+
+LARGEST = 700.0  # nats a token: the exponential of more is no finite float
 
 _SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
 
@@ -132,3 +135,8 @@ def _backward(chunk, grads, cotangent):
 
 
 cross_entropy_sum.defvjp(_forward, _backward)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of a loss in nats a token; infinite above `LARGEST`, and NaN for NaN."""
+    return math.inf if loss >= LARGEST else math.exp(loss)

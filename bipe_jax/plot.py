@@ -11,7 +11,6 @@ import os
 
 import matplotlib
 
-from bipe_jax import cli
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir
 
@@ -121,5 +120,7 @@ def main():
 
 
 if __name__ == "__main__":
+    from bipe_jax import cli  # defines flags: not for those who import `draw`
+
     with cli.user_errors():
         main()

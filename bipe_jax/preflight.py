@@ -21,6 +21,7 @@ import numpy as np
 from bipe_jax import cli, hardware, plan, sharding
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
+from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import GIB
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.segments import Rule
@@ -194,7 +195,7 @@ def report(config, mesh, slice_: Slice, found: Fit) -> str:
     """The table that the program prints."""
     guess = roofline.estimate(config, mesh, slice_.chip, slice_.peak, slice_.slices)
     tokens = config.batch_size * config.sequence_length
-    flops = tokens * metrics.flops_per_token(config)
+    flops = tokens * flops_per_token(config)
     rate = tokens / guess.seconds
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     rows = {

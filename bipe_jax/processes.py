@@ -1,5 +1,6 @@
 """The processes of a run: how they find each other, agree to stop, and notice that one has died."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,33 +25,30 @@ def start() -> None:
     """Joins the other processes of the run. To be called once, before JAX touches a device.
 
     They are those of the environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set; else those of what JAX detects: a step of
-    SLURM (srun), Open MPI, a TPU pod, GKE. Else this process is alone. From here on SIGTERM does not
-    end the process: `preempted` tells of it.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set; else those that JAX detects: a step of
+    SLURM (srun), Open MPI, a TPU pod, GKE. Else this process is the only one. From here on SIGTERM and
+    Ctrl-C do not end the process, as in `stop_signals`; a second Ctrl-C does, with the signal.
 
     Raises:
       UserError: the variables are wrong.
       Transient: the other processes could not be reached. If some do not come in time, the process ends
         with status LOST.
     """
-    if not _find():
-        # Alone; but what tells of SIGTERM belongs to jax.distributed, which would put even CPU devices
-        # of one process on a network.
-        jax.config.update("jax_cpu_collectives_implementation", None)
-        _initialize(f"127.0.0.1:{_free_port()}", 1, 0)
+    _find()
+    _listen(at_second=signal.SIG_DFL)
 
 
 def join() -> None:
-    """`start`, for programs that have nothing to save: SIGTERM ends them, and alone they stay alone."""
+    """`start`, for programs that have nothing to save: SIGTERM and Ctrl-C end them as usual."""
     if _find():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _find() -> bool:
-    """Joins the other processes, and returns True; or False if there is nothing that tells of any."""
-    given = [os.environ.get(name) for name in _VARIABLES]
-    if any(given):
-        _initialize(*_read(given))
+    """Joins the other processes, and returns True; or False if nothing tells of any."""
+    variables = [os.environ.get(name) for name in _VARIABLES]
+    if any(variables):
+        _initialize(*_read(variables))
         return True
     if any(os.environ.get(name) == "1" for name in _COUNTS):
         return False
@@ -113,14 +111,14 @@ def _give_up() -> None:
     os._exit(LOST)
 
 
-def _read(given: list) -> tuple[str, int, int]:
-    address, count, number = given
+def _read(variables: list) -> tuple[str, int, int]:
+    address, count, number = variables
     try:
         port = int(address.rpartition(":")[2])
         if ":" not in address or not 0 < port < 1 << 16 or not 0 <= int(number) < int(count):
             raise ValueError
     except (AttributeError, TypeError, ValueError):
-        shown = ", ".join(f"{n}={v}" for n, v in zip(_VARIABLES, given, strict=True))
+        shown = ", ".join(f"{n}={v}" for n, v in zip(_VARIABLES, variables, strict=True))
         raise UserError(
             f"{shown}: set all three, such as host:1234, 4 and this process's number from 0 to 3"
         ) from None
@@ -137,25 +135,82 @@ def _check_free(port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise Transient(
-                f"JAX_COORDINATOR_ADDRESS: port {port} of this machine cannot be had "
+                f"JAX_COORDINATOR_ADDRESS: port {port} of this machine cannot be used "
                 f"({error.strerror}): choose another"
             ) from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+# Stopping. A signal handler sets `_received` and does nothing else that could fail: the trainer asks.
+_received: int | None = None  # the signal that asks this process to stop
+# Only Python's own handlers are replaced: what an embedding program has chosen, it keeps.
+_DEFAULT = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def preempted(step: int) -> bool:
-    """Whether to save and stop behind this step, since any of the processes has got SIGTERM.
+    """Whether to save and stop after this step, since a process was asked to: by SIGTERM or Ctrl-C.
 
-    All processes call it for every step, and all get the same answer.
+    All processes call it once for every step, with numbers that count up from 1, and all get the same
+    answer. The only process of a run gets it at once, and needs no `jax.distributed` for it.
     """
-    return multihost_utils.reached_preemption_sync_point(step)
+    if _one_of_several():
+        return multihost_utils.reached_preemption_sync_point(step)
+    return _received is not None
 
 
-def leave_at_sigterm() -> None:
-    """From here on SIGTERM ends the process, since there is nothing left to save."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+def interrupted() -> bool:
+    """Whether it was Ctrl-C that asked this process to stop."""
+    return _received == signal.SIGINT
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A context in which SIGTERM and Ctrl-C do not end the process: `preempted` tells of them.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Handlers that are not Python's own stay, as do all in
+    other threads than the main one, where Python sets none; afterwards all are as they were.
+    """
+    global _received
+    before = _listen(at_second=signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if before:
+            _received = None
+
+
+def exit_at_signals() -> None:
+    """From here on SIGTERM and Ctrl-C end the process with PREEMPTED: nothing is left to save."""
+    for number in _DEFAULT:
+        signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
+def _listen(at_second) -> dict:
+    """Sets the handlers, and returns those that were there before, by signal.
+
+    Args:
+      at_second: the handler of Ctrl-C after the first.
+    """
+
+    def handle(number, _):
+        global _received
+        _received = number
+        if number == signal.SIGINT:
+            signal.signal(number, at_second)
+            if _one_of_several():
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others of that
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    # Of several processes JAX itself listens for SIGTERM.
+    numbers = [signal.SIGINT] if _one_of_several() else list(_DEFAULT)
+    before = {n: _DEFAULT[n] for n in numbers if signal.getsignal(n) == _DEFAULT[n]}
+    for number in before:
+        signal.signal(number, handle)
+    return before
+
+
+def _one_of_several() -> bool:
+    """Whether JAX coordinates this process with others, also if the program has seen to it itself."""
+    return _joined or jax.distributed.is_initialized()

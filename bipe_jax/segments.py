@@ -195,3 +195,24 @@ def advance(state: dict, token, rule: Rule) -> dict:
         "segment": state["segment"] + ends,
         "offset": (state["offset"] + 1) * (1 - ends),
     }
+
+
+def statistics(segment: np.ndarray, offset: np.ndarray, blocks: int) -> dict:
+    """How long segments are, over a number of blocks that follow one another.
+
+    Args:
+      segment, offset: the coordinates of all tokens, of any shape. Each block begins with offset 0.
+      blocks: the number of blocks.
+
+    Returns:
+      "segment_tokens_mean" and "segment_tokens_p99": the mean and the 99th percentile of the tokens of a
+      segment. "segments_per_block": the mean. "segment_max": the largest number of a segment.
+    """
+    starts = np.flatnonzero(offset.ravel() == 0)
+    lengths = np.diff(np.append(starts, offset.size))
+    return {
+        "segment_tokens_mean": float(lengths.mean()),
+        "segment_tokens_p99": float(np.percentile(lengths, 99)),
+        "segments_per_block": len(starts) / blocks,
+        "segment_max": int(segment.max()),
+    }

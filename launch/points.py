@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from bipe_jax import cli
 from bipe_jax.config import FIELDS, defaults, file, flatten, to_json
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, resolve
+from bipe_jax.evaluation.evaluator import Settings, resolve
 from bipe_jax.plan import Plan
 from bipe_jax.workdir import Workdir, files
 from launch import jobs

@@ -104,7 +104,7 @@ def config(tokenizer_file, shards, held_out):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, tokenizer_file, shards, held_out) -> str:
     """The workdir of a trained configs/smoke.py, to be read only."""
-    from bipe_jax.train import train
+    from bipe_jax.training.trainer import train
     from configs import smoke
 
     c = smoke.get_config()

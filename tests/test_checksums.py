@@ -12,7 +12,7 @@ from test_train import assert_same_run
 from bipe_jax import checkpoint
 from bipe_jax.checkpoint import checksums
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_gone_on_from(
     assert train(config, str(copy))
     said = capsys.readouterr().err
     assert f"{step} is damaged (" in said and "set aside as 15.damaged" in said
-    assert "Going on from step 10 of" in said
+    assert "Resuming from step 10 of" in said
     assert (copy / "checkpoints" / "15.damaged").is_dir()
     whole = shutil.copytree(workdir, tmp_path / "whole")
     assert train(config, str(whole))

@@ -408,6 +408,7 @@ FREE = {
     "mesh.tensor": 2,
     "mesh.context": 2,
     "mesh.topology": "v5e:4x4",
+    "evaluation.every": 3,
     "evaluation.lengths": (16,),
     "evaluation.windows": 2,
     "evaluation.batch_tokens": 32,

@@ -23,7 +23,7 @@ from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
 from bipe_jax.positions import NAMED
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them
 WIDTH, FEED_FORWARD, LAYERS, HEADS = 24, 40, 2, 3  # 3 heads: ALiBi's slopes are completed

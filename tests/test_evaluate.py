@@ -11,10 +11,10 @@ from tiny import changed, tiny_plan
 from bipe_jax import model, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, evaluate, resolve
-from bipe_jax.evaluate import documents as documents_of
 from bipe_jax.evaluation import loaded, perplexity, protocols, scoring
-from bipe_jax.train import train
+from bipe_jax.evaluation.evaluator import Settings, evaluate, resolve
+from bipe_jax.evaluation.evaluator import documents as documents_of
+from bipe_jax.training.trainer import train
 
 LENGTHS = (32, 64, 128)
 NAMES = ("same-tokens", "non-overlapping", "sliding:16", "sliding:9", "sliding:32")
@@ -280,7 +280,9 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     relative = (("rope", "segment", *options.items()),)
     config = placed.config.replace({"position.relative": relative})
     placed = loaded.place(config, placed.params, placed.tokenizer)
-    documents = list(documents_of(placed, resolve(Settings(), placed.config)))
+    documents = list(
+        documents_of(placed.config, placed.tokenizer, resolve(Settings(), placed.config))
+    )
     protocol = protocols.protocol("same-tokens", (32, 256))
     sizes = placed.tokenizer.byte_lengths()
     by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)
@@ -290,6 +292,17 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
         if row["length"] == 256:
             assert row["loss"] != before["loss"]
+
+
+def test_from_python_it_prints_nothing_and_takes_fields_by_name(run, tmp_path, capsys):
+    result = evaluate(run, lengths=(32,), output=str(tmp_path / "a"))
+    assert capsys.readouterr().out == ""
+    assert result == evaluate(run, Settings(lengths=(32,)), str(tmp_path / "b")) | {"name": "a"}
+    assert (
+        result["results"] == json.loads((tmp_path / "a" / "evaluation.json").read_text())["results"]
+    )
+    with pytest.raises(TypeError, match="length"):
+        evaluate(run, length=32)
 
 
 def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):

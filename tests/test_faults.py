@@ -13,12 +13,13 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint
+from bipe_jax import checkpoint, processes
 from bipe_jax.checkpoint import checksums
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import Transient, UserError
-from bipe_jax.train import train
-from bipe_jax.training import failures, metrics, step
+from bipe_jax.training import failures, step
+from bipe_jax.training.observing.tensorboard import TensorBoard
+from bipe_jax.training.trainer import train
 from bipe_jax.workdir import files
 from tests.faults import kinds
 
@@ -59,6 +60,7 @@ def test_sigterm_is_asked_for_once_a_step_also_in_a_run_that_goes_on(config, tmp
         asked.append(step)
         return False
 
+    monkeypatch.setattr(processes, "_joined", True)  # as of several processes
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", record)
     assert train(config, str(tmp_path))
     assert asked == [1, 2, 3, 4, 5, 6]
@@ -157,7 +159,7 @@ def test_a_full_disk_ends_the_log_with_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "PAUSES", (0, 0))
     said = []
     monkeypatch.setattr(files._LOG, "warning", said.append)
-    board = metrics._Board(str(tmp_path), 1)
+    board = TensorBoard(str(tmp_path), 1)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         with pytest.raises(Transient, match=rf"{tmp_path}: File too large: mend that"):

@@ -15,8 +15,8 @@ from bipe_jax import checkpoint, errors, model, plan, positions
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 from bipe_jax.training import finetune
+from bipe_jax.training.trainer import train
 
 ROPE = {"position.absolute": (), "position.relative": (("rope", "position"),)}
 BIPE = {"position.absolute": (("learned", "offset"),), "position.relative": (("rope", "segment"),)}
@@ -135,7 +135,7 @@ def test_resuming_goes_on_from_the_runs_own_checkpoint(new, source, tmp_path, ca
     capsys.readouterr()
     assert train(config, str(tmp_path / "cut"))
     said = capsys.readouterr().err
-    assert "Going on from step 3" in said and "Starting from" not in said
+    assert "Resuming from step 3" in said and "Starting from" not in said
     assert_same_run(tmp_path / "whole", tmp_path / "cut", config.steps)
     first = read_metrics(tmp_path / "whole")[0]["loss"]
     assert first < read_metrics(source(ROPE))[0]["loss"] - 0.2  # it does not start anew

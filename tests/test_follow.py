@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from bipe_jax import checkpoint
+from bipe_jax.checkpoint import reading
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, evaluate
 from bipe_jax.evaluation import follow
-from bipe_jax.train import train
+from bipe_jax.evaluation.evaluator import Settings, evaluate
+from bipe_jax.training.trainer import train
 from bipe_jax.workdir import files
 
 ROOT = Path(__file__).parent.parent
@@ -54,8 +55,8 @@ def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
     # A slow run: what is tested is who reads while who writes.
     file.write_text(
         "import time\nimport sys\nfrom bipe_jax import config\n"
-        "from bipe_jax.data.batches import Batches\nfrom bipe_jax.train import train\n"
-        f"c = config.from_dict({config.to_dict()!r})\n"
+        "from bipe_jax.data.batches import Batches\nfrom bipe_jax.training.trainer import train\n"
+        f"c = {config.to_dict()!r}\n"
         "old = Batches.__next__\n"
         "def slowly(self):\n    time.sleep(0.15)\n    return old(self)\n"
         "Batches.__next__ = slowly\n"
@@ -121,7 +122,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(run, tmp_path, c
             shutil.rmtree(directory / "8")
         return whole(manager, directory, step)
 
-    monkeypatch.setattr(checkpoint, "_read_meta", vanishing)
+    monkeypatch.setattr(reading, "meta_of", vanishing)
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
     text = capsys.readouterr().err
     assert evaluated(text) == [4, 12]

@@ -10,9 +10,9 @@ import pytest
 import bipe_jax
 from bipe_jax import checkpoint
 from bipe_jax.config import FORMAT
-from bipe_jax.evaluate import evaluate
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.train import train
+from bipe_jax.evaluation.evaluator import evaluate
+from bipe_jax.training.trainer import train
 from configs import smoke
 
 DATA = Path(__file__).parent / "data" / "before_formats"

@@ -11,8 +11,8 @@ import several
 
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import LOST, PREEMPTED, UserError
-from bipe_jax.evaluate import evaluate
-from bipe_jax.train import train
+from bipe_jax.evaluation.evaluator import evaluate
+from bipe_jax.training.trainer import train
 from configs import smoke
 
 # Trains several runs, one after the other, and says what became of each.
@@ -20,11 +20,12 @@ PROGRAM = """
 import json, sys
 from bipe_jax import analyse, checkpoint, cli, generate, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import evaluate
+from bipe_jax.evaluation.evaluator import evaluate
 from bipe_jax.evaluation import decode
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 from configs import smoke
 
+cli.log_to_terminal()
 checkpoint.quiet()
 cli.log_to_terminal()
 processes.start()
@@ -132,7 +133,7 @@ def test_two_processes_compute_what_one_does(base, tmp_path, shards, tokenizer_f
     # A stream gives each reader blocks of its own, and says so to other numbers of readers.
     config = smoke.get_config()
     config.update_from_flattened_dict(
-        base | {"data.train": shards, "tokenizer.path": tokenizer_file}
+        base | {"data.train": shards, "tokenizer.path": tokenizer_file, "steps": 8}
     )
     with pytest.raises(UserError, match=r"was read by 2 processes, and now by 1: .* prepared data"):
         train(config, str(tmp_path / "two" / "stream"))
@@ -166,7 +167,7 @@ def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
         several.start(2, 1, *arguments(workdir, changes, "--config.mesh.context=2"))
     )
     assert [code for code, _, _ in done] == [0, 0], done
-    assert f"Going on from step {stopped + 2}" in done[0][2] and done[1][2] == ""
+    assert f"Resuming from step {stopped + 2}" in done[0][2] and done[1][2] == ""
 
     ((code, _, err),) = several.finish(undisturbed)
     assert code == 0, err

@@ -17,13 +17,13 @@ import pytest
 
 from bipe_jax import goodput
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.train import train
 from bipe_jax.training import metrics, spikes
 from bipe_jax.training.observing import heartbeat_writer, process_start, trace, wandb_board
 from bipe_jax.training.observing import observer as observer_module
 from bipe_jax.training.observing.clock import PHASES, Clock
 from bipe_jax.training.observing.observer import Observer
 from bipe_jax.training.observing.slow import SlowSteps
+from bipe_jax.training.trainer import train
 from bipe_jax.workdir import events, heartbeat
 
 
@@ -437,8 +437,7 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
 
 KILLED = """
 import json, os, signal, sys, time
-from bipe_jax.config import from_dict
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 from bipe_jax.training.observing import heartbeat_writer, observer
 from bipe_jax.workdir import heartbeat
 
@@ -455,7 +454,7 @@ def killed(self, number, values):
     return values
 
 observer.Observer.complete = killed
-train(from_dict(json.loads(sys.argv[1])), sys.argv[2])
+train(json.loads(sys.argv[1]), sys.argv[2])
 """
 
 

@@ -17,8 +17,9 @@ from tiny import tiny_plan
 
 from bipe_jax import model, preflight, sharding
 from bipe_jax.errors import UserError
+from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import CHIPS
-from bipe_jax.training import metrics, roofline, step
+from bipe_jax.training import roofline, step
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "base")
@@ -192,7 +193,7 @@ class Mesh:
 def test_the_estimate_of_products_is_the_model_flops_over_the_peak():
     config = tiny_plan(model__remat="none")
     chip = CHIPS["v5e"]
-    flops = 4 * 16 * metrics.flops_per_token(config)
+    flops = 4 * 16 * flops_per_token(config)
     guess = roofline.estimate(config, Mesh(4, 1, 1, 1), chip, 1e9)
     assert guess.products == pytest.approx(flops / 4 / 1e9)
     config = config.replace({"model.remat": "full"})

@@ -131,7 +131,7 @@ def assert_undisturbed(cluster, number, workdir, sweep):
     """The job ends well after a restart, with each loss and the evaluation as in the sweep."""
     completes(cluster, number, workdir)
     assert int(cluster.job(number)["Restarts"]) == 1, log(workdir)
-    assert "Going on from step" in log(workdir)
+    assert "Resuming from step" in log(workdir)
     wait((sweep / "high" / "evaluation.json").exists, LONG, "no end of the sweep")
     assert losses(workdir) == losses(sweep / "high")
     assert len(losses(workdir)) == STEPS

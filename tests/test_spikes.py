@@ -18,8 +18,8 @@ from bipe_jax import segments, sharding
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
 from bipe_jax.training import finetune, spikes, step
+from bipe_jax.training.trainer import train
 
 
 def draws(count=300, seed=0):
@@ -119,7 +119,7 @@ def test_watch_gives_up_where_spikes_do_not_end():
     for latest in (4, 8):
         assert [watch(number, spike, latest) for number in (9, 10, 11)] == [True] * 3
     assert not watch(12, usual, 8)
-    with pytest.raises(UserError, match=r"step 13: .*after 3 rewinds to one place"):
+    with pytest.raises(UserError, match=r"step 13: .*after 3 rewinds to one checkpoint"):
         watch(13, spike, 8)
 
 
@@ -272,10 +272,10 @@ def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisone
 _PROGRAM = """
 import json, os, signal, sys
 from bipe_jax import checkpoint
-from bipe_jax.config import from_dict
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 from test_spikes import poison, with_nan
 config, workdir, bad, last = json.loads(sys.argv[1])
+cli.log_to_terminal()
 checkpoint.quiet()
 seen = []
 
@@ -286,7 +286,7 @@ def on_batch(key):
         os.kill(os.getpid(), signal.SIGKILL)
 
 poison({bad}, with_nan, on_batch)
-train(from_dict(config), workdir)
+train(config, workdir)
 """
 
 
@@ -303,7 +303,7 @@ def test_killed_behind_a_rewind_and_before_the_next_save(config, batches, poison
     killed = subprocess.run(line, env=environment, cwd=tests.parent, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert sorted(os.listdir(workdir / "checkpoints"))[0] == "4"
-    assert "going back to step 4" in killed.stderr
+    assert "rewinding to step 4" in killed.stderr
     assert train(config, str(workdir))
     assert_same_run(tmp_path / "whole", workdir, 12)
     assert [line.get("rewinds") for line in read_metrics(workdir)] == [

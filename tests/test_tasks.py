@@ -23,7 +23,7 @@ from bipe_jax.report import results
 from bipe_jax.tasks import evaluation, generators, haystack, samples
 from bipe_jax.tasks.__main__ import main as tasks_main
 from bipe_jax.tasks.evaluation import Settings
-from bipe_jax.train import train
+from bipe_jax.training.trainer import train
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LONG = 3000  # tokens that every task fits into with any of the tokenizers here

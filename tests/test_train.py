@@ -20,8 +20,9 @@ import bipe_jax
 from bipe_jax import checkpoint, model, segments
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
-from bipe_jax.train import train
+from bipe_jax.flops import flops_per_token
 from bipe_jax.training import metrics, step
+from bipe_jax.training.trainer import train
 from configs import bipe_rope_151m
 
 
@@ -90,7 +91,7 @@ def test_killed_run_resumes_to_the_same_end(
         process.send_signal(signal.SIGKILL)
     done = command("train", *arguments, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    assert "Going on from step" in done.stderr
+    assert "Resuming from step" in done.stderr
     assert "extrapolation.png" in done.stdout
     whole = command("train", *arguments, f"--workdir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -158,7 +159,7 @@ def test_metrics_are_those_of_the_step(config, tmp_path, capfd):
             ),
             rel=1e-5,
         )
-        flops = metrics.flops_per_token(config)
+        flops = flops_per_token(config)
         assert line["mfu"] == pytest.approx(
             line["tokens_per_second"] * flops / 1e9 / jax.device_count()
         )
@@ -187,7 +188,7 @@ def test_flops_of_the_authors_model():
     config = bipe_rope_151m.get_config()
     layer = 4 * 768 * 768 + 3 * 768 * 3072
     expected = 6 * (12 * layer + 768 * 32000) + 12 * 6 * 1024 * 768
-    assert metrics.flops_per_token(config) == expected
+    assert flops_per_token(config) == expected
 
 
 def test_peak_of_known_and_unknown_devices(config):
@@ -284,11 +285,12 @@ def test_disk_full_while_saving_loses_nothing(config, tmp_path):
     program = (
         "import resource, signal, sys\n"
         "from bipe_jax import checkpoint, cli\n"
-        "from bipe_jax.train import train\n"
+        "from bipe_jax.training.trainer import train\n"
         "from bipe_jax.workdir import files\n"
-        "from bipe_jax.config import from_dict\n"
+        ""
+        "from bipe_jax.training.trainer import train\n"
         "import json\n"
-        "config = from_dict(json.loads(sys.argv[1]))\n"
+        "config = json.loads(sys.argv[1])\n"
         "checkpoint.quiet()\n"
         "files.PAUSES = (0.1, 0.1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -269,6 +269,12 @@ class Mesh:
 class Evaluation:
     """The evaluation at the end of a run, and during it."""
 
+    every: int = _field(
+        0,
+        checks.NATURAL,
+        "steps between evaluations during training, at sequence_length and the next of `lengths` above it "
+        "(or twice sequence_length); 0: none",
+    )
     lengths: tuple[int, ...] = _field(
         (), checks.LENGTHS, "tokens; (): 1, 2, 4, 8, 16 times sequence_length"
     )

@@ -10,8 +10,8 @@ import time
 
 from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Evaluator, Settings, write
 from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation.evaluator import Evaluator, Settings, write
 from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
@@ -81,11 +81,11 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
     _LOG.info(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
 
 
-def _load(path: str, step: int):
-    """A `loaded.LoadedModel`, or None if it is deleted meanwhile."""
+def _load(path: str, step: int) -> loaded.LoadedModel | None:
+    """The model of a checkpoint, or None if it is deleted meanwhile."""
     try:
         return loaded.load(path, step=step)
-    except Exception:  # whatever a file that vanishes makes of a reader
+    except Exception:  # any, of a reader whose files vanish
         until = time.monotonic() + _VANISHING
         while step in checkpoint.steps(path):
             if time.monotonic() > until:

@@ -49,10 +49,14 @@ def _on_all_devices(config: Plan) -> Plan:
     """The config, with a mesh of what is here, whatever mesh it was trained on."""
     fsdp = math.gcd(jax.device_count(), config.model.width)
     mesh = {"devices": 0, "data": 0, "fsdp": fsdp, "tensor": 1, "context": 1}
-    changes: dict[str, object] = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    if config.encodings.scoring:
-        changes["model.attention"] = "chunked"
-    return config.replace(changes)
+    return with_exact_encodings(config).replace(
+        {f"mesh.{axis}": size for axis, size in mesh.items()}
+    )
+
+
+def with_exact_encodings(config: Plan) -> Plan:
+    """The config without kernels that round what acts on logits to the compute dtype."""
+    return config.replace({"model.attention": "chunked"}) if config.encodings.scoring else config
 
 
 def _shardings(config: Plan, mesh: jax.sharding.Mesh, params: dict) -> dict:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,10 +10,10 @@ from bipe_jax import segments
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, scoring
 from bipe_jax.evaluation.protocols import Protocol
-from bipe_jax.training import metrics
+from bipe_jax.loss import LARGEST
+from bipe_jax.loss import perplexity as perplexity_of
 
 _RESAMPLES = 1000
-_LARGEST = 700.0  # nats a token: exp of more is no finite number
 _TRAINING_BLOCKS = 4096  # of each set, that are looked at to see what training can have seen
 
 
@@ -50,7 +50,7 @@ def bootstrap(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def edges(name: str, largest: int) -> np.ndarray:
-    """The first value of each bin of a coordinate, (n + 1,); the last is behind the largest value.
+    """The first value of each bin of a coordinate, (n + 1,); the last is after the largest value.
 
     Powers of two, and for offsets, most of which are small, each value to 8 and then half-octaves.
     """
@@ -100,9 +100,9 @@ def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
     largest: dict[str, int] = {}
     counts = []
     for block in blocks:
-        found = segments.coordinates(block, rule)
-        largest = {name: max(largest.get(name, 0), int(x.max())) for name, x in found.items()}
-        counts.append(int(found["segment"][-1]) + 1)
+        coordinates = segments.coordinates(block, rule)
+        largest = {n: max(largest.get(n, 0), int(x.max())) for n, x in coordinates.items()}
+        counts.append(int(coordinates["segment"][-1]) + 1)
     return largest | {"position": length - 1, "segments": float(np.mean(counts))}
 
 
@@ -112,48 +112,52 @@ class Evaluation:
     Made once, it scores any parameters of the model's shape without compiling again.
 
     Args:
-      placed: the model.
+      loaded_model: the model; its own parameters do not count.
       documents: {"set": str, "tokens": (T,) int32} each.
       byte_lengths: (V,) bytes of text of each token id.
       lengths: tokens of input, any order.
       protocol: see `protocols`.
       progress: called with a line now and then.
+      windows: of the shortest length's targets, a data set; 0: the config's `evaluation.windows`.
 
     Raises:
       UserError: no document is long enough, or the model cannot run at these lengths.
     """
 
-    def __init__(self, placed: loaded.LoadedModel, documents, byte_lengths, lengths,
-                 protocol: Protocol, progress=lambda text: None):  # fmt: skip
+    def __init__(self, loaded_model: loaded.LoadedModel, documents, byte_lengths, lengths,
+                 protocol: Protocol, progress=lambda text: None, windows: int = 0):  # fmt: skip
+        config = loaded_model.config
         self._lengths = sorted(set(lengths))
-        check_lengths(placed.config, self._lengths)
-        self._scorer, self._rule, self._progress = scoring.Scorer(placed), placed.rule, progress
+        check_lengths(config, self._lengths)
+        self._scorer, self._rule = scoring.Scorer(loaded_model), loaded_model.rule
+        self._progress = progress
         sets: dict[str, list[np.ndarray]] = {}
         for document in documents:
             sets.setdefault(document["set"], []).append(document["tokens"])
         longest = self._lengths[-1]
-        self._sets = {n: held for n, held in sets.items() if any(len(t) > longest for t in held)}
+        self._sets = {n: of for n, of in sets.items() if any(len(t) > longest for t in of)}
         for name in [name for name in sets if name not in self._sets]:
             progress(f"{name}: no document has {longest + 1:,} tokens; left out")
         if not self._sets:
             raise UserError(
-                f"evaluation: no document has {longest + 1:,} tokens: choose shorter --lengths"
+                f"evaluation: no document has {longest + 1:,} tokens: choose shorter --lengths "
+                "(config.evaluation.lengths)"
             )
         self.trained = {
-            name: training_range(held, placed.config.sequence_length, self._rule)
-            for name, held in self._sets.items()
+            name: training_range(of_set, config.sequence_length, self._rule)
+            for name, of_set in self._sets.items()
         }
-        limit = placed.config.evaluation.windows
+        limit = windows or config.evaluation.windows
         self._parts = []
-        for name, held in self._sets.items():
+        for name, of_set in self._sets.items():
+            sizes = [len(tokens) for tokens in of_set]
             for length in self._lengths:
-                sizes = [len(tokens) for tokens in held]
-                windows = protocol.windows(sizes, length, self._lengths, limit)
-                self._parts.append(self._part(name, length, windows, byte_lengths))
+                of_length = protocol.windows(sizes, length, self._lengths, limit)
+                self._parts.append(self._part(name, length, of_length, byte_lengths))
 
     def _part(self, name: str, length: int, windows: list, byte_lengths) -> "_Part":
-        held = self._sets[name]
-        texts = [held[w.document][w.start : w.end + 1] for w in windows]
+        of_set = self._sets[name]
+        texts = [of_set[w.document][w.start : w.end + 1] for w in windows]
         blocks = [segments.coordinates(text, self._rule) for text in texts]
 
         def joined(coordinate, first, last):
@@ -193,13 +197,24 @@ class Evaluation:
             facts={
                 "tokens": len(targets),
                 "documents": len(present),
-                "documents_too_short": sum(len(t) <= self._lengths[-1] for t in held),
-                **metrics.segment_statistics(inputs["segment"], inputs["offset"], len(windows)),
+                "documents_too_short": sum(len(t) <= self._lengths[-1] for t in of_set),
+                **segments.statistics(inputs["segment"], inputs["offset"], len(windows)),
             },
         )
 
+    def scores(self, params: dict) -> Iterator[tuple["_Part", np.ndarray]]:
+        """Yields each set at each length, and the losses of its targets (n,), float64 nats.
+
+        Args:
+          params: on the devices of the model's mesh.
+        """
+        for part in self._parts:
+            scores = self._scorer(params, self._sets[part.name], part.windows, part.length)
+            losses = -np.concatenate([log_probs for log_probs, _ in scores]).astype(np.float64)
+            yield part, losses
+
     def __call__(self, params: dict) -> dict:
-        """Scores parameters that are placed as `loaded.place` does.
+        """Scores parameters that lie on the devices of the model's mesh.
 
         Returns:
           "results": a row for each set and length: "set", "length", "perplexity", "loss" (nats a
@@ -212,11 +227,8 @@ class Evaluation:
           UserError: the loss is no number, or too large for a perplexity.
         """
         result = {"results": [], "breakdowns": [], "unseen": []}
-        for part in self._parts:
-            held = self._sets[part.name]
-            scores = self._scorer(params, held, part.windows, part.length)
-            losses = -np.concatenate([log_probs for log_probs, _ in scores]).astype(np.float64)
-            if not losses.mean() < _LARGEST:
+        for part, losses in self.scores(params):
+            if not losses.mean() < LARGEST:
                 raise UserError(
                     f"the loss of {part.name} at {part.length:,} tokens is {losses.mean():g} nats: these "
                     "parameters have diverged; evaluate an earlier step"
@@ -244,9 +256,13 @@ class _Part:
     unseen: list
     facts: dict
 
+    def loss(self, losses: np.ndarray) -> float:
+        """The mean, in nats a token."""
+        return float(np.bincount(self.owners, losses).sum() / len(self.owners))
+
     def row(self, losses: np.ndarray) -> dict:
         totals, counts = np.bincount(self.owners, losses), np.bincount(self.owners)
-        loss = totals.sum() / counts.sum()
+        loss = self.loss(losses)
         resampled = bootstrap(totals, counts)
 
         def error(values):
@@ -255,9 +271,9 @@ class _Part:
         return {
             "set": self.name,
             "length": self.length,
-            "perplexity": metrics.perplexity(loss),
-            "perplexity_error": error(np.exp(np.minimum(resampled, _LARGEST))),
-            "loss": float(loss),
+            "perplexity": perplexity_of(loss),
+            "perplexity_error": error(np.exp(np.minimum(resampled, LARGEST))),
+            "loss": loss,
             "loss_error": error(resampled),
             "bits_per_byte": float(totals.sum() / self.bytes.sum() / math.log(2)),
             "bits_per_byte_error": error(bootstrap(totals, self.bytes) / math.log(2)),

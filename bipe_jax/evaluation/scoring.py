@@ -51,6 +51,8 @@ class Scorer:
         most = max(w.scored for w in windows)
         # Powers of two where they are few: programs for one number of targets serve others.
         chunk = min(self.config.loss_chunk, 1 << (most - 1).bit_length())
+        parts = self.mesh.shape["context"]  # that the targets of a window are sharded over
+        chunk = -(-chunk // parts) * parts
         count = -(-most // chunk) * chunk
         scores = []
         for first in range(0, len(windows), rows):

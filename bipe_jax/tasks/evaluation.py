@@ -12,8 +12,8 @@ import numpy as np
 from bipe_jax import processes, report, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import MULTIPLES
 from bipe_jax.evaluation import decode, loaded, perplexity
+from bipe_jax.evaluation.evaluator import MULTIPLES
 from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, heatmap, samples
 from bipe_jax.tasks.generators import TASKS, Task, task

@@ -4,8 +4,8 @@ import os
 
 import jax
 
-# XLA options by platform, given to each compilation (the environment's XLA_FLAGS are left to the
-# user). What is not here is at XLA's default.
+# XLA options by platform, for each compilation; all others are at XLA's default. XLA_FLAGS of the
+# environment are the user's.
 OPTIONS = {
     "cpu": {},
     # Collectives run beside products instead of between them; off by default.
@@ -18,7 +18,7 @@ OPTIONS = {
 def enable_cache() -> None:
     """Keeps compiled programs in ~/.cache/bipe_jax, or where JAX_COMPILATION_CACHE_DIR says.
 
-    A run that goes on, or another of the same shape, starts without compiling. An empty
+    A run that resumes, or another of the same shapes, starts without compiling. An empty
     JAX_COMPILATION_CACHE_DIR turns it off.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

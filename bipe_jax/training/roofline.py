@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 
 from bipe_jax import sharding
+from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import Chip
-from bipe_jax.training import metrics, step
+from bipe_jax.training import step
 
 ASSUMPTIONS = """\
 Estimate: the longest of the three, overlapped without loss, each at its peak rate: a bound, which a
@@ -57,7 +58,7 @@ def estimate(config, mesh, chip: Chip, peak: float, slices: int = 1) -> Estimate
     forwards = _FORWARDS[m.remat]
     width = jax.numpy.dtype(m.dtype).itemsize
 
-    flops = tokens * metrics.flops_per_token(config) * (2 + forwards) / 3
+    flops = tokens * flops_per_token(config) * (2 + forwards) / 3
 
     rows = tokens * tensor  # a `tensor` group holds the same activations of width D
     values = (2 * m.width + (6 * m.width + 3 * m.feed_forward) / tensor) * width

@@ -1,7 +1,6 @@
 """Spikes: steps whose loss or gradient is not finite, or far above those of the steps before.
 
-The update of such a step never reaches the parameters. What the run then does (`spikes.policy`) is the
-trainer's business.
+The update of such a step never reaches the parameters. `spikes.policy` says what the run then does.
 """
 
 import collections
@@ -17,28 +16,28 @@ from bipe_jax.errors import UserError
 _LOG = logging.getLogger(__name__)
 
 _HORIZON = 128  # steps that the running mean and variance remember
-_FIRST = 32  # steps that are too few to judge by
+_FIRST = 32  # steps before any is judged
 
 _MOST_SKIPPED = 25  # in a row
 _MOST_REWINDS = 3  # to one checkpoint
 
 
 class State(NamedTuple):
-    """Of the loss and of the gradient's norm, (2,) each, over the steps that were no spikes."""
+    """Statistics of the loss and the gradient's norm, (2,) each, over the steps that were no spikes."""
 
     mean: jax.Array
     variance: jax.Array
-    steps: jax.Array  # that were no spikes
-    skipped: jax.Array  # that were
+    steps: jax.Array  # number of steps that were no spikes
+    skipped: jax.Array  # number of spikes
     inner: optax.OptState
 
 
 def guard(inner: optax.GradientTransformation, threshold: float):
-    """`inner`, without the updates of spikes.
+    """The optimizer `inner`, which skips the updates of spikes.
 
-    Its `update` takes `loss` and `norm`, the gradient's, besides. With m and v the exponentially
+    Its `update` also takes `loss` and `norm`, the gradient's. With m and v the exponentially
     weighted mean and variance of either, x is a spike if it is not finite or x > m + threshold sqrt(v).
-    A spike leaves all state as it was but its own count, so the schedule passes over it too.
+    A spike leaves all state as it was but its own count, so the schedule skips it too.
 
     Args:
       threshold: standard deviations; 0: only what is not finite is a spike.
@@ -60,7 +59,7 @@ def guard(inner: optax.GradientTransformation, threshold: float):
         if threshold:
             limit = state.mean + threshold * jnp.sqrt(state.variance)
             usual &= (state.steps < _FIRST) | (x <= limit).all()
-        # Of the first steps the plain mean and variance, then with weights that fall by the horizon.
+        # Over the first steps the plain mean and variance; then the weights decay over the horizon.
         weight = 1.0 / jnp.minimum(state.steps + 1, _HORIZON).astype(jnp.float32)
         away = x - state.mean
         updates, new_inner = inner.update(updates, state.inner, params)
@@ -79,7 +78,7 @@ def guard(inner: optax.GradientTransformation, threshold: float):
 
 
 class Watch:
-    """What a run does at a spike, by `spikes.policy`."""
+    """Decides what a run does at a spike, by `spikes.policy`."""
 
     def __init__(self, policy: str):
         self._policy = policy
@@ -87,11 +86,11 @@ class Watch:
         self._rewinds = collections.Counter()
 
     def __call__(self, number: int, values: dict, latest: int | None) -> bool:
-        """Whether to rewind.
+        """Judges a step. Returns whether to rewind to the last checkpoint.
 
         Args:
           number: of the step. values: its metrics, from `step.train_step`.
-          latest: the step of the last complete checkpoint.
+          latest: the step of the last complete checkpoint, or None.
 
         Raises:
           UserError: the step is a spike and the policy is to stop; or spikes do not end.
@@ -119,7 +118,7 @@ class Watch:
         self._rewinds[latest] += 1
         if self._rewinds[latest] > _MOST_REWINDS:
             raise UserError(
-                f"{spike}, after {_MOST_REWINDS} rewinds to one place; {where}: {advice}"
+                f"{spike}, after {_MOST_REWINDS} rewinds to one checkpoint; {where}: {advice}"
             )
-        _LOG.info(f"{spike}: going back to step {latest or 0}, past the data since then")
+        _LOG.info(f"{spike}: rewinding to step {latest or 0}; the data since then are skipped")
         return True

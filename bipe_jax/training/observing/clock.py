@@ -1,48 +1,50 @@
 """Where a process's wall time goes: every second since its start belongs to one phase.
 
 A second in which a step was running on the devices is `step`, whatever the host did meanwhile: a wait
-for data that a running step hides has cost nothing. Any other second is the phase that the host was in.
-Until the first step is complete, which compiles, all is `starting`.
+for data behind a running step costs nothing. Any other second is the phase that the host was in.
+Until the first step, which compiles, is complete, all is `starting`.
 """
 
 import math
 from collections import deque
 
 # starting: imports, restoring, compiling, the first step. data: the devices waited for a batch.
-# saving: the part of a save that blocks. other: writing metrics, traces and the like.
+# saving: the part of a save that blocks. evaluating: during training, and at the end.
+# other: writing metrics, traces and the like.
 PHASES = ("starting", "step", "data", "saving", "evaluating", "other")
 
 
 class Clock:
-    """Sums up seconds by phase. It reads no clock itself: times, in seconds, are given in order."""
+    """Sums up seconds by phase. It reads no clock itself: callers pass the times, in seconds and in order."""
 
     def __init__(self, since: float):
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._until = since  # what is before is in `_seconds`
+        self._until = since  # all time before is in `_seconds`
         self._entered = deque([("other", since)])  # phases of the host, from `_until` on
-        self._dispatched = deque()  # when the steps that are not complete were
+        self._dispatched = deque()  # when the steps in flight were dispatched
         self.started = False  # whether the first step is complete
 
     def enter(self, phase: str, now: float) -> None:
         """The host enters a phase."""
-        if phase == "evaluating":  # also where no step was left to make
+        # A run that has no step to train evaluates too; what was before is its start.
+        if phase == "evaluating" and not self._dispatched:
             self._account(now)
             self.started = True
         self._entered.append((phase, now))
 
     def dispatched(self, now: float) -> None:
-        """A step begins to run, as soon as the one before is complete."""
+        """A step was dispatched; it runs as soon as the one before is complete."""
         self._dispatched.append(now)
 
     def completed(self, at: float) -> None:
-        """The oldest of the steps that run was complete at that time."""
+        """The oldest step in flight was complete at that time."""
         self._account(self._dispatched.popleft())
         self._add("step", at)
         self.started = True
 
     @property
     def running(self) -> int:
-        """Steps that are dispatched and not complete."""
+        """The number of steps in flight."""
         return len(self._dispatched)
 
     def accounted(self) -> dict[str, float]:
@@ -61,7 +63,7 @@ class Clock:
         return {phase: round(spent, 6) for phase, spent in copy._seconds.items()}
 
     def _account(self, until: float) -> None:
-        """The time until then is the host's."""
+        """Counts the time until then to the phases of the host."""
         while self._until < until:
             phase = self._entered[0][0]
             ends = self._entered[1][1] if len(self._entered) > 1 else math.inf

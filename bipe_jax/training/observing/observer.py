@@ -1,4 +1,4 @@
-"""The trainer's side of observing: one object that is told what the training is at."""
+"""The trainer's side of observing: one object to which the trainer reports what it does."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ _OF_A_STEP = ("data", "step", "other")  # phases that make up a step's time
 
 
 def process_start() -> float:
-    """Unix time at which this process started; now, where the system does not say."""
+    """The Unix time at which this process started; the current time where the system does not tell."""
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # since boot
@@ -35,10 +35,10 @@ def process_start() -> float:
 
 
 class Observer:
-    """Keeps WORKDIR/events.jsonl, heartbeat.json and profile/, and the numbers for the metrics.
+    """Keeps WORKDIR/events.jsonl, heartbeat.json and profile/, and the metrics of where time goes.
 
-    Process 0 writes; of the others only the traces are written. Nothing that cannot be written ends the
-    training. A context manager: how it is left is the run's end.
+    Process 0 writes; the others write their traces alone. A file that cannot be written does not end the
+    training. A context manager: the way it is left says how the run ended.
 
     Args:
       since: Unix time at which the process started; None: now.
@@ -58,7 +58,7 @@ class Observer:
         self._beaten = ("", 0.0)
 
     def open(self, workdir: str) -> None:
-        """The workdir is there: begins to write into it."""
+        """Begins to write into the workdir, which exists."""
         self._trace = Trace(self._profile, workdir)
         if jax.process_index() != 0:
             return
@@ -70,9 +70,7 @@ class Observer:
 
     @contextlib.contextmanager
     def phase(self, name: str):
-        """What is done inside belongs to a phase, unless a step is running on the devices."""
-        if name == "evaluating":
-            self._settle()
+        """A context whose time belongs to a phase, except while a step is running on the devices."""
         outer = self._phase
         self._enter(name)
         try:
@@ -93,7 +91,7 @@ class Observer:
         return state, values
 
     def complete(self, number: int, values: dict) -> dict:
-        """Waits for the oldest step that runs: its values, on the host."""
+        """Waits for the oldest step in flight. Returns its values, on the host."""
         values = jax.device_get(values)
         first = not self._clock.started
         self._clock.completed(self._completions.next())
@@ -112,13 +110,13 @@ class Observer:
 
     @contextlib.contextmanager
     def saving(self):
-        """The phase of a save, and its event: a later start may go on from its step."""
+        """The phase of a save, and its event: a later start may resume from its step."""
         with self.phase("saving"):
             yield
         self.event("saving")
 
     def rewound(self, step: int) -> None:
-        """The run goes on from an earlier step: those since are made again."""
+        """The run went back to an earlier step: the steps since then are trained again."""
         self._settle()
         self.event("rewound", to=step)
         self._step = step
@@ -136,12 +134,10 @@ class Observer:
         try:
             events.append(self._workdir, event | {"seconds": self._clock.seconds(now)} | more)
         except OSError as error:
-            _LOG.info(
-                f"{Workdir(self._workdir).events} cannot be written ({error.strerror}); going on"
-            )
+            _LOG.info(f"{Workdir(self._workdir).events} cannot be written ({error.strerror})")
 
     def report(self) -> dict:
-        """For the full lines of metrics.jsonl: docs/observing.md says what each number means.
+        """Metrics for the full lines of metrics.jsonl; docs/observing.md describes each.
 
         The slowest of the slow steps since the last line becomes an event.
         """
@@ -178,7 +174,7 @@ class Observer:
             self._heart.close()
 
     def _now(self) -> float:
-        """Unix time that no adjustment of the system's clock moves."""
+        """The Unix time, unmoved by adjustments of the system's clock."""
         return time.monotonic() + self._offset
 
     def _enter(self, phase: str) -> None:
@@ -187,7 +183,7 @@ class Observer:
         self._beat()
 
     def _settle(self) -> None:
-        """Waits for the steps that run, though nobody asks for their values any more."""
+        """Waits for the steps in flight, whose values nobody reads any more."""
         while self._clock.running:
             self._clock.completed(self._completions.next())
 
@@ -212,7 +208,7 @@ class Observer:
 
 
 class _Completions:
-    """When steps were complete, while the host may be waiting for something else, such as data."""
+    """A thread that notes when steps are complete, while the host may wait for something else."""
 
     def __init__(self, now):
         self._now = now
@@ -224,7 +220,7 @@ class _Completions:
         self._running.put(values)
 
     def next(self) -> float:
-        """Unix time at which the oldest step that is followed was complete; waits for it."""
+        """Waits for the oldest step that is followed. Returns the Unix time at which it was complete."""
         return self._times.get()
 
     def close(self) -> None:
@@ -240,7 +236,7 @@ class _Completions:
 
 
 def memory(devices) -> dict:
-    """Bytes in use, at the peak and at most, of the fullest device; {} where nobody counts them."""
+    """Bytes in use, at the peak and at most, of the fullest device; {} where the platform has no count."""
     stats = [stats for device in devices if (stats := device.memory_stats())]
     names = {"bytes_in_use": "in_use", "peak_bytes_in_use": "peak", "bytes_limit": "limit"}
     return {

@@ -1,4 +1,4 @@
-"""Steps that take much longer than the others, and in which phase they waited."""
+"""Slow steps: those that take much longer than the steps before them, and the phase that was longer."""
 
 import collections
 import statistics
@@ -7,7 +7,7 @@ _WINDOW = 128  # steps
 _FEWEST = 20  # steps before the first judgement
 _DEVIATIONS = 8.0
 _RATIO = 1.5
-_LEAST = 0.1  # seconds above the median that are worth a word
+_LEAST = 0.1  # seconds above the median that are worth a message
 _TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 
 
@@ -27,7 +27,7 @@ class SlowSteps:
         return statistics.median(map(_total, self._window)) if self._window else None
 
     def judge(self, seconds: dict[str, float]) -> dict | None:
-        """The next step.
+        """Judges the next step.
 
         Args:
           seconds: by phase.

@@ -24,10 +24,10 @@ def parse(text: str | None, last: int) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match:
         raise UserError(f"--profile={text} must be FIRST:LAST, two numbers of steps such as 10:15")
-    steps = int(found[1]), int(found[2])
+    steps = int(match[1]), int(match[2])
     if not 1 <= steps[0] <= steps[1]:
         raise UserError(f"--profile={text} must go from a step, 1 or later, to the same or a later")
     if steps[1] > last:
@@ -38,10 +38,10 @@ def parse(text: str | None, last: int) -> tuple[int, int] | None:
 class Trace:
     """Traces the steps from the first to the last into WORKDIR/profile, each process its own devices.
 
-    What fails is said, and the training goes on.
+    A failure is logged, and the training continues.
 
     Args:
-      steps: see `parse`. Those that were made before this process are left out.
+      steps: see `parse`. Those that were trained before this process are left out.
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: str):
@@ -73,4 +73,6 @@ class Trace:
             yield
         except Exception as error:  # of the profiler, or the file system below it
             self._steps = None
-            _LOG.info(f"--profile: {' '.join(str(error).split())[:300]}; going on without a trace")
+            _LOG.info(
+                f"--profile: {' '.join(str(error).split())[:300]}; continuing without a trace"
+            )

@@ -1,7 +1,7 @@
 """Weights & Biases beside TensorBoard: config.log.wandb names a project; the extra is `wandb`.
 
 WANDB_MODE=offline keeps everything in WORKDIR/wandb, for `wandb sync`. The id of the W&B run is kept in
-WORKDIR/wandb_id, so that a training that goes on is the same W&B run.
+WORKDIR/wandb_id, so that a training that resumes is the same W&B run.
 """
 
 import importlib.util
@@ -27,10 +27,10 @@ def check(config) -> None:
 
 
 class WandbBoard:
-    """One W&B run. Where W&B cannot be reached, one line says so and the training goes on without.
+    """One W&B run. Where W&B cannot be reached, one line says so and the training continues without it.
 
-    Steps may be logged again after a resume or a rewind. W&B refuses its own step counter to go back,
-    so the step is a metric like the others, which they are plotted over: nothing is dropped.
+    Steps may be logged again after a resume or a rewind. W&B's own step counter cannot go back, so the step
+    is a metric, over which the others are plotted: nothing is dropped.
 
     Raises:
       UserError: W&B refuses the project's name, or nobody is logged in.
@@ -82,7 +82,7 @@ class WandbBoard:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:200]
-        _LOG.info(f"Weights & Biases: {reason}; going on without (metrics.jsonl has everything)")
+        _LOG.info(f"Weights & Biases: {reason}; continuing without (metrics.jsonl has everything)")
 
 
 def _id(workdir: str) -> str:

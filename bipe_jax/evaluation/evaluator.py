@@ -1,0 +1,176 @@
+"""Perplexity of checkpoints at several lengths: evaluate("runs/quickstart", lengths=(256, 1024))."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+
+from bipe_jax import plot, processes, report
+from bipe_jax.config import Config, spec
+from bipe_jax.data import prepared, sources
+from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
+from bipe_jax.plan import Plan
+from bipe_jax.segments import Rule
+from bipe_jax.workdir import Workdir, files
+
+_LOG = logging.getLogger(__name__)
+
+MULTIPLES = (1, 2, 4, 8, 16)
+BOS_RULE = "BOS where a document begins, nowhere else"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to evaluate on; an empty value, or 0, takes the config's.
+
+    Attributes:
+      lengths: tokens; by default 1 … 16 times the training length, as far as the model can be run.
+      data: a source, see `config.spec`.
+      sets: names of the sets to evaluate on.
+      windows: of the shortest length's targets, a data set.
+      protocol: see `protocols`.
+      extend: a scaling of the rotary encoding, see `positions.extend`; "" for none.
+    """
+
+    lengths: tuple[int, ...] = ()
+    data: str = ""
+    sets: tuple[str, ...] = ()
+    windows: int = 0
+    protocol: str = SAME_TOKENS
+    extend: str = ""
+
+
+def resolve(settings: Settings, config: Plan) -> Settings:
+    """The settings, with the config's values where they were empty.
+
+    Raises:
+      UserError: the model cannot be run at a length, or the protocol, the scaling or the data are malformed.
+    """
+    evaluation = config.evaluation
+    lengths = settings.lengths or tuple(evaluation.lengths)
+    settings = dataclasses.replace(
+        settings,
+        lengths=lengths or perplexity.default_lengths(config, MULTIPLES),
+        data=settings.data or config.data.evaluation,
+        sets=settings.sets or tuple(config.data.sets),
+        windows=settings.windows or evaluation.windows,
+    )
+    perplexity.check_lengths(config, settings.lengths)
+    protocol(settings.protocol, settings.lengths)
+    if (
+        settings.extend
+    ):  # how far segments ran is measured later; a malformed scaling is refused now
+        loaded.extended(config, settings.extend, {"segment": 1.0})
+    spec.parse_evaluation(settings.data, "--data")
+    return settings
+
+
+def documents(config: Config, tokenizer, settings: Settings) -> Iterator[dict]:
+    """Yields the documents to evaluate on: {"set": str, "tokens": (T,) int32} each.
+
+    Args:
+      config: says how faults of the data are treated. settings: resolved.
+
+    Raises:
+      UserError: the source cannot be read, has none of the sets, or was prepared with another
+        tokenizer.
+    """
+    source, sets = spec.parse_evaluation(settings.data, "--data"), settings.sets
+    if source.kind == spec.PREPARED:
+        read = prepared.documents(source, sets, tokenizer)
+    else:
+        read = (
+            {"set": d["set"], "tokens": tokenizer.encode(d["text"])}
+            for d in sources.documents(source, sets, sources.policy_of(config))
+        )
+    present = set()
+    for document in read:
+        present.add(document["set"])
+        yield document
+    if missing := [name for name in sets if name not in present]:
+        _LOG.info(f"{settings.data} has no document of the set {' or '.join(map(repr, missing))}")
+
+
+class Evaluator:
+    """Evaluates checkpoints of one run; reads the data and compiles once.
+
+    Args:
+      loaded_model: any checkpoint of the run. settings: see `Settings`.
+
+    Raises:
+      UserError: a wrong input; see docs/evaluation.md.
+    """
+
+    def __init__(self, loaded_model: loaded.LoadedModel, settings: Settings):
+        config, tokenizer = loaded_model.config, loaded_model.tokenizer
+        self.settings = settings = resolve(settings, config)
+        read = list(documents(config, tokenizer, settings))
+        if settings.extend:
+            config = _extended(config, loaded_model.rule, settings, read)
+            loaded_model = dataclasses.replace(loaded_model, config=config)
+        self._evaluation = perplexity.Evaluation(
+            loaded_model,
+            read,
+            tokenizer.byte_lengths(),
+            settings.lengths,
+            protocol(settings.protocol, settings.lengths),
+            _LOG.info,
+            settings.windows,
+        )
+        self._head = {
+            "kind": "perplexity",
+            "training_length": config.sequence_length,
+            "position": dataclasses.asdict(config.position),
+            "segment_rule": config.segments.rule,
+            "data": settings.data,
+            "protocol": settings.protocol,
+            "bos_rule": BOS_RULE,
+        }
+
+    def __call__(self, params: dict, name: str, step: int | None) -> dict:
+        """What evaluation.json holds, of parameters on the same devices as those of `loaded.load`."""
+        return {"name": name, "step": step, **self._head, **self._evaluation(params)}
+
+
+def _extended(config: Plan, rule: Rule, settings: Settings, read: list) -> Plan:
+    """The config with its rotary encoding scaled. How far segments ran in training is measured here."""
+    tokens = [document["tokens"] for document in read]
+    blocks = perplexity.training_range(tokens, config.sequence_length, rule)
+    return loaded.extended(config, settings.extend, {"segment": blocks["segments"]})
+
+
+def write(result: dict, output: str) -> None:
+    """Writes evaluation.json, extrapolation.png and report.html into a directory."""
+    directory = Workdir(output)
+    files.write_json(directory.evaluation, result)
+    plot.draw([result], directory.extrapolation)
+    report.write([output], directory.report)
+
+
+def evaluate(path: str, settings: Settings = Settings(), output: str = "", **changes) -> dict:
+    """Scores a checkpoint at each length, and writes what `write` writes.
+
+    All processes of a program call it; the first one writes. It prints nothing.
+
+    Args:
+      path: a workdir, its checkpoints directory or one step's directory.
+      output: directory for the files; "" takes `path`.
+      **changes: fields of `settings` by name, such as lengths=(256, 512).
+
+    Returns:
+      What evaluation.json holds; docs/evaluation.md describes it.
+
+    Raises:
+      UserError: a wrong input; see docs/evaluation.md.
+    """
+    settings = dataclasses.replace(settings, **changes)
+    loaded_model = loaded.load(path)
+    resolve(settings, loaded_model.config)
+    output = output or path
+    Workdir(output).make("--output")
+    name = os.path.basename(os.path.abspath(output))
+    result = Evaluator(loaded_model, settings)(loaded_model.params, name, loaded_model.step)
+    if processes.is_first():
+        write(result, output)
+    return result

@@ -1,0 +1,60 @@
+"""The result of an evaluation as text for a terminal."""
+
+from bipe_jax.report.text import table, visible
+
+
+def tables(result: dict, output: str) -> str:
+    """What was measured, as tables, and where it was written.
+
+    Args:
+      result: of `evaluator.evaluate`. output: the directory with its files.
+    """
+    head = (
+        f"{result['protocol']}; {result['bos_rule']}; rule {result['segment_rule']}; trained at "
+        f"{result['training_length']:,} tokens"
+    )
+    written = f"Wrote {output}/evaluation.json, extrapolation.png and report.html"
+    parts = (head, _perplexities(result["results"]), _unseen(result["unseen"]))
+    return "\n\n".join(parts) + f"\n{written}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _perplexities(rows: list[dict]) -> str:
+    """Perplexity ± its standard error over documents, and what it was scored on."""
+    head = ("data set", "length", "perplexity", "±", "bits/byte", "±", "tokens", "docs",
+            "tokens/segment", "p99", "segments")  # fmt: skip
+    lines = [
+        (
+            visible(row["set"]),
+            f"{row['length']:,}",
+            f"{row['perplexity']:.2f}",
+            _number(row["perplexity_error"], 2),
+            f"{row['bits_per_byte']:.3f}",
+            _number(row["bits_per_byte_error"], 3),
+            f"{row['tokens']:,}",
+            f"{row['documents']}",
+            f"{row['segment_tokens_mean']:.1f}",
+            f"{row['segment_tokens_p99']:.0f}",
+            f"{row['segments_per_block']:.0f}",
+        )
+        for row in rows
+    ]
+    return table(head, lines)
+
+
+def _unseen(rows: list[dict]) -> str:
+    """How far each coordinate runs, and the share of the targets that lie beyond training's range."""
+    head = ["beyond training", "length"]
+    coordinates = list(dict.fromkeys(row["coordinate"] for row in rows))
+    for name in coordinates:
+        head += [f"{name} to", "share"]
+    lines = {}
+    for row in rows:
+        line = lines.setdefault(
+            (row["set"], row["length"]), [visible(row["set"]), f"{row['length']:,}"]
+        )
+        line += [f"{row['max']:,} / {row['trained_max']:,}", f"{row['share']:.0%}"]
+    return table(tuple(head), [tuple(line) for line in lines.values()])

@@ -1,0 +1,209 @@
+"""Training, as a function to call from Python: train(config, "runs/quickstart")."""
+
+import base64
+import contextlib
+import logging
+
+import jax
+
+from bipe_jax import collectives, plan, processes, segments, sharding
+from bipe_jax.checkpoint import Checkpoints
+from bipe_jax.config import check_resumable, from_json, to_json
+from bipe_jax.data import tokenizer, vocabulary
+from bipe_jax.data.batches import Batches
+from bipe_jax.errors import UserError
+from bipe_jax.evaluation.periodic import PeriodicEvaluation
+from bipe_jax.training import finetune, metrics, observing, spikes
+from bipe_jax.training.progress import Progress, Step
+from bipe_jax.training.step import compile_on
+from bipe_jax.workdir import Workdir, files
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bool:
+    """Trains to `config.steps` and saves, resuming from the latest checkpoint of the workdir.
+
+    Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard, events.jsonl, heartbeat.json and,
+    if it trains one, tokenizer.model. Messages, and the progress bar where there is no terminal, go to the
+    logger "bipe_jax". All processes of a run call it (see `processes.start`); the first one writes.
+
+    It stops early, after a save, at step `stop_at`, at SIGTERM to any of the processes, and at Ctrl-C. It
+    hears signals in the main thread; when it ends, their handlers are what they were before.
+
+    Args:
+      config: an `ml_collections.ConfigDict` as configs/base.py makes it, or what `plan.make` takes.
+      workdir: the run's directory, made if it is not there.
+      stop_at: a step; None: `config.steps`.
+      observer: an `observing.Observer` that is used afterwards too; None: one of its own.
+
+    Returns:
+      Whether all steps are trained: False if it stopped early. Where the target was reached before,
+      nothing is trained, deleted or rewritten.
+
+    Raises:
+      UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
+      KeyboardInterrupt: at Ctrl-C, after the next step and its save. A second Ctrl-C raises it at once, or
+        as soon as a save that has begun is complete.
+    """
+    config = plan.make(config)
+    target = min(config.steps, stop_at or config.steps)
+    directory = Workdir(workdir)
+    directory.make()
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch(config, mesh)
+    first_process = jax.process_index() == 0
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.stop_signals())
+        observer = observer or stack.enter_context(observing.Observer())
+        observer.open(workdir)
+
+        # ------------------------------------------------------------------------------------------
+        # What the run starts from: its own latest checkpoint; else the parameters of another run,
+        # config.initial_checkpoint; else the seed.
+        # ------------------------------------------------------------------------------------------
+        if (recorded := directory.read_config()) is not None:
+            check_resumable(from_json(recorded), config, workdir)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
+        saved = checkpoints.meta()
+        if saved:
+            check_resumable(saved.config, config, workdir)
+            _check_steps(config, saved.step, workdir)
+            if saved.step >= target:
+                if first_process:
+                    _LOG.info(f"{workdir} has a checkpoint of step {saved.step}: nothing to train")
+                if saved.step < config.steps:
+                    observer.preempted()
+                return saved.step == config.steps
+        source = saved or finetune.source(config)
+
+        # ------------------------------------------------------------------------------------------
+        # Text: the tokenizer, the segment rule, the batches, and what is held out.
+        # ------------------------------------------------------------------------------------------
+        tokens = _tokenizer(config, workdir, source and source.tokenizer)
+        rule = segments.resolve(config.segments.rule, tokens.pieces())
+        config = config.with_rule(rule)
+        shard = sharding.reader(mesh, config.batch_size)
+        batches = Batches(config, tokens, reader=shard)
+        stack.enter_context(contextlib.closing(batches))
+        evaluate = None
+        if config.evaluation.every:
+            evaluate = PeriodicEvaluation(config, mesh, tokens)
+
+        # ------------------------------------------------------------------------------------------
+        # The state on the devices, the compiled step, and the log.
+        # ------------------------------------------------------------------------------------------
+        stack.enter_context(jax.set_mesh(mesh))
+        init, train_step, abstract = compile_on(config, mesh)
+
+        def restore_or_init():
+            """The state and the data's state of the latest checkpoint; else a new state, and None."""
+            if checkpoints.latest is not None:
+                return checkpoints.restore(abstract)
+            state = init(jax.random.key(config.seed))
+            if source:
+                state["params"] = finetune.start(config, source.step, mesh, state["params"])
+            return state, None
+
+        state, data_state = restore_or_init()
+        progress = Progress(config, int(state["step"]), target)
+        if data_state:
+            batches.set_state_of(data_state["readers"])
+            progress.rewinds = data_state["rewinds"]
+            if first_process:
+                _LOG.info(f"Resuming from step {progress.step} of {workdir}")
+        if first_process:
+            files.write_json(directory.config, to_json(config))
+        watch = spikes.Watch(config.spikes.policy)
+        log = None
+        if first_process:
+            log = metrics.Log(
+                config,
+                workdir,
+                progress.step,
+                tokens,
+                more=lambda: batches.report() | observer.report(),
+            )
+            stack.enter_context(log)
+
+        def save():
+            with observer.saving():
+                readers = collectives.of_all_processes(batches.get_state())
+                data_state = {"readers": readers, "rewinds": progress.rewinds}
+                checkpoints.save(state, data_state, config, tokens)
+
+        def log_and_judge(step: Step) -> bool:
+            """Waits for a step to be complete. Returns whether to rewind, since it is a spike."""
+            values = observer.complete(step.number, step.values)
+            if log:
+                full = progress.log_is_full(step) or values["spike"]
+                counted = values | {"rewinds": progress.rewinds}
+                log.write(step.number, step.batch, counted, full, step.evaluation)
+            return watch(step.number, values, checkpoints.latest)
+
+        # ------------------------------------------------------------------------------------------
+        # The loop. Each step is dispatched while the one before it still runs.
+        # ------------------------------------------------------------------------------------------
+        while not progress.ended:
+            with observer.phase("data"):
+                batch = next(batches)
+                arrays = sharding.place_batch(mesh, batch, shard[1])
+            state, values = observer.step(progress.step + 1, train_step, state, arrays)
+            progress.dispatched(batch, values)
+            progress.stopping = processes.preempted(progress.dispatches)
+            if progress.stopping and first_process:
+                _LOG.info(
+                    f"Stopping after step {progress.step}: saving; another Ctrl-C ends at once"
+                )
+
+            if progress.evaluation_is_due:
+                jax.block_until_ready(values)  # so that this wait counts as the step's
+                with (
+                    observer.phase("evaluating"),
+                    log.paused() if log else contextlib.nullcontext(),
+                ):
+                    progress.evaluated(evaluate(state["params"]))
+
+            save_is_due = checkpoints.failed() or progress.save_is_due
+            if any(map(log_and_judge, progress.to_read(newest=save_is_due))):
+                with observer.phase("starting"):
+                    state, _ = restore_or_init()  # the data continue after the spike
+                progress.rewound(int(state["step"]))
+                observer.rewound(progress.step)
+                if log:
+                    log.rewind(progress.step)
+            elif save_is_due:
+                save()
+
+        # ------------------------------------------------------------------------------------------
+        # The end: the last save is complete before anything is closed.
+        # ------------------------------------------------------------------------------------------
+        with observer.phase("saving"):
+            checkpoints.finish(save)
+        if not progress.done:
+            observer.preempted()
+        interrupted = processes.interrupted()
+    if interrupted:
+        raise KeyboardInterrupt
+    return progress.done
+
+
+def _check_steps(config: plan.Plan, step: int, workdir: str) -> None:
+    if step > config.steps:
+        raise UserError(
+            f"config.steps={config.steps}, but the run in {workdir} has a checkpoint of step {step}: set "
+            f"config.steps to at least {step}, or use another --workdir"
+        )
+
+
+def _tokenizer(
+    config: plan.Plan, workdir: str, saved: tokenizer.Tokenizer | None
+) -> tokenizer.Tokenizer:
+    """The tokenizer that the first process chooses, since it may have to train one."""
+    chosen = vocabulary.choose(config, workdir, saved) if jax.process_index() == 0 else None
+    if jax.process_count() == 1:
+        return chosen
+    mine = chosen and [base64.b64encode(chosen.model).decode(), chosen.name]
+    model, name = collectives.of_all_processes(mine)[0]
+    return tokenizer.Tokenizer(base64.b64decode(model), name)
