@@ -13,12 +13,14 @@ import logging
 import os
 from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, plot, processes, report
+from bipe_jax import checkpoint, cli, processes
 from bipe_jax.config import spec
 from bipe_jax.data import prepared, sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
+from bipe_jax.report import page, pictures
+from bipe_jax.report.results import read_run
 from bipe_jax.report.text import table, visible
 from bipe_jax.training.compiling import enable_cache
 
@@ -142,8 +144,9 @@ def _extended(placed: loaded.LoadedModel, settings: Settings, held: list) -> loa
 def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory."""
     write_json(result, os.path.join(output, "evaluation.json"))
-    plot.draw([result], os.path.join(output, "extrapolation.png"))
-    report.write([output], os.path.join(output, "report.html"))
+    run = read_run(output, "evaluation")
+    pictures.perplexity([run], os.path.join(output, "extrapolation.png"))
+    page.write([output], os.path.join(output, "report.html"))
 
 
 def write_json(result: dict, path: str) -> None:

@@ -9,9 +9,8 @@ import xml.etree.ElementTree
 
 import pytest
 
-from bipe_jax import report
 from bipe_jax.errors import UserError
-from bipe_jax.report import axes, svg
+from bipe_jax.report import page as report
 
 LENGTHS = (64, 128, 1024)
 HEAD = {

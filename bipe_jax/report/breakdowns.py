@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from bipe_jax.report import axes, svg, webpage
-from bipe_jax.report.parts import legend, runs_legend, span, unique
-from bipe_jax.report.results import Run
-from bipe_jax.report.text import escaped
-from bipe_jax.report.webpage import Markup
+from markupsafe import Markup
+
+from bipe_jax.report import charts
+from bipe_jax.report.charts import Curve, Lines, Point, Style
+from bipe_jax.report.results import Breakdown, Run
+from bipe_jax.report.webpage import Figure, Table
 
 _BY = {
     "position": ("Loss by position in the block", "position (tokens)"),
@@ -16,96 +17,78 @@ _BY = {
 }
 
 
-def section(runs: Sequence[Run]) -> list[str]:
-    """Curves of loss: one a run or, of a single run, one a length."""
-    found = [
-        (i, run, part)
-        for i, run in enumerate(runs)
-        if run.evaluation
-        for part in run.evaluation.get("breakdowns", ())
-    ]
-    if not found:
-        return []
-    numbered = list({i: (i, run) for i, run, _ in found}.values())
-    lengths = sorted({part["length"] for *_, part in found})
-    body = [
-        '<h2 id="breakdowns">Where the loss is</h2>',
-        '<p class="soft">Nats a token, lower is better; a mark is the mean of a range. '
-        "Point at one for its numbers.</p>",
-    ]
-    for by in unique(part["by"] for *_, part in found):
-        some = [entry for entry in found if entry[2]["by"] == by]
+def section(runs: Sequence[Run]) -> list[dict]:
+    """What the page shows of each coordinate: a curve a run or, of a single run, a curve a length."""
+    parts = [(run, part) for run in runs if run.evaluation for part in run.evaluation.breakdowns]
+    names = [run.name for run in runs if run.evaluation and run.evaluation.breakdowns]
+    lengths = sorted({part.length for _, part in parts})
+    several = len(names) > 1
+    if several:
+        styles = {run.name: charts.series(i) for i, run in enumerate(runs) if run.name in names}
+        legend = [(charts.key(style), name) for name, style in styles.items()]
+    else:
+        styles = {n: charts.ramp(i, len(lengths)) for i, n in enumerate(lengths)}
+        legend = [(charts.key(style), f"{n:,} tokens") for n, style in styles.items()]
+    shown = []
+    for by in dict.fromkeys(part.by for _, part in parts):
         title, axis = _BY.get(by, (f"Loss by {by}", by))
-        body.append(f"<h3>{escaped(title)}</h3>")
-        if len(numbered) == 1:
-            styles = {n: svg.ramp(i, len(lengths)) for i, n in enumerate(lengths)}
-            body.append(legend((style, f"{n:,} tokens") for n, style in styles.items()))
-            styled = [(styles[part["length"]], run, part) for _, run, part in some]
-            body.append(_of_sets(styled, axis))
-            continue
-        body.append(runs_legend(numbered))
-        for length in reversed(lengths):
-            styled = [(svg.series(i), run, p) for i, run, p in some if p["length"] == length]
-            if styled:
-                text = f"{length:,} tokens"
-                body.append(webpage.folded(text, _of_sets(styled, axis), length == lengths[-1]))
-    return body
+        styled = [
+            (styles[run.name if several else part.length], run, part)
+            for run, part in parts
+            if part.by == by
+        ]
+        groups = {"": styled}
+        if several:
+            of_lengths = {n: [s for s in styled if s[2].length == n] for n in reversed(lengths)}
+            groups = {f"{n:,} tokens": some for n, some in of_lengths.items() if some}
+        figures = {name: _of_sets(some, axis) for name, some in groups.items()}
+        shown.append({"title": title, "legend": legend, "groups": figures})
+    return shown
 
 
-def _of_sets(styled: Sequence[tuple[svg.Style, Run, dict]], axis: str) -> str:
-    """A figure for each set, of (style, run, breakdown)."""
+def _of_sets(styled: Sequence[tuple[Style, Run, Breakdown]], axis: str) -> list[Figure]:
+    """For each set, a curve for each breakdown."""
     figures = []
-    for name in unique(part["set"] for *_, part in styled):
-        curves, places, trained = [], {0}, set()
+    for name in dict.fromkeys(part.set for *_, part in styled):
+        curves, top, trained = [], 0, set()
         for style, run, part in styled:
-            if part["set"] != name:
+            if part.set != name:
                 continue
-            held = [b for b in part["bins"] if b["tokens"] and b["loss"] is not None]
-            curves.append(svg.Curve(style, [
-                svg.Point(
-                    math.sqrt((b["from"] + 1) * (b["to"] + 1)) - 1, b["loss"], 0,
-                    f"{run.name}, {part['length']:,} tokens, {part['by']} {span(b)}: "
-                    f"{b['loss']:.4f} nats, {b['tokens']:,} tokens",
+            bins = [b for b in part.bins if b.tokens and b.loss is not None]
+            curves.append(Curve(style, [
+                Point(
+                    math.sqrt((b.low + 1) * (b.high + 1)) - 1, b.loss,
+                    f"{run.name}, {part.length:,} tokens, {part.by} {b}: {b.loss:.4f} nats, "
+                    f"{b.tokens:,} tokens",
                 )
-                for b in held
+                for b in bins
             ]))  # fmt: skip
-            places |= {b[end] for b in held for end in ("from", "to")}
+            top = max([top, *(b.high for b in bins)])
             trained |= {
-                row["trained_max"]
-                for row in run.evaluation.get("unseen", ())
-                if (row["set"], row["coordinate"]) == (name, part["by"])
+                row.trained_max
+                for row in run.evaluation.unseen
+                if (row.set, row.coordinate) == (name, part.by)
             }
-        top = max(places)
         ticks = {0, *(1 << i for i in range(top.bit_length()))}
-        x = axes.places_axis(axis, ticks, math.log1p, top)
-        y = axes.number_axis("loss (nats)", [p.y for curve in curves for p in curve.points])
-        picture = svg.lines(curves, x, y, f"{name}: {y.name} by {x.name}", trained)
-        figures.append(webpage.figure(name, picture))
-    return webpage.grid(figures, "large")
+        lines = Lines(curves, axis, "loss (nats)", ticks, trained, charts.DOUBLINGS_OF_NEXT, reach=(top, 0))
+        figures.append(Figure(name, charts.inline(lines, f"{name}: loss by {axis}")))
+    return figures
 
 
-def unseen(runs: Sequence[Run]) -> list[str]:
-    found = [
-        (run, row) for run in runs if run.evaluation for row in run.evaluation.get("unseen", ())
-    ]
-    if not found:
-        return []
-    lengths = sorted({row["length"] for _, row in found})
-    table: dict = {}
-    for run, row in found:
-        key = (*([run.name] if len(runs) > 1 else []), row["set"], row["coordinate"])
-        line = table.setdefault((*key, row["trained_max"]), {})
-        cell = f"{row['share']:.1%} to {row['max']:,}"
-        line[row["length"]] = Markup(f'<span class="new">{cell}</span>') if row["share"] else cell
-    head = [*(["run"] if len(runs) > 1 else []), "data set", "coordinate", "trained to"]
-    rows = [
-        [*key[:-1], f"{key[-1]:,}", *(line.get(n, "–") for n in lengths)]
-        for key, line in table.items()
-    ]
-    return [
-        '<h2 id="unseen">Never seen in training</h2>',
-        '<p class="soft">At each length: the share of tokens whose coordinate is larger than any in '
-        "training, and the largest. A relative encoding of a coordinate meets distances up to that "
-        "size.</p>",
-        webpage.table([*head, *(f"{n:,}" for n in lengths)], rows, texts=len(head) - 1),
-    ]
+def unseen(runs: Sequence[Run]) -> Table | None:
+    """The largest coordinates at each length, and how many of them are larger than in training."""
+    rows = [(run.name, row) for run in runs if run.evaluation for row in run.evaluation.unseen]
+    if not rows:
+        return None
+    lengths = sorted({row.length for _, row in rows})
+    lines: dict = {}
+    for name, row in rows:
+        cell = f"{row.share:.1%} to {row.max:,}"
+        if row.share:
+            cell = Markup('<span class="new">{}</span>').format(cell)
+        key = (name, row.set, row.coordinate, f"{row.trained_max:,}")
+        lines.setdefault(key, {})[row.length] = cell
+    first = 0 if len(runs) > 1 else 1  # whether the name of the run is a column
+    head = ["run", "data set", "coordinate", "trained to", *(f"{n:,}" for n in lengths)][first:]
+    cells = [[*key[first:], *(of_key.get(n, "–") for n in lengths)] for key, of_key in lines.items()]
+    return Table(head, cells, texts=3 - first)

@@ -1,10 +1,17 @@
-"""The JSON files that evaluations leave in a run's directory, read and checked."""
+"""The JSON files that evaluations write into a run's directory, read and checked.
+
+A field without a default must be in the file. A field's type says what its value must be.
+"""
 
 import dataclasses
+import functools
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Sequence
+from typing import Annotated
 
 from bipe_jax.errors import UserError
 
@@ -17,7 +24,7 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# What a value must be -> whether it is.
+# What a value must be, and the test of it.
 _TESTS = {
     "a text": lambda value: isinstance(value, str),
     "a list": lambda value: isinstance(value, list),
@@ -29,90 +36,174 @@ _TESTS = {
     "a whole number of 0 or more": _is_count,
     "a whole number above 0": lambda value: _is_count(value) and value > 0,
 }
-_COUNT, _LENGTH = "a whole number of 0 or more", "a whole number above 0"
-_HEAD = {
-    "training_length": _LENGTH,
-    "position?": {"absolute": ["a list"], "relative": ["a list"]},
-}
-_WEIGHTS = [{"from": _COUNT, "to": _COUNT, "weight": "a share between 0 and 1"}]
+Text = Annotated[str, "a text"]
+Number = Annotated[float, "a number"]
+MaybeNumber = Annotated[float | None, "a number or null"]
+Share = Annotated[float, "a share between 0 and 1"]
+Size = Annotated[float, "a finite number of 0 or more"]
+Count = Annotated[int, "a whole number of 0 or more"]
+Length = Annotated[int, "a whole number above 0"]
+Statistic = float | None  # None, too, where the file has something else
 
-# File -> its kind, and what must be in it: dicts and lists as in the file, and names of _TESTS. A key
-# with "?" may be missing.
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Whole numbers from `low` to `high`, which is one of them."""
+
+    low: Count = dataclasses.field(metadata={"key": "from"})
+    high: Count = dataclasses.field(metadata={"key": "to"})
+
+    def __str__(self) -> str:
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,}–{self.high:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBin(_Range):
+    """Mean loss of the tokens in a range."""
+
+    loss: MaybeNumber
+    tokens: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightBin(_Range):
+    """Weight of attention on the tokens in a range of distances."""
+
+    weight: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Perplexity of a data set at one length, with the statistics of its segments."""
+
+    set: Text
+    length: Length
+    perplexity: Number
+    perplexity_error: MaybeNumber
+    loss: Statistic = None
+    bits_per_byte: Statistic = None
+    tokens: Statistic = None
+    documents: Statistic = None
+    documents_too_short: Statistic = None
+    segment_tokens_mean: Statistic = None
+    segment_tokens_p99: Statistic = None
+    segments_per_block: Statistic = None
+    segment_max: Statistic = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """Loss by a coordinate, in ranges of it."""
+
+    set: Text
+    length: Length
+    by: Text
+    bins: tuple[LossBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """How much of a coordinate lies beyond the largest in training."""
+
+    set: Text
+    length: Length
+    coordinate: Text
+    trained_max: Count
+    max: Count
+    share: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Accuracy in a task at one length and depth."""
+
+    task: Text
+    length: Length
+    depth: Annotated[float | None, "a share or null"]
+    accuracy: Share
+    samples: Length
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionByDistance:
+    """Mean weight of attention at each distance; a distance is of segments or tokens."""
+
+    length: Length
+    by: Text
+    bins: tuple[WeightBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadAttention(AttentionByDistance):
+    """Attention by distance of one head."""
+
+    layer: Count
+    head: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Entropy of a head's attention in nats, and its weight on the block's first token."""
+
+    length: Length
+    layer: Count
+    head: Count
+    entropy: Size
+    first: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """The encodings of a model: (kind, coordinate, *options) each."""
+
+    absolute: tuple[Annotated[list, "a list"], ...]
+    relative: tuple[Annotated[list, "a list"], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _File:
+    """What all files hold: which model was measured, and on what."""
+
+    training_length: Length
+    position: Position | None = None
+    step: object = None
+    segment_rule: object = None
+    data: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(_File):
+    """evaluation.json."""
+
+    results: tuple[Perplexity, ...]
+    breakdowns: tuple[Breakdown, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
+    protocol: object = None
+    bos_rule: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks(_File):
+    """tasks.json."""
+
+    results: tuple[Accuracy, ...]
+    seed: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention(_File):
+    """attention.json."""
+
+    results: tuple[HeadAttention, ...]
+    heads: tuple[Head, ...] = ()
+    uniform: tuple[AttentionByDistance, ...] = ()  # if each query weighed all tokens alike
+
+
+# Name of a file without its ending -> the kind that it says it is, and its type.
 _FILES = {
-    "evaluation": (
-        "perplexity",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "perplexity": "a number",
-                    "perplexity_error": "a number or null",
-                }
-            ],
-            "breakdowns?": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "by": "a text",
-                    "bins": [
-                        {"from": _COUNT, "to": _COUNT, "loss": "a number or null", "tokens": _COUNT}
-                    ],
-                }
-            ],
-            "unseen?": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "coordinate": "a text",
-                    "trained_max": _COUNT,
-                    "max": _COUNT,
-                    "share": "a share between 0 and 1",
-                }
-            ],
-        },
-    ),
-    "tasks": (
-        "tasks",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "task": "a text",
-                    "length": _LENGTH,
-                    "depth": "a share or null",
-                    "accuracy": "a share between 0 and 1",
-                    "samples": _LENGTH,
-                }
-            ]
-        },
-    ),
-    "attention": (
-        "attention",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "length": _LENGTH,
-                    "by": "a text",
-                    "layer": _COUNT,
-                    "head": _COUNT,
-                    "bins": _WEIGHTS,
-                }
-            ],
-            "heads?": [
-                {
-                    "length": _LENGTH,
-                    "layer": _COUNT,
-                    "head": _COUNT,
-                    "entropy": "a finite number of 0 or more",
-                    "first": "a share between 0 and 1",
-                }
-            ],
-            "uniform?": [{"length": _LENGTH, "by": "a text", "bins": _WEIGHTS}],
-        },
-    ),
+    "evaluation": ("perplexity", Evaluation),
+    "tasks": ("tasks", Tasks),
+    "attention": ("attention", Attention),
 }
 
 
@@ -126,12 +217,12 @@ class Run:
     """
 
     name: str
-    evaluation: dict | None
-    tasks: dict | None
-    attention: dict | None
+    evaluation: Evaluation | None = None
+    tasks: Tasks | None = None
+    attention: Attention | None = None
 
     @property
-    def files(self) -> list[dict]:
+    def files(self) -> list[_File]:
         return [file for file in (self.evaluation, self.tasks, self.attention) if file]
 
 
@@ -146,64 +237,92 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
         if paths.count(path) > 1:
             raise UserError(f"{path} is given twice: name each run once")
     names = names or [os.path.basename(path) for path in paths]
-    return [
-        Run(
-            name if names.count(name) == 1 else path,
-            **{file: _read(path, file) for file in _FILES},
-        )
-        for name, path in zip(names, paths, strict=True)
-        if _has_some(path)
-    ]
+    runs = []
+    for name, path in zip(names, paths, strict=True):
+        if not os.path.isdir(path):
+            raise UserError(f"{path}: there is no such directory")
+        files = {file: read_file(path, file) for file in _FILES}
+        if not any(files.values()):
+            listed = ", ".join(f"{file}.json" for file in _FILES)
+            raise UserError(f"{path} has none of {listed}: evaluate that run first")
+        runs.append(Run(name if names.count(name) == 1 else path, **files))
+    return runs
 
 
-def _has_some(path: str) -> bool:
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: there is no such directory")
-    names = [f"{file}.json" for file in _FILES]
-    if not any(os.path.exists(os.path.join(path, name)) for name in names):
-        raise UserError(f"{path} has none of {', '.join(names)}: evaluate that run first")
-    return True
+def read_run(directory: str, file: str) -> Run:
+    """Reads one file of a directory. Raises UserError as `read_file`, and if there is none."""
+    content = read_file(directory, file)
+    if content is None:
+        path = os.path.join(directory, f"{file}.json")
+        raise UserError(f"{path} cannot be read (no such file): evaluate that run first")
+    return Run(os.path.basename(os.path.abspath(directory)), **{file: content})
 
 
-def _read(directory: str, file: str) -> dict | None:
+def read_file(directory: str, file: str):
+    """Reads "evaluation", "tasks" or "attention" of a directory; None if it has no such file.
+
+    Raises:
+      UserError: the file cannot be read, or is not as it should be.
+    """
     path = os.path.join(directory, f"{file}.json")
     kind, wanted = _FILES[file]
     try:
         with open(path, encoding="utf-8") as opened:
-            found = json.load(opened)
+            content = json.load(opened)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("kind", kind) != kind:
-        got = repr(found.get("kind")) if isinstance(found, dict) else "something else"
+    if not isinstance(content, dict) or content.get("kind", kind) != kind:
+        got = repr(content.get("kind")) if isinstance(content, dict) else "something else"
         raise UserError(f"{path} must be of the kind {kind!r}, and is {got}")
-    if complaint := _complaint(found, wanted):
-        raise UserError(f"{path}: {complaint}")
-    if not found["results"]:
+    try:
+        result = _parsed(content, wanted, "")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not result.results:
         raise UserError(f"{path}: results is empty")
-    return found
+    return result
 
 
-def _complaint(value, wanted, where: str = "") -> str:
-    """What is wrong with a part of a file, or ""."""
-    if isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            return f"{where} must be an object"
-        for key, of_key in wanted.items():
-            name = key.rstrip("?")
-            place = f"{where}.{name}".lstrip(".")
-            if name not in value:
-                if key == name:
-                    return f"{place} is missing"
-            elif complaint := _complaint(value[name], of_key, place):
-                return complaint
-        return ""
-    if isinstance(wanted, list):
+def _parsed(value, wanted, where: str):
+    """A part of a file as the type that is wanted; a ValueError says what is wrong with it."""
+    if isinstance(wanted, types.UnionType):
+        wanted = typing.get_args(wanted)[0]
+    if wanted is object:
+        return value
+    if wanted is float:
+        return value if _is_number(value) else None
+    if dataclasses.is_dataclass(wanted):
+        return _parsed_object(value, wanted, where)
+    if typing.get_origin(wanted) is tuple:
         if not isinstance(value, list):
-            return f"{where} must be a list"
-        complaints = (_complaint(x, wanted[0], f"{where}[{i}]") for i, x in enumerate(value))
-        return next(filter(None, complaints), "")
-    return "" if _TESTS[wanted](value) else f"{where} must be {wanted}, and is {value!r:.40}"
+            raise ValueError(f"{where} must be a list")
+        of_item = typing.get_args(wanted)[0]
+        return tuple(_parsed(item, of_item, f"{where}[{i}]") for i, item in enumerate(value))
+    requirement = wanted.__metadata__[0]
+    if not _TESTS[requirement](value):
+        raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")
+    return value
+
+
+def _parsed_object(value, wanted, where: str):
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    kinds = _kinds(wanted)
+    parts = {}
+    for field in dataclasses.fields(wanted):
+        key = field.metadata.get("key", field.name)
+        place = f"{where}.{key}".lstrip(".")
+        if key in value:
+            parts[field.name] = _parsed(value[key], kinds[field.name], place)
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{place} is missing")
+    return wanted(**parts)
+
+
+@functools.cache
+def _kinds(of_class: type) -> dict:
+    return typing.get_type_hints(of_class, include_extras=True)

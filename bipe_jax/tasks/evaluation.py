@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import processes, report, segments
+from bipe_jax import processes, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
 from bipe_jax.evaluation import decode, loaded, perplexity
+from bipe_jax.report import page, pictures
+from bipe_jax.report.results import read_run
 from bipe_jax.report.text import table, visible
-from bipe_jax.tasks import haystack, heatmap, samples
+from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
 
 _LOG = logging.getLogger(__name__)
@@ -219,9 +221,9 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
         write_json(result, os.path.join(output, "tasks.json"))
-        heatmap.draw(result, os.path.join(output, "tasks.png"))
+        pictures.accuracy(read_run(output, "tasks"), os.path.join(output, "tasks.png"))
         print(tables(result))
-        report.write([output], os.path.join(output, "report.html"))
+        page.write([output], os.path.join(output, "report.html"))
         print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
