@@ -70,7 +70,9 @@ def _of_sets(styled: Sequence[tuple[Style, Run, Breakdown]], axis: str) -> list[
                 if (row.set, row.coordinate) == (name, part.by)
             }
         ticks = {0, *(1 << i for i in range(top.bit_length()))}
-        lines = Lines(curves, axis, "loss (nats)", ticks, trained, charts.DOUBLINGS_OF_NEXT, reach=(top, 0))
+        lines = Lines(
+            curves, axis, "loss (nats)", ticks, trained, charts.DOUBLINGS_OF_NEXT, x_reach=[top]
+        )
         figures.append(Figure(name, charts.inline(lines, f"{name}: loss by {axis}")))
     return figures
 
@@ -90,5 +92,7 @@ def unseen(runs: Sequence[Run]) -> Table | None:
         lines.setdefault(key, {})[row.length] = cell
     first = 0 if len(runs) > 1 else 1  # whether the name of the run is a column
     head = ["run", "data set", "coordinate", "trained to", *(f"{n:,}" for n in lengths)][first:]
-    cells = [[*key[first:], *(of_key.get(n, "–") for n in lengths)] for key, of_key in lines.items()]
+    cells = [
+        [*key[first:], *(of_key.get(n, "–") for n in lengths)] for key, of_key in lines.items()
+    ]
     return Table(head, cells, texts=3 - first)

@@ -97,7 +97,7 @@ DOUBLINGS_OF_NEXT = {"value": "function", "functions": (np.log1p, np.expm1)}
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Curves with error bars; numbers that are not finite are left out.
+    """Curves with error bars; numbers that the y axis cannot have, such as NaN, are left out.
 
     Attributes:
       x_name, y_name: of the axes, with units.
@@ -106,7 +106,7 @@ class Lines:
       scale: of the x axis, one of the above.
       log: whether the y axis is logarithmic.
       shares: the y axis begins at 0 and has percentages.
-      reach: numbers that the x and the y axis reach at least.
+      x_reach, y_reach: numbers without ticks that the axes reach, too.
     """
 
     curves: Sequence[Curve]
@@ -117,14 +117,16 @@ class Lines:
     scale: Mapping = dataclasses.field(default_factory=lambda: DOUBLINGS)
     log: bool = False
     shares: bool = False
-    reach: tuple[float, float] = (0, 0)
+    x_reach: Collection[float] = ()
+    y_reach: Collection[float] = ()
 
     def size(self) -> tuple[float, float, Margins]:
         return 360, 240, Margins(44, 6, 34, 38)
 
     def draw(self, axes: Axes) -> None:
+        low = 0 if self.log else -math.inf
         curves = [
-            Curve(style, [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)])
+            Curve(style, [p for p in points if low < p.y < math.inf])
             for style, points in self.curves
         ]
         points = [p for curve in curves for p in curve.points]
@@ -146,9 +148,12 @@ class Lines:
 
     def _x_axis(self, axes: Axes) -> None:
         values = sorted(set(self.ticks))
+        low, high = values[0], max((*values, *self.x_reach))
+        if low == high:
+            low, high = (low / 2, high * 2) if low else (0, 1)
         axes.set_xscale(**self.scale)
         axes.margins(x=0.03)
-        axes.update_datalim([(x, 1) for x in (*values, max(values[-1], self.reach[0]))], updatey=False)
+        axes.update_datalim([(low, 1), (high, 1)], updatey=False)
         axes.autoscale_view(scaley=False)
 
         def fits(ticks):
@@ -166,7 +171,7 @@ class Lines:
     def _y_axis(self, axes: Axes, points: Sequence[Point]) -> None:
         errors = [p.error if math.isfinite(p.error) else 0 for p in points]
         ends = [p.y + sign * e for p, e in zip(points, errors, strict=True) for sign in (-1, 1)]
-        ends = [end for end in (*ends, self.reach[1]) if end > 0] or [1.0]
+        ends = [end for end in (*ends, *self.y_reach) if end > 0 or not self.log] or [1.0]
         ends += [0.0] if self.shares else []
         axes.set_yscale("log" if self.log else "linear")
         axes.margins(y=0.06)
@@ -326,7 +331,9 @@ class Field:
         if self.after:
             _dotted(axes, wide * self.after, 4)
 
-    def _draw_bars(self, axes: Axes, x: float, y: float, shares: Sequence[float]) -> list[PathPatch]:
+    def _draw_bars(
+        self, axes: Axes, x: float, y: float, shares: Sequence[float]
+    ) -> list[PathPatch]:
         _, tall, step = self._cell_size()
         floor, most = y + tall - 3, tall - 6
 

@@ -117,7 +117,9 @@ def inline(figure: Figure, title: str, fixed: bool = False) -> Markup:
     if fixed:
         width, height = drawn.get("viewBox").split()[2:]
         root.attrib |= {"class": "fixed", "width": width, "height": height}
-    root.attrib |= {"role": "img", "aria-label": visible(title)} if title else {"aria-hidden": "true"}
+    root.attrib |= (
+        {"role": "img", "aria-label": visible(title)} if title else {"aria-hidden": "true"}
+    )
     marks = {f"#{node.get('id')}": node for node in drawn.iter(_SVG + "path")}
     for tip_title, leaves in itertools.groupby(_leaves(drawn), lambda leaf: leaf[0]):
         parent = root

@@ -46,7 +46,7 @@ def accuracy(run: Run, path: str) -> None:
     }
     across = min(len(panels), 3)
     heat = next(iter(panels.values()))
-    heading = label(f"{run.name}, percent right; haystack: {run.tasks.data}", 400)
+    heading = f"{label(run.name)}, percent right; haystack: {label(run.tasks.data, 300)}"
     lines = textwrap.wrap(heading, int(across * heat.size()[0] / LETTER))
     if heat.after:
         lines.append("right of the dotted line: longer than in training")
@@ -54,7 +54,9 @@ def accuracy(run: Run, path: str) -> None:
 
 
 @figures.drawing()
-def _save(panels: Mapping[str, Lines | Field], path: str, across: int, heading="", legend: Mapping = {}):
+def _save(
+    panels: Mapping[str, Lines | Field], path: str, across: int, heading="", legend: Mapping = {}
+):
     """Writes charts of one size, with their titles.
 
     Args:
@@ -71,7 +73,9 @@ def _save(panels: Mapping[str, Lines | Field], path: str, across: int, heading="
         charts.corner_name(axes, title, margins.left, margins.top - 16, fontweight="bold")
     figure.text(0.5, 1, heading, ha="center", va="bottom")
     if legend:
-        handles = [Line2D([], [], label=label(name), **style.line()) for name, style in legend.items()]
+        handles = [
+            Line2D([], [], label=label(name), **style.line()) for name, style in legend.items()
+        ]
         entry = 50 + LETTER * max(len(handle.get_label()) for handle in handles)
         columns = max(int(figure.bbox.width / entry), 1)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}

@@ -23,10 +23,14 @@ def section(runs: Sequence[Run]) -> dict | None:
         for _, run in numbered:
             if not (rows := of_task(run, task)):
                 continue
-            picture = charts.inline(heat(run, rows, rows), f"{run.name}: accuracy by depth and length")
+            picture = charts.inline(
+                heat(run, rows, rows), f"{run.name}: accuracy by depth and length"
+            )
             counts = sorted({row.samples for row in rows})
             samples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
-            shown.append(Figure(run.name if several else task, picture, f"{samples} samples a cell"))
+            shown.append(
+                Figure(run.name if several else task, picture, f"{samples} samples a cell")
+            )
     legend = [(charts.key(charts.series(i)), run.name) for i, run in numbered if several]
     return {"legend": legend, "groups": groups}
 
@@ -51,7 +55,7 @@ def _lines(numbered: Sequence[tuple[int, Run]], task: str) -> Lines:
         curves.append(Curve(charts.series(i), points))
     ticks = {int(p.x) for curve in curves for p in curve.points}
     trained = {run.tasks.training_length for _, run in numbered}
-    return Lines(curves, "length (tokens)", "accuracy", ticks, trained, shares=True, reach=(0, 1))
+    return Lines(curves, "length (tokens)", "accuracy", ticks, trained, shares=True, y_reach=[1])
 
 
 def heat(run: Run, rows: Sequence[Accuracy], among: Sequence[Accuracy], wide: float = 46) -> Field:
