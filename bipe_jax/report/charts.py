@@ -6,7 +6,6 @@ panel's axes. `inline` makes the SVG for a page, `pictures` files.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -156,15 +155,12 @@ class Lines:
         axes.update_datalim([(low, 1), (high, 1)], updatey=False)
         axes.autoscale_view(scaley=False)
 
-        def fits(ticks):
-            middles = [axes.transData.transform((value, 1))[0] for value in ticks]
-            halves = [LETTER * len(short(value)) / 2 + 2 for value in ticks]
-            ends = [(m - half, m + half) for m, half in zip(middles, halves, strict=True)]
-            return all(left[1] <= right[0] for left, right in itertools.pairwise(ends))
-
-        spaced = (values[::every] for every in range(1, len(values) + 1))
-        ticks = next(filter(fits, spaced))
-        axes.set_xticks(ticks, [short(value) for value in ticks])
+        middles = axes.transData.transform([(value, 1) for value in values])[:, 0]
+        half = np.array([LETTER * len(short(value)) / 2 + 2 for value in values])
+        every = 1
+        while np.any((middles + half)[::every][:-1] > (middles - half)[::every][1:]):
+            every += 1
+        axes.set_xticks(values[::every], [short(value) for value in values[::every]])
         axes.set_xticks([], minor=True)
         axes.set_xlabel(label(self.x_name), labelpad=6)
 
@@ -313,7 +309,7 @@ class Field:
         axes.set_yticks([y + tall / 2 for y in rows.values()], self.rows.values())
         axes.tick_params(length=0, pad=5)
         axes.set_xlabel(self.names[1], loc="left", labelpad=6)
-        corner_name(axes, self.names[0], self.size()[2].left, 5)
+        corner_name(axes, self.names[0], self.size()[2].left, 8)
         gap = 2 if step else 0.5
         for (row, column), cell in self.cells.items():
             x, y = columns[column], rows[row]
@@ -321,7 +317,7 @@ class Field:
             look = {"fc": fill, "ec": colour("line")}
             parts = [_rectangle(axes, x + gap, y + gap, wide - 2 * gap, tall - 2 * gap, **look)]
             if cell.shares:
-                parts += self._draw_bars(axes, x, y, cell.shares)
+                parts += self._draw_bars(axes, x + 4, y + tall - 3, step, cell.shares)
             else:
                 of_text = colour("on-heat" if cell.strength > 0.85 else "ink")
                 middle = x + wide / 2, y + tall / 2 + 4
@@ -331,15 +327,12 @@ class Field:
         if self.after:
             _dotted(axes, wide * self.after, 4)
 
-    def _draw_bars(
-        self, axes: Axes, x: float, y: float, shares: Sequence[float]
-    ) -> list[PathPatch]:
-        _, tall, step = self._cell_size()
-        floor, most = y + tall - 3, tall - 6
+    def _draw_bars(self, axes: Axes, x: float, floor: float, step: float, shares) -> list:
+        """The bars, from a lower left corner on, and the lines of `uniform`."""
 
         def tops(shares):
-            heights = (most * min(share / self.top, 1) for share in shares)
-            return [(x + 4 + step * (n + 0.5), floor - high) for n, high in enumerate(heights)]
+            heights = (34 * min(share / self.top, 1) for share in shares)
+            return [(x + step * (n + 0.5), floor - height) for n, height in enumerate(heights)]
 
         def segments(ends, **look):
             path = Path(np.reshape(ends, (-1, 2)), [Path.MOVETO, Path.LINETO] * len(ends))

@@ -1,16 +1,15 @@
 """The colours of pages and pictures: one name, a light and a dark form."""
 
-import matplotlib
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 SERIES = 7  # s0, s1, ...: colours of things without an order
 STEPS = 9  # r0, r1, ...: colours of things in order
 
 
-def _steps(first: float, last: float) -> list[str]:
-    """Colours from a part of a map whose lightness changes evenly."""
-    colours = matplotlib.colormaps["plasma"]
-    shares = (first + (last - first) * i / (STEPS - 1) for i in range(STEPS))
-    return [matplotlib.colors.to_hex(colours(share)) for share in shares]
+def _steps(*colours: str) -> list[str]:
+    """STEPS colours, from the first through the others to the last."""
+    between = LinearSegmentedColormap.from_list("steps", colours, STEPS)
+    return [to_hex(between(i)) for i in range(STEPS)]
 
 
 # Pictures are drawn with the light colours, and pages find the names by them: no two are the same.
@@ -36,10 +35,9 @@ PALETTE = {
     "s5": ("#5b4fc4", "#a9a0ff"),
     "s6": ("#4a4a48", "#c9c8c2"),
 }
-PALETTE |= {
-    f"r{i}": colours
-    for i, colours in enumerate(zip(_steps(0.82, 0.05), _steps(0.45, 0.95), strict=True))
-}
+_LIGHT = _steps("#e3a008", "#c2417c", "#2f3fa8")
+_DARK = _steps("#8d6ff0", "#f0719f", "#ffd166")
+PALETTE |= {f"r{i}": (_LIGHT[i], _DARK[i]) for i in range(STEPS)}
 NAMES = {light: name for name, (light, _) in PALETTE.items()}
 
 

@@ -20,29 +20,24 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # What a value must be, and the test of it.
-_TESTS = {
-    "a text": lambda value: isinstance(value, str),
-    "a list": lambda value: isinstance(value, list),
-    "a number": _is_number,
-    "a number or null": lambda value: value is None or _is_number(value),
-    "a share between 0 and 1": lambda value: _is_number(value) and 0 <= value < 1 + 1e-5,
-    "a share or null": lambda value: value is None or (_is_number(value) and 0 <= value <= 1),
-    "a finite number of 0 or more": lambda value: _is_number(value) and 0 <= value < math.inf,
-    "a whole number of 0 or more": _is_count,
-    "a whole number above 0": lambda value: _is_count(value) and value > 0,
-}
-Text = Annotated[str, "a text"]
-Number = Annotated[float, "a number"]
-MaybeNumber = Annotated[float | None, "a number or null"]
-Share = Annotated[float, "a share between 0 and 1"]
-Size = Annotated[float, "a finite number of 0 or more"]
-Count = Annotated[int, "a whole number of 0 or more"]
-Length = Annotated[int, "a whole number above 0"]
+Text = Annotated[str, "a text", lambda x: isinstance(x, str)]
+Encoding = Annotated[list, "a list", lambda x: isinstance(x, list)]  # kind, coordinate, options
+Number = Annotated[float, "a number", _is_number]
+Error = Annotated[float | None, "a number or null", lambda x: x is None or _is_number(x)]
+Share = Annotated[float, "a share between 0 and 1", lambda x: _is_number(x) and 0 <= x < 1 + 1e-5]
+Depth = Annotated[
+    float | None, "a share or null", lambda x: x is None or (_is_number(x) and 0 <= x <= 1)
+]
+Size = Annotated[
+    float, "a finite number of 0 or more", lambda x: _is_number(x) and 0 <= x < math.inf
+]
+Count = Annotated[int, "a whole number of 0 or more", lambda x: _is_whole(x) and x >= 0]
+Length = Annotated[int, "a whole number above 0", lambda x: _is_whole(x) and x > 0]
 Statistic = float | None  # None, too, where the file has something else
 
 
@@ -61,7 +56,7 @@ class _Range:
 class LossBin(_Range):
     """Mean loss of the tokens in a range."""
 
-    loss: MaybeNumber
+    loss: Error
     tokens: Count
 
 
@@ -79,7 +74,7 @@ class Perplexity:
     set: Text
     length: Length
     perplexity: Number
-    perplexity_error: MaybeNumber
+    perplexity_error: Error
     loss: Statistic = None
     bits_per_byte: Statistic = None
     tokens: Statistic = None
@@ -119,7 +114,7 @@ class Accuracy:
 
     task: Text
     length: Length
-    depth: Annotated[float | None, "a share or null"]
+    depth: Depth
     accuracy: Share
     samples: Length
 
@@ -154,10 +149,10 @@ class Head:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """The encodings of a model: (kind, coordinate, *options) each."""
+    """The encodings of a model."""
 
-    absolute: tuple[Annotated[list, "a list"], ...]
-    relative: tuple[Annotated[list, "a list"], ...]
+    absolute: tuple[Encoding, ...]
+    relative: tuple[Encoding, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,10 +215,6 @@ class Run:
     evaluation: Evaluation | None = None
     tasks: Tasks | None = None
     attention: Attention | None = None
-
-    @property
-    def files(self) -> list[_File]:
-        return [file for file in (self.evaluation, self.tasks, self.attention) if file]
 
 
 def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
@@ -295,29 +286,24 @@ def _parsed(value, wanted, where: str):
         return value
     if wanted is float:
         return value if _is_number(value) else None
-    if dataclasses.is_dataclass(wanted):
-        return _parsed_object(value, wanted, where)
     if typing.get_origin(wanted) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")
         of_item = typing.get_args(wanted)[0]
         return tuple(_parsed(item, of_item, f"{where}[{i}]") for i, item in enumerate(value))
-    requirement = wanted.__metadata__[0]
-    if not _TESTS[requirement](value):
-        raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")
-    return value
-
-
-def _parsed_object(value, wanted, where: str):
+    if not dataclasses.is_dataclass(wanted):
+        requirement, is_met = wanted.__metadata__
+        if not is_met(value):
+            raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")
+        return value
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
-    kinds = _kinds(wanted)
     parts = {}
     for field in dataclasses.fields(wanted):
         key = field.metadata.get("key", field.name)
         place = f"{where}.{key}".lstrip(".")
         if key in value:
-            parts[field.name] = _parsed(value[key], kinds[field.name], place)
+            parts[field.name] = _parsed(value[key], _kinds(wanted)[field.name], place)
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"{place} is missing")
     return wanted(**parts)
