@@ -20,7 +20,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.report import page, pictures
-from bipe_jax.report.results import read_run
+from bipe_jax.report.results import Evaluation, read_file
 from bipe_jax.report.text import table, visible
 from bipe_jax.training.compiling import enable_cache
 
@@ -144,8 +144,8 @@ def _extended(placed: loaded.LoadedModel, settings: Settings, held: list) -> loa
 def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory."""
     write_json(result, os.path.join(output, "evaluation.json"))
-    run = read_run(output, "evaluation")
-    pictures.perplexity([run], os.path.join(output, "extrapolation.png"))
+    evaluation = read_file(output, Evaluation)
+    pictures.perplexity([(result["name"], evaluation)], os.path.join(output, "extrapolation.png"))
     page.write([output], os.path.join(output, "report.html"))
 
 

@@ -5,6 +5,7 @@ python -m bipe_jax.plot runs/quickstart runs/rope runs/alibi --output=comparison
 
 import argparse
 import logging
+import os
 
 from bipe_jax import cli
 from bipe_jax.report import pictures, results
@@ -17,7 +18,9 @@ def main():
     parser.add_argument("runs", nargs="+", help="directories that hold an evaluation.json")
     parser.add_argument("--output", default="extrapolation.png", help="the picture to write")
     args = parser.parse_args()
-    pictures.perplexity([results.read_run(path, "evaluation") for path in args.runs], args.output)
+    names = [os.path.basename(os.path.abspath(path)) for path in args.runs]
+    evaluations = [results.read_file(path, results.Evaluation) for path in args.runs]
+    pictures.perplexity(list(zip(names, evaluations, strict=True)), args.output)
     _LOG.info(f"Wrote {args.output}")
 
 

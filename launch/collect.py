@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from bipe_jax import config, plan
 from bipe_jax.errors import UserError
-from bipe_jax.report import page, palette, pictures, results
+from bipe_jax.report import page, palette, pictures
+from bipe_jax.report.results import Evaluation, Perplexity, read_file
 from bipe_jax.report.text import table
 from bipe_jax.report.webpage import Table
 from launch import progress
@@ -31,7 +32,7 @@ class Point:
       name: of its directory. label: what is special about it, for people.
       values: of the keys that vary among the points.
       status: "finished", "failed", "running", "unfinished" or "not started".
-      run: its evaluation, under its label, if it is finished.
+      evaluation: if it is finished.
     """
 
     name: str
@@ -39,11 +40,11 @@ class Point:
     values: dict[str, object]
     status: str
     metrics: progress.Metrics
-    run: results.Run | None
+    evaluation: Evaluation | None
 
     @property
-    def rows(self) -> tuple[results.Perplexity, ...]:
-        return self.run.evaluation.results if self.run else ()
+    def rows(self) -> tuple[Perplexity, ...]:
+        return self.evaluation.results if self.evaluation else ()
 
 
 def collect(directory: str) -> None:
@@ -53,7 +54,7 @@ def collect(directory: str) -> None:
       UserError: the directory has no points, or a file cannot be read or written.
     """
     points = read(directory)
-    done = [point for point in points if point.run]
+    done = [point for point in points if point.evaluation]
     _write_csv(points, os.path.join(directory, "sweep.csv"))
     head, rows = _overview(points)
     print(table(tuple(head), [tuple(row) for row in rows]))
@@ -61,8 +62,8 @@ def collect(directory: str) -> None:
     if done:
         shown = _best(done, palette.SERIES)
         others = [point for point in done if point not in shown]
-        runs = [point.run for point in (*shown, *others)]
-        pictures.perplexity(runs, os.path.join(directory, "extrapolation.png"))
+        evaluations = [(p.label, p.evaluation) for p in (*shown, *others) if p.evaluation]
+        pictures.perplexity(evaluations, os.path.join(directory, "extrapolation.png"))
         _write_report(directory, points, shown, len(others))
         written += ["extrapolation.png", "report.html"]
     for point in points:
@@ -104,10 +105,9 @@ def read(directory: str) -> list[Point]:
         workdir = os.path.join(directory, name)
         status = _status(workdir, configs[name])
         label = labels[name] if alike.count(labels[name]) == 1 else name
-        run = None
-        if status == "finished":
-            run = dataclasses.replace(results.read_run(workdir, "evaluation"), name=label)
-        points.append(Point(name, label, values[name], status, progress.metrics(workdir), run))
+        evaluation = read_file(workdir, Evaluation) if status == "finished" else None
+        metrics = progress.metrics(workdir)
+        points.append(Point(name, label, values[name], status, metrics, evaluation))
     return points
 
 

@@ -13,7 +13,7 @@ from drawn import NUMBER, Drawn, box, middle
 from bipe_jax.errors import UserError
 from bipe_jax.report import charts, palette, pictures
 from bipe_jax.report.charts import Bar, Bars, Cell, Curve, Field, Lines, Point
-from bipe_jax.report.results import Accuracy, Evaluation, Perplexity, Run, Tasks
+from bipe_jax.report.results import Accuracy, Evaluation, Perplexity, Tasks
 
 BAD = "$x_1$ <b>&\x1b{{ 7 }} " + "long" * 90
 
@@ -282,14 +282,13 @@ def test_names_are_text_in_the_svg():
             assert len(names) == 2 and max(map(len, names)) <= 60
 
 
-def evaluations(names) -> list[Run]:
-    return [
-        Run(name, Evaluation(training_length=8, results=tuple(
-            Perplexity(set=f"{i}{BAD}", length=n, perplexity=n + i, perplexity_error=error)
-            for i in (1, 2) for n, error in ((8, 0.5), (16, None), (32, math.nan))
-        )))
-        for name in names
-    ]  # fmt: skip
+def evaluations(names) -> list[tuple[str, Evaluation]]:
+    rows = tuple(
+        Perplexity(set=f"{i}{BAD}", length=n, perplexity=n + i, perplexity_error=error)
+        for i in (1, 2)
+        for n, error in ((8, 0.5), (16, None), (32, math.nan))
+    )
+    return [(name, Evaluation(training_length=8, results=rows)) for name in names]
 
 
 @pytest.fixture
@@ -341,8 +340,8 @@ def test_a_file_of_tasks(tmp_path, saved):
         for n in (128, 512)
         for depth in (0.0, 1.0)
     ]
-    run = Run(BAD, tasks=Tasks(training_length=128, data=f"books {BAD}", results=tuple(rows)))
-    pictures.accuracy(run, str(tmp_path / "a.svg"))
+    of_run = Tasks(training_length=128, data=f"books {BAD}", results=tuple(rows))
+    pictures.accuracy(BAD, of_run, str(tmp_path / "a.svg"))
     (figure,) = saved
     root = xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot()
     texts = [node.text for node in root.iter() if node.tag.endswith("}text")]

@@ -557,9 +557,9 @@ def test_collect_makes_one_table_of_all_points(many, capsys):
 def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, monkeypatch):
     directory, _ = many
     drawn = []
-    monkeypatch.setattr(pictures, "perplexity", lambda runs, path: drawn.extend(runs))
+    monkeypatch.setattr(pictures, "perplexity", lambda named, path: drawn.extend(named))
     collect.collect(str(directory))
-    perplexities = [run.evaluation.results[0].perplexity for run in drawn]
+    perplexities = [evaluation.results[0].perplexity for _, evaluation in drawn]
     worst = 5.0 + 7 + 0.32
     assert len(drawn) == palette.SERIES + 1 and perplexities[-1] == worst
     assert worst not in perplexities[: palette.SERIES]

@@ -18,20 +18,21 @@ def section(runs: Sequence[Run]) -> list[dict]:
     """What the page shows of each run that has an attention.json."""
     shown = []
     for run in runs:
-        if not (attention := run.attention):
+        attention = run.attention
+        if not attention:
             continue
         lengths = sorted({row.length for row in attention.results})
         kinds = dict.fromkeys(row.by for row in attention.results)
         styles = {n: charts.ramp(i, len(lengths)) for i, n in enumerate(lengths)}
         groups = {
             f"Layers and heads at {n:,} tokens": [
-                *(_map(run, by, rows) for by in kinds if (rows := _of(attention, by, n))),
-                *_heads(run, [row for row in attention.heads if row.length == n]),
+                *(_map(run.name, attention, by, n) for by in kinds if _of(attention, by, n)),
+                *_heads(run.name, [row for row in attention.heads if row.length == n]),
             ]
             for n in reversed(lengths)
         }
         legend = [(charts.key(style), f"{n:,} tokens") for n, style in styles.items()]
-        means = [_means(run, by, styles) for by in kinds]
+        means = [_means(run.name, attention, by, styles) for by in kinds]
         name = run.name if len(runs) > 1 else ""
         shown.append({"name": name, "legend": legend, "means": means, "groups": groups})
     return shown
@@ -41,11 +42,11 @@ def _of(attention: Attention, by: str, length: int) -> list[HeadAttention]:
     return [row for row in attention.results if (row.by, row.length) == (by, length)]
 
 
-def _means(run: Run, by: str, styles: dict[int, Style]) -> Figure:
+def _means(run: str, attention: Attention, by: str, styles: dict[int, Style]) -> Figure:
     """Mean over all layers and heads: a curve a length."""
     curves = []
     for length, style in styles.items():
-        rows = _of(run.attention, by, length)
+        rows = _of(attention, by, length)
         weights: dict[int, float] = {}
         for part in (part for row in rows for part in row.bins):
             weights[part.low] = weights.get(part.low, 0.0) + part.weight / len(rows)
@@ -59,12 +60,12 @@ def _means(run: Run, by: str, styles: dict[int, Style]) -> Figure:
     title = f"{name.capitalize()}, mean of all heads"
     ticks = {int(p.x) for curve in curves for p in curve.points}
     lines = Lines(curves, name, "weight", ticks, scale=charts.DOUBLING_BINS, shares=True)
-    return Figure(title, charts.inline(lines, f"{run.name}: {title}"))
+    return Figure(title, charts.inline(lines, f"{run}: {title}"))
 
 
-def _map(run: Run, by: str, rows: Sequence[HeadAttention]) -> Figure:
+def _map(run: str, attention: Attention, by: str, length: int) -> Figure:
     """A small chart for each layer and head."""
-    length = rows[0].length
+    rows = _of(attention, by, length)
     cells = {
         (row.layer, row.head): Cell(
             f"layer {row.layer}, head {row.head}\n"
@@ -74,10 +75,10 @@ def _map(run: Run, by: str, rows: Sequence[HeadAttention]) -> Figure:
         for row in rows
     }
     top = max((part.weight for row in rows for part in row.bins), default=0) or 1.0
-    uniform = [row.bins for row in run.attention.uniform if (row.by, row.length) == (by, length)]
+    uniform = [row.bins for row in attention.uniform if (row.by, row.length) == (by, length)]
     shares = [part.weight for part in uniform[0]] if uniform else []
     name = _BY.get(by, by)
-    title = f"{run.name}: attention by {name} in each layer and head, at {length:,} tokens"
+    title = f"{run}: attention by {name} in each layer and head, at {length:,} tokens"
     picture = charts.inline(Field(*_axes(rows), cells, top=top, uniform=shares), title)
     line = "; the lines: the same weight for all tokens" if shares else ""
     ranges = ", ".join(map(str, rows[0].bins))
@@ -85,7 +86,7 @@ def _map(run: Run, by: str, rows: Sequence[HeadAttention]) -> Figure:
     return Figure(name.capitalize(), picture, caption)
 
 
-def _heads(run: Run, rows: Sequence[Head]) -> list[Figure]:
+def _heads(run: str, rows: Sequence[Head]) -> list[Figure]:
     """Heat maps of one number a head; the colour is strongest at the largest."""
     shown = []
     for title, field, factor in _OF_HEADS if rows else ():
@@ -96,7 +97,7 @@ def _heads(run: Run, rows: Sequence[Head]) -> list[Figure]:
             text = f"layer {row.layer}, head {row.head}: {value * factor:.3f}"
             cells[row.layer, row.head] = Cell(text, value / top, f"{value * factor:.1f}")
         heat = Field(*_axes(rows), cells, wide=32)
-        text = f"{run.name}: {title} at {rows[0].length:,} tokens"
+        text = f"{run}: {title} at {rows[0].length:,} tokens"
         shown.append(Figure(title, charts.inline(heat, text)))
     return shown
 

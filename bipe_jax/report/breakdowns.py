@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from bipe_jax.report import charts
 from bipe_jax.report.charts import Curve, Lines, Point, Style
-from bipe_jax.report.results import Breakdown, Run
+from bipe_jax.report.results import Breakdown, Evaluation, Run
 from bipe_jax.report.webpage import Figure, Table
 
 _BY = {
@@ -19,54 +19,55 @@ _BY = {
 
 def section(runs: Sequence[Run]) -> list[dict]:
     """What the page shows of each coordinate: a curve a run or, of a single run, a curve a length."""
-    parts = [(run, part) for run in runs if run.evaluation for part in run.evaluation.breakdowns]
-    names = [run.name for run in runs if run.evaluation and run.evaluation.breakdowns]
-    lengths = sorted({part.length for _, part in parts})
+    parts = [
+        (r.name, part, r.evaluation)
+        for r in runs
+        if r.evaluation
+        for part in r.evaluation.breakdowns
+    ]
+    names = {name for name, *_ in parts}
+    lengths = sorted({part.length for _, part, _ in parts})
     several = len(names) > 1
     if several:
         styles = {run.name: charts.series(i) for i, run in enumerate(runs) if run.name in names}
-        legend = [(charts.key(style), name) for name, style in styles.items()]
     else:
-        styles = {n: charts.ramp(i, len(lengths)) for i, n in enumerate(lengths)}
-        legend = [(charts.key(style), f"{n:,} tokens") for n, style in styles.items()]
+        styles = {f"{n:,} tokens": charts.ramp(i, len(lengths)) for i, n in enumerate(lengths)}
+    legend = [(charts.key(style), name) for name, style in styles.items()]
     shown = []
-    for by in dict.fromkeys(part.by for _, part in parts):
+    for by in dict.fromkeys(part.by for _, part, _ in parts):
         title, axis = _BY.get(by, (f"Loss by {by}", by))
-        styled = [
-            (styles[run.name if several else part.length], run, part)
-            for run, part in parts
-            if part.by == by
-        ]
-        groups = {"": styled}
-        if several:
-            of_lengths = {n: [s for s in styled if s[2].length == n] for n in reversed(lengths)}
-            groups = {f"{n:,} tokens": some for n, some in of_lengths.items() if some}
-        figures = {name: _of_sets(some, axis) for name, some in groups.items()}
+        groups: dict[str, list] = {}
+        for name, part, evaluation in sorted(parts, key=lambda entry: -entry[1].length * several):
+            if part.by == by:
+                tokens = f"{part.length:,} tokens"
+                style = styles[name if several else tokens]
+                groups.setdefault(tokens if several else "", []).append(
+                    (style, name, part, evaluation)
+                )
+        figures = {name: _of_sets(styled, axis) for name, styled in groups.items()}
         shown.append({"title": title, "legend": legend, "groups": figures})
     return shown
 
 
-def _of_sets(styled: Sequence[tuple[Style, Run, Breakdown]], axis: str) -> list[Figure]:
-    """For each set, a curve for each breakdown."""
+def _of_sets(styled: Sequence[tuple[Style, str, Breakdown, Evaluation]], axis: str) -> list[Figure]:
+    """For each data set, a curve for each breakdown."""
     figures = []
-    for name in dict.fromkeys(part.set for *_, part in styled):
+    for name in dict.fromkeys(part.set for _, _, part, _ in styled):
         curves, top, trained = [], 0, set()
-        for style, run, part in styled:
+        for style, run, part, evaluation in styled:
             if part.set != name:
                 continue
-            bins = [b for b in part.bins if b.tokens and b.loss is not None]
-            curves.append(Curve(style, [
-                Point(
-                    math.sqrt((b.low + 1) * (b.high + 1)) - 1, b.loss,
-                    f"{run.name}, {part.length:,} tokens, {part.by} {b}: {b.loss:.4f} nats, "
-                    f"{b.tokens:,} tokens",
-                )
-                for b in bins
-            ]))  # fmt: skip
-            top = max([top, *(b.high for b in bins)])
+            points = []
+            for b in part.bins:
+                if b.tokens and b.loss is not None:
+                    where = f"{run}, {part.length:,} tokens, {part.by} {b}"
+                    text = f"{where}: {b.loss:.4f} nats, {b.tokens:,} tokens"
+                    points.append(Point(math.sqrt((b.low + 1) * (b.high + 1)) - 1, b.loss, text))
+                    top = max(top, b.high)
+            curves.append(Curve(style, points))
             trained |= {
                 row.trained_max
-                for row in run.evaluation.unseen
+                for row in evaluation.unseen
                 if (row.set, row.coordinate) == (name, part.by)
             }
         ticks = {0, *(1 << i for i in range(top.bit_length()))}

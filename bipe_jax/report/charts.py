@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 from matplotlib import ticker
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
@@ -315,7 +316,9 @@ class Field:
             x, y = columns[column], rows[row]
             fill = (colour("heat"), min(max(cell.strength, 0.0), 1.0))
             look = {"fc": fill, "ec": colour("line")}
-            parts = [_rectangle(axes, x + gap, y + gap, wide - 2 * gap, tall - 2 * gap, **look)]
+            parts: list[Artist] = [
+                _rectangle(axes, x + gap, y + gap, wide - 2 * gap, tall - 2 * gap, **look)
+            ]
             if cell.shares:
                 parts += self._draw_bars(axes, x + 4, y + tall - 3, step, cell.shares)
             else:
@@ -346,7 +349,7 @@ class Field:
         ]
 
 
-def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **look) -> Rectangle:
+def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **look) -> Artist:
     look = {"fc": colour("line"), "clip_on": False, "zorder": 2} | look
     return axes.add_artist(Rectangle((x, y), width, height, **look))
 

@@ -11,7 +11,7 @@ import re
 import urllib.parse
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -25,7 +25,7 @@ from bipe_jax.report.palette import colour
 from bipe_jax.report.text import visible
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_RC = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | {
+_RC: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | {
     "font.size": 11,
     "text.parse_math": False,  # names may have dollars
     "svg.fonttype": "none",  # <text>, in the page's font
@@ -113,9 +113,10 @@ def inline(figure: Figure, title: str, fixed: bool = False) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     drawn = ElementTree.fromstring(buffer.getvalue())
-    root = ElementTree.Element("svg", viewBox=drawn.get("viewBox"))
+    box = drawn.attrib["viewBox"]
+    root = ElementTree.Element("svg", viewBox=box)
     if fixed:
-        width, height = drawn.get("viewBox").split()[2:]
+        width, height = box.split()[2:]
         root.attrib |= {"class": "fixed", "width": width, "height": height}
     root.attrib |= (
         {"role": "img", "aria-label": visible(title)} if title else {"aria-hidden": "true"}

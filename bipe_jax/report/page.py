@@ -61,7 +61,7 @@ def _encoding(position: Position | None) -> str:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    head = run.evaluation or run.tasks or run.attention
+    head = next(file for file in (run.evaluation, run.tasks, run.attention) if file)
     facts = {
         "Step": f"{head.step:,}" if isinstance(head.step, int) else None,
         "Training length": f"{head.training_length:,} tokens",

@@ -7,8 +7,10 @@ from markupsafe import Markup
 
 from bipe_jax.report import charts
 from bipe_jax.report.charts import Curve, Lines, Point, Style
-from bipe_jax.report.results import Perplexity, Run
+from bipe_jax.report.results import Evaluation, Perplexity, Run
 from bipe_jax.report.webpage import Figure, Table
+
+Styled = Sequence[tuple[Style, str, Evaluation]]  # with the run's name
 
 # Columns of the table of all numbers: field, name, form.
 _COLUMNS = (
@@ -26,14 +28,14 @@ _COLUMNS = (
 
 def section(runs: Sequence[Run]) -> dict | None:
     """What the page shows, if any run has an evaluation.json."""
-    styled = [(charts.series(i), run) for i, run in enumerate(runs) if run.evaluation]
+    styled = [(charts.series(i), r.name, r.evaluation) for i, r in enumerate(runs) if r.evaluation]
     if not styled:
         return None
     several = len(styled) > 1
     of_sets = lines(styled)
     return {
         "several": several,
-        "legend": [(charts.key(style), run.name) for style, run in styled if several],
+        "legend": [(charts.key(style), name) for style, name, _ in styled if several],
         "figures": [
             Figure(name, charts.inline(chart, f"{name}: perplexity"))
             for name, chart in of_sets.items()
@@ -43,31 +45,31 @@ def section(runs: Sequence[Run]) -> dict | None:
     }
 
 
-def lines(styled: Sequence[tuple[Style, Run]]) -> dict[str, Lines]:
-    """For each set, a curve a run."""
+def lines(styled: Styled) -> dict[str, Lines]:
+    """For each data set, a curve a run."""
     of_sets = {}
-    for name in dict.fromkeys(row.set for _, run in styled for row in run.evaluation.results):
+    for name in dict.fromkeys(row.set for *_, evaluation in styled for row in evaluation.results):
         curves, trained = [], set()
-        for style, run in styled:
-            rows = [row for row in run.evaluation.results if row.set == name]
+        for style, run, evaluation in styled:
+            rows = [row for row in evaluation.results if row.set == name]
             points = [
                 Point(row.length, row.perplexity,
-                      f"{run.name}, {row.length:,} tokens: {_plus_minus(row)}",
-                      row.perplexity_error or 0)
+                      f"{run}, {row.length:,} tokens: {_plus_minus(row)}", row.perplexity_error or 0)
                 for row in sorted(rows, key=lambda row: row.length)
             ]  # fmt: skip
-            curves += [Curve(style, points)] if points else []
-            trained |= {run.evaluation.training_length} if points else set()
+            if points:
+                curves.append(Curve(style, points))
+                trained.add(evaluation.training_length)
         ticks = {int(p.x) for curve in curves for p in curve.points} | trained
         of_sets[name] = Lines(curves, "length (tokens)", "perplexity", ticks, trained, log=True)
     return of_sets
 
 
-def _matrix(styled: Sequence[tuple[Style, Run]], name: str) -> Table:
+def _matrix(styled: Styled, name: str) -> Table:
     """The perplexities of one set: a row a run, a column a length; the lowest are marked."""
     of_runs = {
-        run.name: {row.length: row for row in run.evaluation.results if row.set == name}
-        for _, run in styled
+        run: {row.length: row for row in evaluation.results if row.set == name}
+        for _, run, evaluation in styled
     }
     lengths = sorted({length for of_run in of_runs.values() for length in of_run})
     lowest = {
@@ -85,16 +87,16 @@ def _matrix(styled: Sequence[tuple[Style, Run]], name: str) -> Table:
     return Table(["run", *(f"{n:,}" for n in lengths)], rows)
 
 
-def _numbers(styled: Sequence[tuple[Style, Run]], several: bool) -> Table:
-    rows = [(run.name, row) for _, run in styled for row in run.evaluation.results]
+def _numbers(styled: Styled, several: bool) -> Table:
+    rows = [(run, row) for _, run, evaluation in styled for row in evaluation.results]
     columns = [c for c in _COLUMNS if any(getattr(row, c[0]) is not None for _, row in rows)]
-    lines = [
-        [name, row.set, f"{row.length:,}", _plus_minus(row),
+    cells = [
+        [run, row.set, f"{row.length:,}", _plus_minus(row),
          *(_number(getattr(row, field), form) for field, _, form in columns)]
-        for name, row in rows
+        for run, row in rows
     ]  # fmt: skip
     head = ["run", "data set", "length", "perplexity", *(name for _, name, _ in columns)]
-    return Table(head, lines, 2) if several else Table(head[1:], [line[1:] for line in lines])
+    return Table(head, cells, 2) if several else Table(head[1:], [line[1:] for line in cells])
 
 
 def _plus_minus(row: Perplexity) -> str:

@@ -6,49 +6,53 @@ from collections.abc import Mapping, Sequence
 from matplotlib.lines import Line2D
 
 from bipe_jax.errors import UserError
-from bipe_jax.report import charts, figures, palette, tasks
+from bipe_jax.report import charts, figures, palette
 from bipe_jax.report import perplexity as perplexities
 from bipe_jax.report.charts import Field, Lines
 from bipe_jax.report.figures import LETTER, label
-from bipe_jax.report.results import Run
+from bipe_jax.report.results import Evaluation, Tasks
+from bipe_jax.report.tasks import heat
 
 
-def perplexity(runs: Sequence[Run], path: str) -> None:
-    """Draws runs with an evaluation: a panel a data set, a curve a run, with standard errors.
+def perplexity(evaluations: Sequence[tuple[str, Evaluation]], path: str) -> None:
+    """Draws evaluations of runs with names: a panel a data set, a curve a run, with standard errors.
 
     Args:
-      runs: there are `palette.SERIES` colours; runs beyond are grey and without names, so what matters
-        comes first.
+      evaluations: there are `palette.SERIES` colours; runs beyond are grey and without names, so what
+        matters comes first.
       path: its ending chooses the format.
 
     Raises:
       UserError: the file cannot be written.
     """
     count = palette.SERIES
-    styled = [(charts.series(i) if i < count else charts.OTHER, run) for i, run in enumerate(runs)]
-    legend = {run.name: style for style, run in styled[:count] if len(runs) > 1}
-    if len(runs) > count:
-        legend[f"{len(runs) - count} others"] = charts.OTHER
+    styled = [
+        (charts.series(i) if i < count else charts.OTHER, *named)
+        for i, named in enumerate(evaluations)
+    ]
+    legend = {name: style for style, name, _ in styled[:count] if len(styled) > 1}
+    if len(styled) > count:
+        legend[f"{len(styled) - count} others"] = charts.OTHER
     panels = perplexities.lines([*styled[count:], *styled[:count]])  # grey ones lie below
     _save(panels, path, len(panels), legend=legend)
 
 
-def accuracy(run: Run, path: str) -> None:
-    """Draws a run with tasks: a panel a task, a column a length, a row a depth.
+def accuracy(run: str, tasks: Tasks, path: str) -> None:
+    """Draws the tasks of a run with a name: a panel a task, a column a length, a row a depth.
 
     Raises:
       UserError: the file cannot be written.
     """
-    rows = run.tasks.results
-    wide = max(46, 240 / len({row.length for row in rows}))
+    wide = max(46, 240 / len({row.length for row in tasks.results}))
     panels = {
-        task: tasks.heat(run, tasks.of_task(run, task), rows, wide) for task in tasks.names([run])
+        task: heat(run, tasks, [r for r in tasks.results if r.task == task], tasks.results, wide)
+        for task in dict.fromkeys(row.task for row in tasks.results)
     }
     across = min(len(panels), 3)
-    heat = next(iter(panels.values()))
-    heading = f"{label(run.name)}, percent right; haystack: {label(run.tasks.data, 300)}"
-    lines = textwrap.wrap(heading, int(across * heat.size()[0] / LETTER))
-    if heat.after:
+    first = next(iter(panels.values()))
+    heading = f"{label(run)}, percent right; haystack: {label(tasks.data, 300)}"
+    lines = textwrap.wrap(heading, int(across * first.size()[0] / LETTER))
+    if first.after:
         lines.append("right of the dotted line: longer than in training")
     _save(panels, path, across, heading="\n".join(lines))
 
@@ -76,7 +80,7 @@ def _save(
         handles = [
             Line2D([], [], label=label(name), **style.line()) for name, style in legend.items()
         ]
-        entry = 50 + LETTER * max(len(handle.get_label()) for handle in handles)
+        entry = 50 + LETTER * max(len(label(name)) for name in legend)
         columns = max(int(figure.bbox.width / entry), 1)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
         figure.legend(handles=handles, ncols=columns, frameon=False, **below)

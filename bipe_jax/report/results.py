@@ -11,7 +11,7 @@ import os
 import types
 import typing
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
 
@@ -159,6 +159,9 @@ class Position:
 class _File:
     """What all files hold: which model was measured, and on what."""
 
+    file: ClassVar[str]
+    kind: ClassVar[str]  # which the file says it is
+    results: tuple
     training_length: Length
     position: Position | None = None
     step: object = None
@@ -170,6 +173,8 @@ class _File:
 class Evaluation(_File):
     """evaluation.json."""
 
+    file = "evaluation"
+    kind = "perplexity"
     results: tuple[Perplexity, ...]
     breakdowns: tuple[Breakdown, ...] = ()
     unseen: tuple[Unseen, ...] = ()
@@ -181,6 +186,8 @@ class Evaluation(_File):
 class Tasks(_File):
     """tasks.json."""
 
+    file = "tasks"
+    kind = "tasks"
     results: tuple[Accuracy, ...]
     seed: object = None
 
@@ -189,17 +196,14 @@ class Tasks(_File):
 class Attention(_File):
     """attention.json."""
 
+    file = "attention"
+    kind = "attention"
     results: tuple[HeadAttention, ...]
     heads: tuple[Head, ...] = ()
     uniform: tuple[AttentionByDistance, ...] = ()  # if each query weighed all tokens alike
 
 
-# Name of a file without its ending -> the kind that it says it is, and its type.
-_FILES = {
-    "evaluation": ("perplexity", Evaluation),
-    "tasks": ("tasks", Tasks),
-    "attention": ("attention", Attention),
-}
+F = TypeVar("F", bound=_File)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,45 +236,43 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
     for name, path in zip(names, paths, strict=True):
         if not os.path.isdir(path):
             raise UserError(f"{path}: there is no such directory")
-        files = {file: read_file(path, file) for file in _FILES}
-        if not any(files.values()):
-            listed = ", ".join(f"{file}.json" for file in _FILES)
+        name = name if names.count(name) == 1 else path
+        files = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
+        runs.append(Run(name, *files))
+        if not any(files):
+            listed = ", ".join(f"{of.file}.json" for of in (Evaluation, Tasks, Attention))
             raise UserError(f"{path} has none of {listed}: evaluate that run first")
-        runs.append(Run(name if names.count(name) == 1 else path, **files))
     return runs
 
 
-def read_run(directory: str, file: str) -> Run:
-    """Reads one file of a directory. Raises UserError as `read_file`, and if there is none."""
-    content = read_file(directory, file)
-    if content is None:
-        path = os.path.join(directory, f"{file}.json")
-        raise UserError(f"{path} cannot be read (no such file): evaluate that run first")
-    return Run(os.path.basename(os.path.abspath(directory)), **{file: content})
-
-
-def read_file(directory: str, file: str):
-    """Reads "evaluation", "tasks" or "attention" of a directory; None if it has no such file.
+def read_file(directory: str, of: type[F]) -> F:
+    """Reads a directory's `Evaluation`, `Tasks` or `Attention`.
 
     Raises:
-      UserError: the file cannot be read, or is not as it should be.
+      UserError: there is no such file, it cannot be read, or it is not as it should be.
     """
-    path = os.path.join(directory, f"{file}.json")
-    kind, wanted = _FILES[file]
+    if content := _read(directory, of):
+        return content
+    path = os.path.join(directory, f"{of.file}.json")
+    raise UserError(f"{path} cannot be read (no such file): evaluate that run first")
+
+
+def _read(directory: str, of: type[F]) -> F | None:
+    path = os.path.join(directory, f"{of.file}.json")
     try:
-        with open(path, encoding="utf-8") as opened:
-            content = json.load(opened)
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("kind", kind) != kind:
+    if not isinstance(content, dict) or content.get("kind", of.kind) != of.kind:
         got = repr(content.get("kind")) if isinstance(content, dict) else "something else"
-        raise UserError(f"{path} must be of the kind {kind!r}, and is {got}")
+        raise UserError(f"{path} must be of the kind {of.kind!r}, and is {got}")
     try:
-        result = _parsed(content, wanted, "")
+        result = _parsed(content, of, "")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not result.results:
@@ -278,7 +280,7 @@ def read_file(directory: str, file: str):
     return result
 
 
-def _parsed(value, wanted, where: str):
+def _parsed(value, wanted: Any, where: str) -> Any:
     """A part of a file as the type that is wanted; a ValueError says what is wrong with it."""
     if isinstance(wanted, types.UnionType):
         wanted = typing.get_args(wanted)[0]
@@ -291,7 +293,7 @@ def _parsed(value, wanted, where: str):
             raise ValueError(f"{where} must be a list")
         of_item = typing.get_args(wanted)[0]
         return tuple(_parsed(item, of_item, f"{where}[{i}]") for i, item in enumerate(value))
-    if not dataclasses.is_dataclass(wanted):
+    if not hasattr(wanted, "__dataclass_fields__"):
         requirement, is_met = wanted.__metadata__
         if not is_met(value):
             raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")

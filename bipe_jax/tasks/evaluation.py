@@ -15,7 +15,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluate import MULTIPLES, make_output, write_json
 from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.report import page, pictures
-from bipe_jax.report.results import read_run
+from bipe_jax.report.results import Tasks, read_file
 from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
@@ -221,7 +221,8 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
         write_json(result, os.path.join(output, "tasks.json"))
-        pictures.accuracy(read_run(output, "tasks"), os.path.join(output, "tasks.png"))
+        measured = read_file(output, Tasks)
+        pictures.accuracy(result["name"], measured, os.path.join(output, "tasks.png"))
         print(tables(result))
         page.write([output], os.path.join(output, "report.html"))
         print(f"Wrote {output}/tasks.json, tasks.png and report.html")
