@@ -4,43 +4,61 @@ config, params = bipe_jax.load("runs/quickstart")
 logits = bipe_jax.apply(config, params, tokens)
 """
 
-import jax
+import importlib
+import importlib.metadata
+import sys
+import types
+from typing import TYPE_CHECKING
 
-# What the functions need is imported by them, so that `python -m bipe_jax.checkpoint` is not loaded twice.
+if TYPE_CHECKING:
+    from bipe_jax.api import apply as apply
+    from bipe_jax.api import load as load
+    from bipe_jax.evaluate import evaluate as evaluate
+    from bipe_jax.evaluation.decode import Generator as Generator
+    from bipe_jax.train import train as train
+
+    __version__: str
+
+# What the library offers, and where it is. It is imported when it is asked for: launchers import this
+# package in milliseconds.
+_HOMES = {
+    "load": "bipe_jax.api",
+    "apply": "bipe_jax.api",
+    "train": "bipe_jax.train",
+    "evaluate": "bipe_jax.evaluate",
+    "Generator": "bipe_jax.evaluation.decode",
+}
+__all__ = ["Generator", "__version__", "apply", "evaluate", "load", "train"]
 
 
-def load(path):
-    """Reads a checkpoint.
+class _Package(types.ModuleType):
+    """This package, whose `train` and `evaluate` are the functions, not the commands' modules.
 
-    Args:
-      path: a run's workdir (its latest checkpoint) or one step's directory.
-
-    Returns:
-      (config, params): a `plan.Plan`, which has the fields of the config as attributes, and a nested dict
-      of float32 arrays.
-
-    Raises:
-      bipe_jax.errors.UserError: there is no complete checkpoint.
+    Python makes a submodule an attribute of its package when it is imported. Here the function keeps
+    the name, whatever is imported first: `from bipe_jax.train import main` reaches the module.
     """
-    from bipe_jax import checkpoint
 
-    meta, params = checkpoint.load(path)
-    return meta.config, params
+    def __setattr__(self, name, value):
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
 
 
-def apply(config, params: dict, tokens) -> jax.Array:
-    """The model's logits. A pure function: `jax.jit(functools.partial(bipe_jax.apply, config))`.
+sys.modules[__name__].__class__ = _Package
 
-    Args:
-      config: from `load`; its segment rule gives the coordinates of the tokens.
-      params: from `load`.
-      tokens: (B, L) integers; each row is one block.
 
-    Returns:
-      (B, L, V) float32.
-    """
-    from bipe_jax import model, segments
+def __getattr__(name: str):
+    if name == "__version__":
+        try:
+            value = importlib.metadata.version("bipe-jax")
+        except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+            value = "0+unknown"
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-    tokens = jax.numpy.asarray(tokens)
-    coordinates = segments.coordinates(tokens, config.segment_rule)
-    return model.apply(config, params, {"tokens": tokens, **coordinates})
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,12 +25,12 @@ from bipe_jax.attention.scoring import Side
 from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 from bipe_jax.report import page, text
 from bipe_jax.training.compiling import enable_cache
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.analyse")
 
@@ -213,7 +213,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
     lengths = sorted(set(lengths))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path
-    make_output(output)
+    Workdir(output).make("--output")
     documents = sources.documents(parse_source(data), config.data.sets, sources.policy_of(config))
     chosen = choose(documents, loaded_model.tokenizer.encode, lengths[-1], blocks)
     if not len(chosen):
@@ -238,8 +238,8 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         _add(result, length, bins, means, uniform)
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
-        write_json(result, os.path.join(output, "attention.json"))
-        page.write([output], os.path.join(output, "report.html"))
+        files.write_json(Workdir(output).attention, result)
+        page.write([output], Workdir(output).report)
         print(table(result))
         print(f"Wrote {output}/attention.json and report.html")
     return result

@@ -1,25 +1,22 @@
-"""What the command-line programs share: one line, and status 1, for the user's errors."""
+"""What the commands share: messages, their flags and config, and one line for a user's error."""
 
+import argparse
 import contextlib
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bipe_jax import config_file, processes
-from bipe_jax.errors import UserError
+from bipe_jax import processes
+from bipe_jax.config import file
+from bipe_jax.errors import USER_ERROR, UserError
 
 _LOG = logging.getLogger(__name__)
-
-_HELP = "Config file, such as configs/smoke.py, or the name of a shipped one, such as smoke"
-
-
-def config() -> ConfigDict | None:
-    """The config of a command's --config and --config.KEY=VALUE …; None if there is no --config."""
-    return flags.FLAGS["config"].value
 
 
 @contextlib.contextmanager
@@ -33,7 +30,7 @@ def user_errors():
         # jax.distributed would wait for the other processes. What is to be closed is closed by now.
         sys.stdout.flush()
         _LOG.error("error: %s", error)
-        os._exit(1)
+        os._exit(USER_ERROR)
     except Exception:
         if not processes.name():
             raise
@@ -42,62 +39,65 @@ def user_errors():
         os._exit(1)  # else it and the others would wait for each other
 
 
-def _parse(argv, values=flags.FLAGS):
-    """Parses absl flags; whatever is wrong with --config and its overrides becomes one line.
+class Parser(argparse.ArgumentParser):
+    """Parses the flags of `python -m MODULE`; what is wrong with them is a UserError."""
 
-    The flags --config.KEY=VALUE are defined by the config, so that it is loaded before the others.
+    def __init__(self, module: str, text: str | None):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_with_config(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+        """The flags, and the config of --config=CONFIG with the fields of --config.KEY=VALUE.
+
+        No flag of absl is defined: those are for the program that imports this.
+
+        Raises:
+          UserError: a flag is wrong; there is no such config or field; or a value is of another type.
+        """
+        self.add_argument(
+            "--config",
+            help="a file such as configs/smoke.py, or the name of a shipped config such as smoke; "
+            "--config.KEY=VALUE sets a field",
+        )
+        args, overrides = self.parse_known_args(arguments)
+        if args.config is None:
+            raise UserError("--config=FILE is needed")
+        return args, _overridden(file.load(args.config), overrides)
+
+
+def read_config(arguments: Sequence[str]) -> ConfigDict:
+    """The config of --config=CONFIG and --config.KEY=VALUE …, as the commands read it.
+
+    Raises:
+      UserError: there is no such config or field, or a value is of another type.
     """
-    first = flags.FlagValues()
-    path = flags.DEFINE_string("config", None, _HELP, flag_values=first)
-    first.set_gnu_getopt()
-    rest = first(argv, known_only=True)
+    return Parser("bipe_jax.train", None).parse_with_config(arguments)[1]
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Sets the fields that --config.KEY=VALUE names. Raises UserError."""
+    values, line = flags.FlagValues(), ["", *overrides]
     try:
-        if path.value is None:
-            flags.DEFINE_string("config", None, _HELP, flag_values=values)
-        else:
-            config_flags.DEFINE_config_dict(
-                "config", config_file.load(path.value), _HELP, flag_values=values, sys_argv=rest
-            )
-        rest = values(rest)
-    except UserError:
-        raise
+        flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+        rest = values(line)
     except (AttributeError, KeyError) as error:
-        while isinstance(error, Exception):  # one is wrapped in the other
-            error = error.args[0]
-        reason = " ".join(error.split())
-        raise UserError(
-            f"config has no field {reason} (bipe_jax/defaults.py has all fields)"
-        ) from None
-    except Exception as error:
+        reason: Any = error
+        while isinstance(reason, Exception):  # one is wrapped in the other
+            reason = reason.args[0]
+        reason = " ".join(str(reason).split())
+        raise UserError(f"config has no field {reason} (docs/config.md has all fields)") from None
+    except Exception as error:  # of absl and ml_collections, of many kinds
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are --name=value")
-    return rest
-
-
-def read_config(arguments: list[str]) -> ConfigDict:
-    """The config of --config=FILE[:ARGUMENT] and --config.KEY=VALUE …, as programs read it.
-
-    Raises:
-      UserError: there is no such file, or key, or a value is of another type.
-    """
-    values = flags.FlagValues()
-    _parse(["", *arguments], values)
-    if values["config"].value is None:
-        raise UserError("--config=FILE is needed")
-    return values["config"].value
-
-
-def flag(name: str) -> str:
-    """The value of --NAME=VALUE, where flags could not be read; "" if it is not there."""
-    values = [a.partition("=")[2] for a in sys.argv if a.startswith(f"--{name}=")]
-    return values[-1] if values else ""
-
-
-def run_with_flags(main, within=contextlib.nullcontext()) -> None:  # noqa: B008
-    """Runs main(argv) under absl, for programs with a --config; flags are read `within` a context too."""
-    with user_errors(), within:
-        app.run(main, flags_parser=_parse)
+    return flag.value
 
 
 class _Terminal(logging.Handler):

@@ -8,7 +8,6 @@ directory. With --follow it evaluates each new checkpoint of a run that is still
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Evaluation, read_file
 from bipe_jax.report.text import table, visible
 from bipe_jax.training.compiling import enable_cache
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.evaluate")
 
@@ -143,24 +143,11 @@ def _extended(placed: loaded.LoadedModel, settings: Settings, held: list) -> loa
 
 def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory."""
-    write_json(result, os.path.join(output, "evaluation.json"))
-    evaluation = read_file(output, Evaluation)
-    pictures.perplexity([(result["name"], evaluation)], os.path.join(output, "extrapolation.png"))
-    page.write([output], os.path.join(output, "report.html"))
-
-
-def write_json(result: dict, path: str) -> None:
-    """All of it or nothing."""
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1, allow_nan=False)
-    os.replace(path + ".tmp", path)
-
-
-def make_output(output: str) -> None:
-    try:
-        os.makedirs(output, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made: {error.strerror}") from None
+    directory = Workdir(output)
+    files.write_json(directory.evaluation, result)
+    measured = read_file(output, Evaluation)
+    pictures.perplexity([(result["name"], measured)], directory.extrapolation)
+    page.write([output], directory.report)
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
@@ -179,7 +166,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     placed = loaded.load(path)
     resolve(settings, placed.config)
     output = output or path
-    make_output(output)
+    Workdir(output).make("--output")
     name = os.path.basename(os.path.abspath(output))
     result = Evaluator(placed, settings)(placed.params, name, placed.step)
     if processes.is_first():

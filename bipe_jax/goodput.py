@@ -9,8 +9,8 @@ import time
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
-from bipe_jax.training.observing import events, heartbeat
 from bipe_jax.training.observing.clock import PHASES
+from bipe_jax.workdir import Workdir, events, heartbeat
 
 _SHOWN = 5  # slow steps
 
@@ -167,7 +167,7 @@ def main() -> None:
     happened = events.read(workdir)
     if not happened:
         raise UserError(
-            f"{workdir}/{events.FILE} is not there, or empty: name the workdir of a run"
+            f"{Workdir(workdir).events} is not there, or empty: name the workdir of a run"
         )
     print(table(workdir, account(happened, heartbeat.read(workdir))))
 

@@ -14,10 +14,10 @@ import sys
 
 from bipe_jax import checkpoint, cli, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import make_output, write_json
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
 from bipe_jax.training.compiling import enable_cache
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.harness")
 
@@ -60,7 +60,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
         loaded_model, max_length or max(default_lengths(loaded_model.config, MULTIPLES))
     )
     output = output or path
-    make_output(output)
+    Workdir(output).make("--output")
     dictionary = load_tasks(manager, names)
     _LOG.info(
         f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
@@ -89,7 +89,7 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
         **{name: plain(results[name]) for name in _KEPT if name in results},
     }
     if processes.is_first():
-        write_json(written, os.path.join(output, "harness.json"))
+        files.write_json(Workdir(output).harness, written)
     return results
 
 

@@ -12,39 +12,34 @@ import logging
 import math
 import os
 import re
+import sys
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 
-from bipe_jax import cli, plan, sharding
+from bipe_jax import cli, hardware, plan, sharding
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import GIB
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.segments import Rule
 from bipe_jax.training import metrics, roofline
-from bipe_jax.training.roofline import GIB
 from bipe_jax.training.step import compile_on
 
 _LOG = logging.getLogger("bipe_jax.preflight")
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, such as v5e:16x16; default: the config's")
-_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat and accumulation; print the best")
-
-_KNOWN = (
-    "v4:2x2x1 and larger, v5e:2x2 to 16x16, v5p:2x2x1 to 16x16x16, v6e:2x2 to 16x16, "
-    "tpu7x:2x2x1 and larger, with *N behind for N slices"
-)
 _TRIES = 8  # compilations of one search
 
 
 class Slice(NamedTuple):
+    """A slice that need not be there. peak: FLOPs a second of a device."""
+
     name: str
     devices: list
     slices: int
-    chip: roofline.Chip
-    peak: float  # FLOPs a second of a device
+    chip: hardware.Chip
+    peak: float
 
 
 class Fit(NamedTuple):
@@ -61,13 +56,9 @@ def describe(topology: str, config) -> Slice:
     Raises:
       UserError: libtpu is not installed, or does not know the topology.
     """
-    name, _, count = topology.partition("*")
-    generation, _, grid = name.partition(":")
-    good = generation in roofline.CHIPS and re.fullmatch(r"\d+(x\d+){1,2}", grid)
-    if not good or not re.fullmatch(r"[1-9]\d*|", count):
-        raise UserError(f"--topology={topology} is unknown: use one of {_KNOWN}")
-    options = {"num_slices": int(count)} if count else {}
-    if generation == "v4":
+    wanted = hardware.split_slice(topology, "--topology")
+    options = {"num_slices": wanted.slices} if wanted.slices > 1 else {}
+    if wanted.chip.generation == "v4":
         options["chip_config_name"] = "megacore"  # two cores as one device
     # libtpu is to describe other machines, not to look for TPUs on this one.
     jax.config.update("jax_platforms", "cpu")
@@ -79,7 +70,9 @@ def describe(topology: str, config) -> Slice:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.partition("*")[0], **options
+        )
     except Exception as error:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
@@ -87,10 +80,10 @@ def describe(topology: str, config) -> Slice:
                 "pip install -e '.[preflight]'"
             ) from None
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology={topology}: {reason}: use one of {_KNOWN}") from None
+        raise UserError(f"--topology={topology}: {reason}: {hardware.SLICES}") from None
     kind = found.devices[0].device_kind
     peak = metrics.peak_flops(config, kind)
-    return Slice(topology, found.devices, int(count or 1), roofline.CHIPS[generation], peak)
+    return Slice(topology, found.devices, wanted.slices, wanted.chip, peak)
 
 
 def compile_for(config, mesh):
@@ -179,7 +172,7 @@ def collectives(hlo: str) -> dict:
     return found
 
 
-def advice(config, mesh, fit: Fit, chip: roofline.Chip) -> str:
+def advice(config, mesh, fit: Fit, chip: hardware.Chip) -> str:
     """What to change so that a step that does not fit may fit."""
     options = []
     if fit.state > chip.hbm / 2 and config.mesh.fsdp < mesh.size:
@@ -280,13 +273,16 @@ def _overrides(config) -> str:
     )
 
 
-def main(_):
-    config = cli.config()
-    if config is None:
-        raise UserError("--config=FILE is needed")
+def main(arguments: list[str]) -> None:
+    parser = cli.Parser("bipe_jax.preflight", __doc__)
+    parser.add_argument("--topology", help="a slice such as v5e:16x16 (the config's)")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat and accumulation; print the best"
+    )
+    args, config = parser.parse_with_config(arguments)
     config = plan.make(config)
-    slice_ = describe(_TOPOLOGY.value or config.mesh.topology, config)
-    if _SEARCH.value:
+    slice_ = describe(args.topology or config.mesh.topology, config)
+    if args.search:
         config, mesh, found = search(config, slice_)
     else:
         mesh = sharding.make_mesh(config, slice_.devices)
@@ -299,9 +295,10 @@ def main(_):
             f"the step needs {found.needed / GIB:.2f} GiB of {slice_.chip.hbm / GIB:.2f} GiB a chip: "
             f"{advice(config, mesh, found, slice_.chip)} (or try --search)"
         )
-    if _SEARCH.value:
+    if args.search:
         print(f"best that fits: {_overrides(config)}")
 
 
 if __name__ == "__main__":
-    cli.run_with_flags(main)
+    with cli.user_errors():
+        main(sys.argv[1:])

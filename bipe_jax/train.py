@@ -11,26 +11,21 @@ import logging
 import sys
 
 import jax
-from absl import flags
 
-from bipe_jax import cli, collectives, evaluate, plan, processes, rundir, segments, sharding
+from bipe_jax import cli, collectives, plan, processes, segments, sharding
 from bipe_jax.checkpoint import Checkpoints, quiet
-from bipe_jax.config import check_resumable
+from bipe_jax.config import check_resumable, from_json, to_json
 from bipe_jax.data import tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.training import finetune, metrics, observing, spikes
+from bipe_jax.evaluate import Settings, evaluate, resolve
+from bipe_jax.training import failures, finetune, metrics, observing, spikes
 from bipe_jax.training.compiling import enable_cache
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.step import compile_on
+from bipe_jax.workdir import Workdir, files, workdir_argument
 
 _LOG = logging.getLogger("bipe_jax.train")
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, plots")
-_STOP_AT = flags.DEFINE_integer(
-    "stop_at", None, "Train to this step, save and exit as though preempted", lower_bound=1
-)
-_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace into WORKDIR/profile, FIRST:LAST")
 
 
 def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bool:
@@ -50,7 +45,8 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
       UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
     """
     config = plan.make(config)
-    rundir.make(workdir)
+    directory = Workdir(workdir)
+    directory.make()
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
     first_process = jax.process_index() == 0
@@ -59,7 +55,8 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
         observer = observer or stack.enter_context(observing.Observer())
         observer.open(workdir)
         # What an earlier run left, and what can go on or start from it.
-        rundir.claim(config, workdir)
+        if (recorded := directory.read_config()) is not None:
+            check_resumable(from_json(recorded), config, workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
         saved = checkpoints.meta()
         if saved:
@@ -93,9 +90,9 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
             if first_process:
                 _LOG.info(f"Going on from step {saved.step} of {workdir}")
         number, last = int(state["step"]), min(config.steps, stop_at or config.steps)
-        rundir.record(config, workdir)
         log = None
         if first_process:
+            files.write_json(directory.config, to_json(config))
             log = stack.enter_context(
                 metrics.Log(
                     config, workdir, number, tokens, lambda: batches.report() | observer.report()
@@ -158,25 +155,34 @@ def _tokenizer(config, workdir: str, saved: tokenizer.Tokenizer | None) -> token
     return tokenizer.Tokenizer(base64.b64decode(model), name)
 
 
-def main(_):
-    workdir = _WORKDIR.value
-    if cli.config() is None or workdir is None:
-        raise UserError("--config=FILE and --workdir=DIR are needed")
+def main(arguments: list[str]) -> None:
+    parser = cli.Parser("bipe_jax.train", __doc__)
+    parser.add_argument(
+        "--workdir", required=True, help="directory of the run: checkpoints, metrics, plots"
+    )
+    parser.add_argument(
+        "--stop_at", type=int, help="train to this step, save and exit as though preempted"
+    )
+    parser.add_argument("--profile", help="steps to trace into WORKDIR/profile, FIRST:LAST")
+    args, config = parser.parse_with_config(arguments)
+    if not args.workdir:
+        raise UserError("--workdir=DIR is needed")
+    if args.stop_at is not None and args.stop_at < 1:
+        raise UserError(f"--stop_at={args.stop_at} must be at least 1")
     quiet()
     enable_cache()
-    config = plan.make(cli.config())
+    config = plan.make(config)
     wandb_board.check(config)
-    last = min(config.steps, _STOP_AT.value or config.steps)
-    profile = trace.parse(_PROFILE.value, last)
+    profile = trace.parse(args.profile, min(config.steps, args.stop_at or config.steps))
     # What the evaluation at the end would refuse is refused before the training.
-    evaluate.resolve(evaluate.Settings(), config)
+    resolve(Settings(), config)
     processes.start()
-    rundir.forget_failure(workdir)
+    failures.forget(args.workdir)
     with observing.Observer(observing.process_start(), profile) as observer:
-        if train(cli.config(), workdir, _STOP_AT.value, observer):
+        if train(config, args.workdir, args.stop_at, observer):
             processes.leave_at_sigterm()
             with observer.phase("evaluating"):
-                evaluate.evaluate(workdir)
+                evaluate(args.workdir)
             return
     _LOG.info(f"Stopped and saved: the same command goes on (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)
@@ -184,4 +190,5 @@ def main(_):
 
 if __name__ == "__main__":
     # Flags that cannot be read are a failure of the run too.
-    cli.run_with_flags(main, rundir.failures(cli.flag("workdir")))
+    with cli.user_errors(), failures.recorded(workdir_argument(sys.argv)):
+        main(sys.argv[1:])

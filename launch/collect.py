@@ -18,10 +18,12 @@ from bipe_jax.report import page, palette, pictures
 from bipe_jax.report.results import Evaluation, Perplexity, read_file
 from bipe_jax.report.text import table
 from bipe_jax.report.webpage import Table
-from launch import progress
-from launch.points import short_key, shortened, words
+from bipe_jax.workdir import Workdir, files, heartbeat, metrics
+from launch.points import finished, recorded, short_key, shortened, words
 
 _LOG = logging.getLogger(__name__)
+
+_TABLE = "sweep.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Point:
     label: str
     values: dict[str, object]
     status: str
-    metrics: progress.Metrics
+    metrics: metrics.Metrics
     evaluation: Evaluation | None
 
     @property
@@ -55,21 +57,21 @@ def collect(directory: str) -> None:
     """
     points = read(directory)
     done = [point for point in points if point.evaluation]
-    _write_csv(points, os.path.join(directory, "sweep.csv"))
+    _write_csv(points, os.path.join(directory, _TABLE))
     head, rows = _overview(points)
     print(table(tuple(head), [tuple(row) for row in rows]))
-    written = ["sweep.csv"]
+    written = [_TABLE]
     if done:
         shown = _best(done, palette.SERIES)
         others = [point for point in done if point not in shown]
         evaluations = [(p.label, p.evaluation) for p in (*shown, *others) if p.evaluation]
-        pictures.perplexity(evaluations, os.path.join(directory, "extrapolation.png"))
+        pictures.perplexity(evaluations, Workdir(directory).extrapolation)
         _write_report(directory, points, shown, len(others))
-        written += ["extrapolation.png", "report.html"]
+        written += [Workdir.extrapolation, Workdir.report]
     for point in points:
         if point.status != "finished":
             step = f" at step {point.metrics.step:,}" if point.metrics.step else ""
-            why = progress.failure(os.path.join(directory, point.name))
+            why = Workdir(os.path.join(directory, point.name)).read_failure()
             _LOG.info(f"{point.status}{step}: {point.name}{f' ({why})' if why else ''}")
     _LOG.info(
         f"{len(done)} of {len(points)} points are finished; wrote {', '.join(written)} in {directory}"
@@ -84,9 +86,9 @@ def read(directory: str) -> list[Point]:
         raise UserError(f"--collect={directory}: {error.strerror}") from None
     configs = {}
     for name in names:
-        held = progress.recorded(os.path.join(directory, name))
-        if held is not None:
-            configs[name] = plan.of(config.from_json(held))
+        saved = recorded(os.path.join(directory, name))
+        if saved is not None:
+            configs[name] = plan.of(config.from_json(saved))
     if not configs:
         raise UserError(f"--collect={directory}: none of its directories holds a point of a sweep")
     flat = {name: config.flatten(config.to_dict(of)) for name, of in configs.items()}
@@ -106,8 +108,8 @@ def read(directory: str) -> list[Point]:
         status = _status(workdir, configs[name])
         label = labels[name] if alike.count(labels[name]) == 1 else name
         evaluation = read_file(workdir, Evaluation) if status == "finished" else None
-        metrics = progress.metrics(workdir)
-        points.append(Point(name, label, values[name], status, metrics, evaluation))
+        latest = metrics.latest(workdir)
+        points.append(Point(name, label, values[name], status, latest, evaluation))
     return points
 
 
@@ -118,13 +120,13 @@ def _order(value) -> tuple:
 
 
 def _status(workdir: str, of_point) -> str:
-    if progress.finished(workdir, of_point):
+    if finished(workdir, of_point):
         return "finished"
-    if progress.failure(workdir):
+    if Workdir(workdir).read_failure():
         return "failed"
-    if progress.heartbeat(workdir):
+    if heartbeat.read_alive(workdir):
         return "running"
-    return "unfinished" if progress.metrics(workdir).step else "not started"
+    return "unfinished" if metrics.latest(workdir).step else "not started"
 
 
 def _best(points: Sequence[Point], count: int) -> list[Point]:
@@ -143,14 +145,13 @@ def _write_csv(points: Sequence[Point], path: str) -> None:
     keys = list(points[0].values)
     measured = ("set", "length", "loss", "perplexity", "perplexity_error")
     try:
-        with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
+        with files.replacing(path, newline="") as file:
             lines = csv.writer(file)
             lines.writerow(["point", "status", *keys, "step", "final_loss", *measured])
             for p in points:
                 own = [p.name, p.status, *p.values.values(), p.metrics.step, p.metrics.loss]
                 for row in p.rows or [None]:
                     lines.writerow([*own, *(getattr(row, name, None) for name in measured)])
-        os.replace(path + ".tmp", path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -164,10 +165,12 @@ def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     keys = list(points[0].values)
 
     def line(point):
-        held = {(row.set, row.length): row.perplexity for row in point.rows}
+        perplexities = {(row.set, row.length): row.perplexity for row in point.rows}
         first = [shortened(words(value)) for value in point.values.values()] or [point.name]
         loss = "–" if point.metrics.loss is None else f"{point.metrics.loss:.3f}"
-        cells = [f"{held[column]:,.2f}" if column in held else "–" for column in columns]
+        cells = [
+            f"{perplexities[column]:,.2f}" if column in perplexities else "–" for column in columns
+        ]
         return [*first, point.status, f"{point.metrics.step:,}", loss, *cells]
 
     head = [*(map(short_key, keys) if keys else ["point"]), "status", "step", "final loss"]
@@ -179,7 +182,7 @@ def _write_report(directory: str, points, shown: Sequence[Point], others: int) -
     texts = max(len(points[0].values), 1) + 1
     page.write(
         [os.path.join(directory, point.name) for point in shown],
-        os.path.join(directory, "report.html"),
+        Workdir(directory).report,
         names=[point.label for point in shown],
         title=f"Sweep {os.path.basename(os.path.abspath(directory))}",
         template="sweep.html",

@@ -1,7 +1,6 @@
 """A training job, checked before anything is launched, and the commands that launch it."""
 
 import dataclasses
-import json
 import logging
 import os
 import shlex
@@ -12,6 +11,7 @@ import sys
 from bipe_jax import cli, plan
 from bipe_jax.config import check_resumable, from_json
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,14 +54,8 @@ def check(job: Job):
       UserError: the config has no such key, a value does not fit, or the workdir is another config's.
     """
     config = plan.make(cli.read_config(job.config_arguments()))
-    path = os.path.join(job.workdir, "config.json")
-    if os.path.isfile(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                saved = from_json(json.load(file))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): use another workdir") from None
-        check_resumable(saved, config, job.workdir)
+    if (recorded := Workdir(job.workdir).read_config()) is not None:
+        check_resumable(from_json(recorded), config, job.workdir)
     return config
 
 
@@ -98,11 +92,11 @@ def need(program: str, what: str) -> None:
         raise UserError(f"{program} is not on this machine: {what} needs it; nothing was launched")
 
 
-def execute(command: list[str], dry_run: bool, given: str | None = None) -> None:
+def execute(command: list[str], dry_run: bool, stdin: str | None = None) -> None:
     """Runs a command, or prints it alone.
 
     Args:
-      given: its standard input.
+      stdin: its standard input.
 
     Raises:
       UserError: it failed; what it printed is on the terminal.
@@ -111,6 +105,6 @@ def execute(command: list[str], dry_run: bool, given: str | None = None) -> None
         print(shlex.join(command), flush=True)
         return
     _LOG.info(f"+ {shlex.join(command)}")
-    code = subprocess.run(command, input=given, text=True).returncode
+    code = subprocess.run(command, input=stdin, text=True).returncode
     if code:
         raise UserError(f"{command[0]} ended with status {code}: {shlex.join(command)}")

@@ -5,7 +5,6 @@ other sweep starts it a second time, also after this program was killed.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -15,14 +14,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from bipe_jax.errors import PREEMPTED, UserError
-from launch import jobs, progress, restart
-from launch.points import Checked
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR, UserError
+from bipe_jax.workdir import Workdir, files, heartbeat
+from launch import jobs, restart
+from launch.points import Checked, finished, record
 from launch.table import Table
 
 _LOG = logging.getLogger(__name__)
 
-_LOG = "log.txt"
 _PAUSE = 0.2  # seconds between looks at the runs
 _CLEARING = 2.0  # seconds
 
@@ -33,7 +32,7 @@ class Run:
     def __init__(self, point: Checked):
         self.name, self.workdir = point.job.name, point.job.workdir
         self.steps = point.config.steps
-        self.state = "done before" if progress.finished(self.workdir, point.config) else "waiting"
+        self.state = "done before" if finished(self.workdir, point.config) else "waiting"
         self.why = ""  # it failed, or was started again
         self._line = [sys.executable, *jobs.TRAIN[1:], *point.job.arguments()]
         self._process: subprocess.Popen | None = None
@@ -51,22 +50,31 @@ class Run:
     @property
     def shown(self) -> str:
         """Its state or, where its heartbeat says more, its phase."""
-        beat = progress.heartbeat(self.workdir) if self.state == "running" else None
-        return beat.phase if beat and beat.pid == self._process.pid else self.state
+        beat = heartbeat.read_alive(self.workdir) if self.state == "running" else None
+        mine = beat and self._process and beat.get("pid") == self._process.pid
+        return beat["phase"] if beat and mine else self.state
 
     @property
     def log(self) -> str:
-        return os.path.join(self.workdir, _LOG)
+        return Workdir(self.workdir).log
+
+    def locked(self):
+        """Locks the run's log: its descriptor. Raises UserError if a living process holds it."""
+        refusal = (
+            f"{self.workdir} is being trained by another process (another sweep?): wait for it, or stop "
+            "it; nothing was launched"
+        )
+        return files.locked(self.log, refusal)
 
     def start(self) -> None:
         try:
-            with _locked(self.log) as file:
+            with self.locked() as log:
                 # A session of its own: Ctrl-C on the terminal is for the sweep, which passes SIGTERM on.
                 self._process = subprocess.Popen(
                     self._line,
                     stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
+                    stdout=log,
+                    stderr=log,
                     start_new_session=True,
                 )
         except (OSError, UserError) as error:  # its directory is gone: the other runs are not
@@ -75,18 +83,17 @@ class Run:
         self._began, self.state = time.monotonic(), "running"
 
     def signal(self, number: int) -> None:
-        if self.alive:
+        if self._process:
             self._process.send_signal(number)
             self.state = "stopping"
 
     def look(self) -> None:
         """Notices that the process has ended, and starts it again if that is the rule."""
-        code = self._process.poll() if self.alive else None
-        if code is None:
+        if self._process is None or (code := self._process.poll()) is None:
             return
         _clear(self._process.pid)
         self._took, self._process = self.elapsed, None
-        if code == 0:
+        if code == DONE:
             self.state, self.why = "done", ""
         elif self.state == "stopping":
             self.state = "stopped"
@@ -107,20 +114,6 @@ def _clear(group: int) -> None:
             time.sleep(0.01)
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator:
-    """A run's log, open for appending. Raises UserError if a living process holds it."""
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{os.path.dirname(path)} is being trained by another process (another sweep?): wait "
-                "for it, or stop it; nothing was launched"
-            ) from None
-        yield file
-
-
 def run(points: Sequence[Checked], at_once: int) -> int:
     """Runs what is not finished; a run that fails does not stop the others.
 
@@ -135,15 +128,15 @@ def run(points: Sequence[Checked], at_once: int) -> int:
     """
     runs = [Run(point) for point in points]
     for run in runs:
-        beat = progress.heartbeat(run.workdir)
-        if beat and beat.host != socket.gethostname():  # which the lock may not know of
+        beat = heartbeat.read_alive(run.workdir)
+        if beat and beat["host"] != socket.gethostname():  # which the lock may not know of
             raise UserError(
-                f"{run.workdir} is being trained on {beat.host} ({beat.phase}); if that is dead, remove "
-                "its heartbeat.json; nothing was launched"
+                f"{run.workdir} is being trained on {beat['host']} ({beat['phase']}); if that is dead, "
+                "remove its heartbeat.json; nothing was launched"
             )
     for run, point in zip(runs, points, strict=True):
-        progress.record(run.workdir, point.config)
-        with _locked(run.log):
+        record(run.workdir, point.config)
+        with run.locked():
             pass
     table = Table(runs)
     interrupts: list[int] = []
@@ -207,5 +200,5 @@ def _tell(runs: Sequence[Run], stopped: bool) -> int:
     left = len(runs) - done - failed
     _LOG.info(f"{done} of {len(runs)} points are done, {failed} failed, {left} are left")
     if failed or left:
-        _LOG.info("The same command goes on with the points that are not done")
-    return PREEMPTED if stopped and left else 1 if failed else 0
+        _LOG.info("The same command resumes the points that are not done")
+    return PREEMPTED if stopped and left else USER_ERROR if failed else DONE

@@ -1,18 +1,16 @@
 """What the launchers for GKE and SkyPilot share: the machines of a job, its checks and its name."""
 
-import argparse
 import dataclasses
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection
 
 from jax.sharding import AbstractMesh
 
-from bipe_jax import sharding
+from bipe_jax import cli, hardware, sharding
 from bipe_jax.errors import UserError
-from launch import jobs, slices
+from launch import jobs
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ class Machines:
       slice: the TPU slices, or None. gpu: a kind of GPU, or "". gpus: of one node. nodes: with GPUs.
     """
 
-    slice: slices.Slice | None
+    slice: hardware.Slice | None
     gpu: str = ""
     gpus: int = 0
     nodes: int = 0
@@ -38,15 +36,15 @@ class Machines:
         return self.slice.devices if self.slice else self.gpus * self.nodes
 
 
-class Parser(argparse.ArgumentParser):
-    """Of a launcher's own flags; what is wrong with them is a UserError."""
+class Parser(cli.Parser):
+    """Of a launcher's own flags."""
 
-    def __init__(self, what: str):
+    def __init__(self, module: str):
         job = "of the job: --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …]"
-        super().__init__(prog=what, allow_abbrev=False, epilog=job)
+        super().__init__(module, job)
         self.add_argument("--slice", help="TPU slices, such as v5e:16x16 or v5e:16x16*2")
         self.add_argument("--gpus", help="GPUs of one node, such as h100:8")
-        self.add_argument("--nodes", type=int, help="with those GPUs; 1 if not given")
+        self.add_argument("--nodes", type=int, help="with those GPUs (1)")
         self.add_argument(
             "--volume",
             action="append",
@@ -61,12 +59,9 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--dry-run", action="store_true", help="print it, launch nothing")
 
-    def error(self, message):
-        raise UserError(f"{self.prog}: {message}")
 
-
-def of(args, known: Collection[str]) -> Machines:
-    """The machines of parsed flags, with the kinds of GPU that the launcher knows.
+def of(args) -> Machines:
+    """The machines of parsed flags.
 
     Raises:
       UserError: there are none, or they are not known.
@@ -76,12 +71,12 @@ def of(args, known: Collection[str]) -> Machines:
     if args.slice:
         if args.nodes is not None:
             raise UserError("--nodes is for --gpus: the slice says how many hosts it has")
-        return Machines(slices.parse(args.slice))
+        return Machines(hardware.parse_slice(args.slice))
     kind, _, count = args.gpus.partition(":")
-    if kind not in known or not re.fullmatch("[1248]|16", count):
+    if kind not in hardware.GPUS or not re.fullmatch("[1248]|16", count):
         raise UserError(
-            f"--gpus={args.gpus} is unknown: use KIND:COUNT, KIND one of {', '.join(known)}, COUNT "
-            "one of 1, 2, 4, 8, 16 a node"
+            f"--gpus={args.gpus} is unknown: use KIND:COUNT, KIND one of {', '.join(hardware.GPUS)}, "
+            "COUNT one of 1, 2, 4, 8, 16 a node"
         )
     nodes = 1 if args.nodes is None else args.nodes
     if nodes < 1:
@@ -89,13 +84,13 @@ def of(args, known: Collection[str]) -> Machines:
     return Machines(None, kind, int(count), nodes)
 
 
-def volumes(args, given: list[jobs.Job]) -> list[tuple[str, str]]:
+def volumes(args, to_launch: list[jobs.Job]) -> list[tuple[str, str]]:
     """Pairs (source, path) of parsed flags, which hold all workdirs.
 
     Raises:
       UserError: one is not SOURCE:PATH, or a workdir is in none of them.
     """
-    found = []
+    pairs = []
     for text in args.volume:
         source, _, path = text.rpartition(":")
         path = path.rstrip("/")
@@ -104,14 +99,14 @@ def volumes(args, given: list[jobs.Job]) -> list[tuple[str, str]]:
             raise UserError(
                 f"--volume={text} must be gs://BUCKET:/PATH or NAME:/PATH, such as gs://my-runs:/runs"
             )
-        found.append((source, path))
-    for job in given:
-        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in found):
+        pairs.append((source, path))
+    for job in to_launch:
+        if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in pairs):
             raise UserError(
                 f"--workdir={job.workdir} is in none of the volumes: it must outlive the machines, as "
                 "in --volume=gs://my-runs:/runs --workdir=/runs/x"
             )
-    return found
+    return pairs
 
 
 def job_of(arguments: list[str]) -> jobs.Job:
@@ -122,13 +117,13 @@ def job_of(arguments: list[str]) -> jobs.Job:
     """
     flags, overrides = {}, []
     for argument in arguments:
-        found = re.fullmatch(r"--(config|workdir|name|config\.[\w.]+)=(.*)", argument, re.DOTALL)
-        if not found:
+        match = re.fullmatch(r"--(config|workdir|name|config\.[\w.]+)=(.*)", argument, re.DOTALL)
+        if not match:
             raise UserError(f"unexpected argument {argument!r}: flags are --name=value")
-        if found[1].startswith("config."):
-            overrides.append((found[1].removeprefix("config."), found[2]))
+        if match[1].startswith("config."):
+            overrides.append((match[1].removeprefix("config."), match[2]))
         else:
-            flags[found[1]] = found[2]
+            flags[match[1]] = match[2]
     for name in ("config", "workdir"):
         if not flags.get(name):
             raise UserError(f"--{name} is needed")
@@ -136,14 +131,14 @@ def job_of(arguments: list[str]) -> jobs.Job:
     return jobs.Job(flags["config"], flags["workdir"], tuple(overrides), name)
 
 
-def ready(given: list[jobs.Job], machines: Machines, skip_preflight: bool) -> list[jobs.Job]:
+def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -> list[jobs.Job]:
     """The jobs as they are to be launched: they say how many devices they need, and are checked.
 
     Raises:
       UserError: a config is wrong, or not of this repository, or does not fit the slice.
     """
     done = []
-    for job in given:
+    for job in to_launch:
         path = job.config.partition(":")[0]
         if os.path.isabs(path) or os.path.normpath(path).startswith(".."):
             raise UserError(
@@ -166,7 +161,7 @@ def ready(given: list[jobs.Job], machines: Machines, skip_preflight: bool) -> li
     return done
 
 
-def names(given: list[jobs.Job], most: int) -> list[str]:
+def names(to_launch: list[jobs.Job], most: int) -> list[str]:
     """Names of at most `most` letters, digits and hyphens, as the DNS has them (RFC 1035).
 
     A name that must be changed for that ends in a hash of what it was, so that it stays unique.
@@ -175,7 +170,7 @@ def names(given: list[jobs.Job], most: int) -> list[str]:
       UserError: two jobs have the same.
     """
     done = {}
-    for job in given:
+    for job in to_launch:
         name = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
         if name != job.name or not name[:1].isalpha() or len(name) > most:
             digest = hashlib.sha256(job.name.encode()).hexdigest()[:6]

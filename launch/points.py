@@ -7,21 +7,22 @@ what the config computes. Neither depends on the other points of the sweep.
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import json
 import os
 import re
 from collections.abc import Sequence
 
-from bipe_jax import cli, evaluate
-from bipe_jax.config import FIELDS, defaults, flatten
+from bipe_jax import cli
+from bipe_jax.config import FIELDS, defaults, file, flatten, to_json
 from bipe_jax.errors import UserError
+from bipe_jax.evaluate import Settings, resolve
 from bipe_jax.plan import Plan
+from bipe_jax.workdir import Workdir, files
 from launch import jobs
 from launch.algebra import Point
 
 # How a run is run, not what it computes: the id leaves these out, unless the sweep varies them, so that
-# a sweep may go on with another mesh.
+# a sweep may be resumed on another mesh.
 _HOW = re.compile(
     r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
     r"|data\.(evaluation|workers|on_error|max_bad_share)"
@@ -50,22 +51,10 @@ def read(path: str) -> list[Point]:
     """
     if not os.path.isfile(path):
         raise UserError(f"--sweep={path}: there is no such file")
-    spec = importlib.util.spec_from_file_location("sweep_file", path)
-    if spec is None:
-        raise UserError(
-            f"--sweep={path} must be a Python file, such as configs/sweeps/positions.py"
-        )
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_sweep"):
-            raise UserError("it has no function get_sweep()")
-        points = module.get_sweep()
+        points = file.call(path, "get_sweep")
     except UserError as error:
-        raise UserError(f"--sweep={path}: {error}") from None
-    except Exception as error:  # the file is Python: anything can come from it
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"--sweep={path}: {reason}") from None
+        raise UserError(f"--sweep: {error}") from None
     if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         raise UserError(
             f"--sweep={path}: get_sweep() must return a list of dicts of keys and values"
@@ -95,28 +84,28 @@ def check(
         belongs to another config.
     """
     cli.read_config(jobs.Job(config, "", tuple(overrides)).config_arguments())
-    checked, held = [], {}
+    checked, numbers = [], {}
     for number, point in enumerate(points, 1):
         where = f"--sweep={path}, point {number} of {len(points)}"
         for key in point:
             if key not in FIELDS:
                 raise UserError(f"{where}: the config has no key {key!r}{_meant(key)}")
-            if any(key == given for given, _ in overrides):
+            if any(key == name for name, _ in overrides):
                 raise UserError(f"--config.{key} is set by the sweep {path} too: leave it out")
         job = jobs.Job(config, "", (*overrides, *point.items()))
         try:
             name = name_of(point, cli.read_config(job.config_arguments()))
             identity = name.rpartition("--")[2]
-            if identity in held:
+            if identity in numbers:
                 raise UserError(
-                    f"it has the same name and config as point {held[identity]}: {name}"
+                    f"it has the same name and config as point {numbers[identity]}: {name}"
                 )
             job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
             read = jobs.check(job)
-            evaluate.resolve(evaluate.Settings(), read)  # as the trainer does before it trains
+            resolve(Settings(), read)  # as the trainer does before it trains
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        held[identity] = number
+        numbers[identity] = number
         checked.append(Checked(job, read))
     return checked
 
@@ -171,3 +160,41 @@ def shortened(text: str, gap: str = "…") -> str:
     """A long text's ends."""
     half = _LONGEST_VALUE // 2 - 1
     return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}{gap}{text[-half:]}"
+
+
+# What a point's directory says of it.
+
+
+def record(workdir: str, config) -> None:
+    """Writes WORKDIR/point.json, by which a point is known before it begins to train."""
+    path = Workdir(workdir).point
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        files.write_json(path, to_json(config))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def recorded(workdir: str) -> dict | None:
+    """The config of the point, or of the run, in a directory; None if there is neither."""
+    directory = Workdir(workdir)
+    configs = map(files.read_json, (directory.point, directory.config))
+    return next(
+        (config for config in configs if config and {"steps", "position"} <= config.keys()), None
+    )
+
+
+def finished(workdir: str, config) -> bool:
+    """Whether nothing is left: the last step's checkpoint is complete, and it is what was evaluated.
+
+    An evaluation at other lengths or on other data than the config's does not count: the trainer, run
+    again, makes the evaluation alone.
+    """
+    last = Workdir(workdir).latest_step()
+    evaluation = files.read_json(Workdir(workdir).evaluation)
+    if last is None or last < config.steps or not evaluation or evaluation.get("step") != last:
+        return False
+    wanted = resolve(Settings(), config)
+    rows = evaluation.get("results")
+    lengths = {row.get("length") for row in rows} if isinstance(rows, list) else set()
+    return evaluation.get("data") == wanted.data and lengths == set(wanted.lengths)

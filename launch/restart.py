@@ -12,29 +12,21 @@ python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1
 | other     | died, or lost a peer                               | while checkpoints advance; else |
 |           |                                                    | 3 times                         |
 
-Standard library alone, so that it answers at once. What it counts is in WORKDIR/restarts.json; if that
-cannot be written, the answer is no. Where each host of a run decides for itself, its count is in a
-WORKDIR/restarts-HOST.json (--host), or one death that all hosts see would count as many. A run that is
-given up is counted anew: who starts it again has mended something.
+It answers at once, since it needs no JAX. What it counts is in WORKDIR/restarts.json; if that cannot be
+written, the answer is no. Where each host of a run decides for itself, its count is in a
+WORKDIR/restarts-HOST.json (--host), or one death that all hosts see would count as many. A run that is given
+up is counted anew: who starts it again has mended something. A run whose workdir is not known (--workdir=)
+is not started again.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import sys
 
-PREEMPTED = 42  # as in bipe_jax/errors.py
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
+from bipe_jax.workdir import Workdir, files
+
 _MOST = 3  # crashes at one step
-
-
-def latest_step(workdir: str) -> int:
-    """Of the complete checkpoints; -1 if there is none."""
-    try:
-        names = os.listdir(os.path.join(workdir, "checkpoints"))
-    except OSError:
-        return -1
-    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
@@ -42,53 +34,41 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
 
     Counts crashes in WORKDIR/restarts.json, or WORKDIR/restarts-HOST.json.
     """
-    path = os.path.join(workdir, f"restarts-{host}.json" if host else "restarts.json")
-    if code == 0:
+    run = Workdir(workdir)
+    if code == DONE:
         return False, "all steps are done"
-    failed = os.path.join(workdir, "failed")
-    with contextlib.suppress(OSError), open(failed, encoding="utf-8", errors="replace") as file:
-        return False, f"a wrong input: {file.read().strip()}"
-    if code == 1 and not os.path.isdir(workdir):
+    if not workdir:
+        return False, f"it ended with code {code}, and its workdir is not known"
+    if failure := run.read_failure():
+        return False, f"a wrong input: {failure}"
+    if code == USER_ERROR and not os.path.isdir(workdir):
         return (
             False,
             f"{workdir} is not there: see the run's last line, or whether a disk is missing",
         )
-    step = latest_step(workdir)
+    step = run.latest_step()
+    resuming = f"resuming from step {step or 0}"
     if code == PREEMPTED:
-        return True, f"preempted; going on from step {max(step, 0)}"
-    counted_step, crashes = _read(path)
-    crashes = crashes + 1 if counted_step == step else 1
+        return True, f"preempted; {resuming}"
+    path = run.restarts(host)
+    crashes = _crashes(path, step) + 1
     why = f"it died with code {code}"
     try:
         if crashes > _MOST:
             os.remove(path)
-            return False, f"{why}, {crashes} times since the checkpoint of step {step}"
-        _write(path, {"step": step, "crashes": crashes})
+            return False, f"{why}, {crashes} times since the checkpoint of step {step or 0}"
+        os.makedirs(workdir, exist_ok=True)
+        files.write_json(path, {"step": step, "crashes": crashes})
     except OSError as error:
         return False, f"{why}, and {path} cannot be written: {error.strerror}"
-    return True, f"{why}; going on from step {max(step, 0)}"
+    return True, f"{why}; {resuming}"
 
 
-def _read(path: str) -> tuple[int | None, int]:
-    """(step, crashes at it)."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            counted = json.load(file)
-        return counted["step"], int(counted["crashes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, 0
-
-
-def _write(path: str, counted: dict) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(counted, file)
-        os.replace(path + ".tmp", path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
-        raise
+def _crashes(path: str, step: int | None) -> int:
+    """Counted so far at a step."""
+    counted = files.read_json(path) or {}
+    crashes = counted.get("crashes")
+    return crashes if counted.get("step") == step and isinstance(crashes, int) else 0
 
 
 def main() -> int:

@@ -14,19 +14,19 @@ the others' are ended by jax.distributed within a minute, and each supervisor st
 pause must then be longer than that minute, or the new process would meet the old run's coordinator.
 
 Ends with 0: all steps are done; 1: not to be started again; 42: told to stop, and saved; 128 + N: told to
-stop, and killed by signal N before it had saved. Standard library alone.
+stop, and killed by signal N before it had saved. It needs no JAX.
 """
 
 import argparse
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR, UserError
+from bipe_jax.workdir import Workdir, files, heartbeat, workdir_argument
 from launch import restart
 
 _LONGEST = 600.0  # seconds of a pause
@@ -49,16 +49,24 @@ class Supervisor:
         self.told_to_stop = False
 
     def run(self) -> int:
-        """Until the trainer is done, not to be started again, or this is told to stop: exit status."""
+        """Until the trainer is done, not to be started again, or this is told to stop.
+
+        Returns:
+          The exit status.
+
+        Raises:
+          UserError: the run has another supervisor.
+          OSError: there is no such program, or the workdir is not writable.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        with _lock(self.workdir, self.host) as lock:
-            if lock is None:
-                _say(f"{self.workdir} has a supervisor, or its trainer, on this machine already")
-                return 1
+        os.makedirs(self.workdir, exist_ok=True)
+        path = Workdir(self.workdir).supervisor_lock(self.host)
+        refusal = f"{self.workdir} has a supervisor, or its trainer, on this machine already"
+        with files.locked(path, refusal) as lock:
             pause = self.pause
             while not self.told_to_stop:
-                step = restart.latest_step(self.workdir)
+                step = Workdir(self.workdir).latest_step()
                 code = self._train(lock)
                 if self.told_to_stop:
                     _say(f"told to stop; the trainer ended with status {code}")
@@ -66,13 +74,13 @@ class Supervisor:
                 again, why = restart.decide(self.workdir, code, self.host)
                 if not again:
                     _say(f"not starting again: {why}")
-                    return 0 if code == 0 else 1
-                advanced = restart.latest_step(self.workdir) != step
+                    return DONE if code == DONE else USER_ERROR
+                advanced = Workdir(self.workdir).latest_step() != step
                 pause = self.pause if advanced else min(pause, _LONGEST)
                 _say(f"starting again in {pause:g} s: {why}")
                 self._sleep(pause)
                 pause *= 2
-        return restart.PREEMPTED
+        return PREEMPTED
 
     def _stop(self, number, _) -> None:
         self.told_to_stop = True
@@ -88,10 +96,11 @@ class Supervisor:
         # It holds the lock as well: should the supervisor be killed, the trainer that it leaves behind
         # keeps another from starting a second one.
         trainer = subprocess.Popen(self.command, start_new_session=True, pass_fds=(lock,))
-        beat, beat_at, killed_at = self._heartbeat(), time.monotonic(), None
+        beat, beat_at, killed_at = heartbeat.read(self.workdir), time.monotonic(), None
         while trainer.poll() is None:
             now = time.monotonic()
-            if (latest := self._heartbeat()) != beat:
+            # Compared with the one before, since the clocks of hosts differ.
+            if (latest := heartbeat.read(self.workdir)) != beat:
                 beat, beat_at = latest, now
             if killed_at is None:
                 hangs = now - beat_at > self._limit(beat)
@@ -109,44 +118,15 @@ class Supervisor:
         code = trainer.returncode
         return code if code >= 0 else 128 - code
 
-    def _heartbeat(self) -> bytes:
-        # What it says is compared with what it said, since the clocks of hosts differ.
-        try:
-            with open(os.path.join(self.workdir, "heartbeat.json"), "rb") as file:
-                return file.read()
-        except OSError:
-            return b""
-
-    def _limit(self, beat: bytes) -> float:
+    def _limit(self, beat: dict | None) -> float:
         """Seconds that a heartbeat may stay as it is."""
-        try:
-            training = json.loads(beat)["phase"] == "training"
-        except (ValueError, KeyError, TypeError):
-            training = False
+        training = beat is not None and beat["phase"] == heartbeat.TRAINING
         return self.stale if training else self.stale * _PATIENCE
 
 
 def _kill(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _lock(workdir: str, host: str):
-    """A file descriptor that holds the lock; None if another process does."""
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, f"supervisor-{host}.lock" if host else "supervisor.lock")
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        except OSError as error:  # a file system without locks
-            _say(
-                f"{path} cannot be locked ({error.strerror}): take care to start one supervisor only"
-            )
-        yield file.fileno()
 
 
 def _say(text: str) -> None:
@@ -172,12 +152,17 @@ def main() -> int:
     command = arguments[split + 1 :]
     if not command:
         parser.error("-- and the trainer's command are needed")
+    named = workdir_argument(command)
+    same = named and os.path.realpath(named) == os.path.realpath(args.workdir)
+    if "bipe_jax.train" in command and not same:
+        # A user's error that the trainer records elsewhere, or nowhere, would be met again and again.
+        parser.error(f"the trainer's command must have --workdir={args.workdir} too")
     supervisor = Supervisor(command, args.workdir, args.host, args.pause, args.stale, args.grace)
     try:
         return supervisor.run()
-    except OSError as error:  # there is no such program, the workdir is not writable
+    except (UserError, OSError) as error:
         _say(str(error))
-        return 1
+        return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ python -m launch.sweep --config=configs/quickstart.py --sweep=configs/sweeps/pos
   --output=runs/positions [--on=local|slurm|gke|sky] [--jobs=2] [--config.KEY=VALUE ...] [-- BACKEND FLAGS]
 python -m launch.sweep --collect=runs/positions
 
-All points are checked before the first starts. The same command again goes on with the points that are
+All points are checked before the first starts. The same command again resumes the points that are
 not finished. See docs/sweeps.md.
 """
 
-import argparse
 import importlib
 import logging
 import os
@@ -18,17 +17,13 @@ from collections.abc import Sequence
 
 from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED, UserError
-from launch import jobs, local, points, progress
+from bipe_jax.workdir import heartbeat
+from launch import jobs, local, points
 
 _LOG = logging.getLogger("launch.sweep")
 
 _BACKENDS = ("slurm", "gke", "sky")
 _SHARED = ("slurm",)  # whose runs have the file system of this machine
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}: see python -m launch.sweep --help")
 
 
 def _parse(argv: list[str]):
@@ -38,10 +33,7 @@ def _parse(argv: list[str]):
     for argument in overrides:
         if "=" not in argument:
             raise UserError(f"{argument}: overrides are --config.KEY=VALUE")
-    parser = _Parser(
-        prog="python -m launch.sweep", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = cli.Parser("launch.sweep", __doc__)
     parser.add_argument("--config", default="", help="such as configs/quickstart.py[:ARGUMENT]")
     parser.add_argument("--sweep", default="", help="such as configs/sweeps/positions.py")
     parser.add_argument("--output", default="", help="directory with a directory for each point")
@@ -56,8 +48,8 @@ def _parse(argv: list[str]):
         help="compare the points in --output, or DIR",
     )
     args = parser.parse_args([argument for argument in argv if argument not in overrides])
-    pairs = [argument.removeprefix("--config.").split("=", 1) for argument in overrides]
-    return args, [tuple(pair) for pair in pairs], backend
+    split = (argument.removeprefix("--config.").partition("=") for argument in overrides)
+    return args, [(key, value) for key, _, value in split], backend
 
 
 def _split(argv: list[str], at: str) -> tuple[list[str], list[str]]:
@@ -78,7 +70,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--on={args.on} is unknown: use local, {', '.join(_BACKENDS)}")
     if args.on == "local" and flags:
         raise UserError(
-            f"-- {shlex.join(flags)}: flags behind -- are for --on={'|'.join(_BACKENDS)}"
+            f"-- {shlex.join(flags)}: flags after -- are for --on={'|'.join(_BACKENDS)}"
         )
     if args.on != "local" and args.jobs is not None:
         raise UserError(f"--jobs={args.jobs} is for --on=local: {args.on} has a queue of its own")
@@ -107,7 +99,7 @@ def _unfinished(checked: Sequence[points.Checked]) -> list[points.Checked]:
     """Says which points there is nothing to do for, and returns the others."""
     left = []
     for point in checked:
-        if progress.finished(point.job.workdir, point.config):
+        if points.finished(point.job.workdir, point.config):
             _LOG.info(f"{point.job.name}: finished before")
         else:
             left.append(point)
@@ -127,8 +119,8 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
         )
     left = []
     for point in _unfinished(checked):
-        if beat := progress.heartbeat(point.job.workdir):
-            _LOG.info(f"{point.job.name}: running on {beat.host} ({beat.phase})")
+        if beat := heartbeat.read_alive(point.job.workdir):
+            _LOG.info(f"{point.job.name}: running on {beat['host']} ({beat['phase']})")
         else:
             left.append(point)
     if not left:
@@ -137,7 +129,7 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
     backend.submit([point.job for point in left], flags, args.dry_run)
     if not args.dry_run and (args.on in _SHARED or os.path.isdir(args.output)):
         for point in checked:
-            progress.record(point.job.workdir, point.config)
+            points.record(point.job.workdir, point.config)
     return 0
 
 

@@ -3,9 +3,10 @@
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 
 from bipe_jax.report.text import table
-from launch import progress
+from bipe_jax.workdir import metrics
 
 _EVERY = 1.0  # seconds
 _HEAD = ("point", "state", "step", "loss", "tokens/s", "elapsed")
@@ -16,7 +17,7 @@ _FIRST = ("running", "stopping", "failed", "stopped", "waiting", "done", "done b
 class Table:
     """Shows runs on standard error, see `local.Run`."""
 
-    def __init__(self, runs):
+    def __init__(self, runs: Sequence):
         self._runs = runs
         self._live = sys.stderr.isatty()
         self._note = ""
@@ -70,7 +71,7 @@ class Table:
 
 def _row(run, longest: int) -> tuple[str, ...]:
     """longest: characters of the name, of which the ends say most."""
-    now = progress.metrics(run.workdir)
+    now = metrics.latest(run.workdir)
     half = (longest - 1) // 2
     return (
         run.name if len(run.name) <= longest else f"{run.name[:half]}…{run.name[-half:]}",

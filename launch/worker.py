@@ -16,7 +16,7 @@ attempt did not end well is known from the file WORKDIR/running, which only a go
 Where PEERS="x-w-{}-{}.x 2 4" is set, it waits until all of these 2 x 4 machines have an address: nodes
 can come hours apart, and trainers do not wait for each other so long.
 
-Standard library alone. SIGTERM is passed on to the trainer, which saves.
+It needs no JAX. SIGTERM is passed on to the trainer, which saves.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ import subprocess
 import sys
 import time
 
+from bipe_jax.errors import DONE, LOST, PREEMPTED
+from bipe_jax.workdir import Workdir, workdir_argument
 from launch import restart
 
-LOST = 43  # as in bipe_jax/errors.py
 STOP = 44
 _LOOK = 5  # seconds between two looks for machines that are not there yet
 _RANKS = ("JOB_GLOBAL_INDEX", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
@@ -83,31 +84,30 @@ def attempt(workdir: str, command: list[str]) -> int:
     Raises:
       OSError: the workdir cannot be written.
     """
-    running, failed = (os.path.join(workdir, name) for name in ("running", "failed"))
+    directory = Workdir(workdir)
     if first():
         os.makedirs(workdir, exist_ok=True)
         # Whoever starts a run again after a user's error is the user, who has mended it.
-        if os.path.exists(running) and not os.path.exists(failed):
+        if os.path.exists(directory.running) and not directory.read_failure():
             again, why = restart.decide(workdir, LOST)
             _say(why)
             if not again:
-                os.remove(running)
+                os.remove(directory.running)
                 return STOP
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(failed)
-        with open(running, "w", encoding="utf-8"):
+        directory.forget_failure()
+        with open(directory.running, "w", encoding="utf-8"):
             pass
     code = run(command)
-    if code == 0 or code == restart.PREEMPTED:
+    if code in (DONE, PREEMPTED):
         status = code
-    elif os.path.exists(failed):
+    elif directory.read_failure():
         status = STOP
     else:
         _say(f"the trainer died with code {code}")
         return LOST
     if first():
         with contextlib.suppress(FileNotFoundError):
-            os.remove(running)
+            os.remove(directory.running)
     return status
 
 
@@ -117,18 +117,18 @@ def _say(text: str) -> None:
 
 def main() -> int:
     arguments = sys.argv[1:]
-    workdirs = [text.partition("=")[2] for text in arguments if text.startswith("--workdir=")]
-    if len(workdirs) != 1:
-        _say("--workdir=DIR is needed, once")
+    workdir = workdir_argument(arguments)
+    if not workdir:
+        _say("--workdir=DIR is needed")
         return STOP
     # As process 1 of a container it would get no SIGTERM without a handler.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(restart.PREEMPTED))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
     if peers := os.environ.get("PEERS"):
         wait_for_peers(peers)
     try:
-        return attempt(workdirs[0], [sys.executable, "-m", "bipe_jax.train", *arguments])
+        return attempt(workdir, [sys.executable, "-m", "bipe_jax.train", *arguments])
     except OSError as error:
-        _say(f"error: {workdirs[0]}: {error}")
+        _say(f"error: {workdir}: {error}")
         return STOP
 
 

@@ -182,7 +182,7 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
         ("no document of .* has 100000 tokens: use shorter --lengths", {"lengths": (9, 100_000)}),
         ("at least 2", {"lengths": (1,)}),
         ("--blocks=0 must be at least 1", {"blocks": 0}),
-        ("--output=.*file cannot be made: File exists", {"output": str(tmp_path / "file")}),
+        ("--output=.*file is not writable: File exists", {"output": str(tmp_path / "file")}),
     ):
         with pytest.raises(UserError, match=wanted):
             analyse.analyse(**{"path": run, **given})

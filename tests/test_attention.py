@@ -137,14 +137,17 @@ def test_gradients_equal_finite_differences_in_float64(L, small_chunks):
     """Of the NumPy reference, along directions in which queries, keys and values all change."""
     inputs = draw(L, 2, L, 4, 2)
     documents, segment = documents_of(L, 2, L), segments_of(L, 2, L)
-    encoding = Alibi(tiny(model__heads=4, model__kv_heads=2), "segment", slope_scale=96.0)
+    encoding = Alibi(
+        tiny_plan(model__heads=4, model__kv_heads=2), "segment", jax.random.key(0), slope_scale=96.0
+    )
     bias = reference.alibi(segment, 4, 96.0)
     rng = np.random.default_rng(1)
     cotangent = rng.normal(size=inputs[0].shape)
 
     def loss(q, k, v):
-        biases = [(encoding, encoding.prepare(segment))]
-        return jnp.sum(attention(q, k, v, biases=biases, document_ids=documents) * cotangent)
+        acting = [(encoding, encoding.features(segment))]
+        out = attention(q, k, v, encodings=acting, document_ids=documents)
+        return jnp.sum(out * cotangent)
 
     gradients = jitted(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
     size = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny import changed, tiny_plan
 
-from bipe_jax import evaluate as evaluation
 from bipe_jax import model, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Settings, evaluate
+from bipe_jax.evaluate import Settings, evaluate, resolve
+from bipe_jax.evaluate import documents as documents_of
 from bipe_jax.evaluation import loaded, perplexity, protocols, scoring
 from bipe_jax.train import train
 
@@ -280,7 +280,7 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     relative = (("rope", "segment", *options.items()),)
     config = placed.config.replace({"position.relative": relative})
     placed = loaded.place(config, placed.params, placed.tokenizer)
-    documents = list(evaluation.documents(placed, evaluation.resolve(Settings(), placed.config)))
+    documents = list(documents_of(placed, resolve(Settings(), placed.config)))
     protocol = protocols.protocol("same-tokens", (32, 256))
     sizes = placed.tokenizer.byte_lengths()
     by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)

@@ -13,12 +13,13 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, rundir
+from bipe_jax import checkpoint
 from bipe_jax.checkpoint import checksums
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.train import train
-from bipe_jax.training import metrics, step
+from bipe_jax.training import failures, metrics, step
+from bipe_jax.workdir import files
 from tests.faults import kinds
 
 KINDS = tuple(kinds.KINDS)
@@ -66,7 +67,7 @@ def test_sigterm_is_asked_for_once_a_step_also_in_a_run_that_goes_on(config, tmp
 @pytest.fixture
 def disk(monkeypatch):
     """Makes saves fail behind the training's back, at their numbers from 1; pauses are short."""
-    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(files, "PAUSES", (0.05, 0.05, 0.05))
     write, saves = checksums.write, []
 
     def fail(*numbers):
@@ -102,7 +103,7 @@ def test_a_save_that_failed_is_noticed_before_the_next_is_due(
 
 
 def test_saves_that_are_due_do_not_use_up_the_pauses(config, tmp_path, disk, monkeypatch):
-    monkeypatch.setattr(rundir, "PAUSES", (3.0,))
+    monkeypatch.setattr(files, "PAUSES", (3.0,))
     config.checkpoint.every = 1
     saves = disk(2)
     assert train(config, str(tmp_path))
@@ -135,16 +136,16 @@ def test_a_save_that_fails_too_often_says_which_checkpoint_is_left(config, tmp_p
 
 def test_a_write_that_the_disk_failed_goes_on_where_it_was(tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(rundir, "PAUSES", (0, 0))
+    monkeypatch.setattr(files, "PAUSES", (0, 0))
     heals = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # noqa: E731
-    monkeypatch.setattr(rundir._LOG, "warning", heals)
+    monkeypatch.setattr(files._LOG, "warning", heals)
     with open(tmp_path / "metrics.jsonl", "w") as file:
         file.write("a" * 99 + "\n")
-        rundir.patiently(file.flush, file.name)
+        files.retry(file.flush, file.name)
         file.write("b" * 99 + "\n")
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (120, hard))
-            rundir.patiently(file.flush, file.name)
+            files.retry(file.flush, file.name)
         finally:
             heals()
     assert (tmp_path / "metrics.jsonl").read_text() == "a" * 99 + "\n" + "b" * 99 + "\n"
@@ -153,9 +154,9 @@ def test_a_write_that_the_disk_failed_goes_on_where_it_was(tmp_path, monkeypatch
 def test_a_full_disk_ends_the_log_with_one_line(tmp_path, monkeypatch, capsys):
     """And does not let it wait for ever for a thread that the disk has ended."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(rundir, "PAUSES", (0, 0))
+    monkeypatch.setattr(files, "PAUSES", (0, 0))
     said = []
-    monkeypatch.setattr(rundir._LOG, "warning", said.append)
+    monkeypatch.setattr(files._LOG, "warning", said.append)
     board = metrics._Board(str(tmp_path), 1)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -185,17 +186,17 @@ def test_what_the_disk_fails_is_one_line_and_no_wrong_input(tmp_path, error, lin
         error.filename = error.filename.replace("WORKDIR", str(tmp_path))
     with (
         pytest.raises(Transient, match=line.replace("WORKDIR", str(tmp_path))),
-        rundir.failures(str(tmp_path)),
+        failures.recorded(str(tmp_path)),
     ):
         raise error
     assert not (tmp_path / "failed").exists()
-    with pytest.raises(FileNotFoundError), rundir.failures(str(tmp_path)):
+    with pytest.raises(FileNotFoundError), failures.recorded(str(tmp_path)):
         raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
 
 
 def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch):
     """As when a network's disk is gone; the run goes on when it is back."""
-    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(files, "PAUSES", (0.05, 0.05, 0.05))
     assert train(config, str(tmp_path / "whole"))
     workdir, away = tmp_path / "run", tmp_path / "away"
     save, saves = checkpoint.Checkpoints.save, []
@@ -220,7 +221,7 @@ def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch)
 
 
 def test_a_workdir_that_comes_back_in_time_is_saved_to(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "PAUSES", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(files, "PAUSES", (0.05, 0.05, 0.05))
     workdir, away = tmp_path / "run", tmp_path / "away"
     save, saves = checkpoint.Checkpoints.save, []
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from test_train import assert_same_run, read_checkpoint, read_metrics
 
 from bipe_jax import checkpoint, errors, model, plan, positions
-from bipe_jax import train as trainer
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
@@ -165,7 +165,7 @@ def refuse(monkeypatch, tmp_path):
     def line(config):
         plan.make(config)
         with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
-            patch.setattr(trainer, "compile_on", compiled)
+            patch.setattr(sys.modules["bipe_jax.train"], "compile_on", compiled)
             train(config, str(tmp_path / "refused"))
         assert "\n" not in str(caught.value)
         return str(caught.value)

@@ -17,6 +17,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluate import Settings, evaluate
 from bipe_jax.evaluation import follow
 from bipe_jax.train import train
+from bipe_jax.workdir import files
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,13 +53,13 @@ def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
     file = tmp_path / "run.py"
     # A slow run: what is tested is who reads while who writes.
     file.write_text(
-        "import time\nimport sys\nfrom bipe_jax import config, train\nfrom bipe_jax.data.batches "
-        "import Batches\n"
+        "import time\nimport sys\nfrom bipe_jax import config\n"
+        "from bipe_jax.data.batches import Batches\nfrom bipe_jax.train import train\n"
         f"c = config.from_dict({config.to_dict()!r})\n"
         "old = Batches.__next__\n"
         "def slowly(self):\n    time.sleep(0.15)\n    return old(self)\n"
         "Batches.__next__ = slowly\n"
-        f"train.train(c, {str(workdir)!r})\n"
+        f"train(c, {str(workdir)!r})\n"
     )
     trainer = subprocess.Popen(
         [sys.executable, file], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -112,9 +113,7 @@ def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
     assert snapshot(run) == before
 
 
-def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
-    run, tmp_path, capsys, monkeypatch
-):
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(run, tmp_path, capsys, monkeypatch):
     whole = checkpoint._read_meta
 
     def vanishing(manager, directory, step):
@@ -159,7 +158,8 @@ def test_what_a_failed_read_leaves_prints_nothing(run):
 
 def test_two_followers_do_not_share_a_directory(run, tmp_path):
     (tmp_path / "out" / "evaluations").mkdir(parents=True)
-    lock = follow._lock(str(tmp_path / "out" / "evaluations"))
-    with pytest.raises(UserError, match="another follower writes to"):
+    with (
+        files.locked(tmp_path / "out" / "evaluations" / ".lock", "never"),
+        pytest.raises(UserError, match="another follower writes to"),
+    ):
         follow.follow(str(run), Settings(), str(tmp_path / "out"))
-    lock.close()

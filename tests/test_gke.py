@@ -14,8 +14,10 @@ import jsonschema
 import pytest
 import yaml
 
+from bipe_jax import errors
 from bipe_jax.errors import UserError
-from launch import gke, machines, slices, worker
+from bipe_jax.hardware import parse_slice
+from launch import gke, machines, worker
 from launch.gke import jobset, manifest
 from launch.jobs import Job
 
@@ -164,7 +166,7 @@ def outcome(made, code, disrupted=False) -> str:
         (42, False, "RestartJobSetAndIgnoreMaxRestarts"),
         (42, True, "RestartJobSetAndIgnoreMaxRestarts"),
         (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
-        (worker.LOST, False, "RestartJobSet"),
+        (errors.LOST, False, "RestartJobSet"),
         (137, False, "RestartJobSet"),
         (1, False, "RestartJobSet"),
         (4, False, "RestartJobSet"),
@@ -181,7 +183,7 @@ def test_preemption_and_failure_are_told_apart(capsys, code, disrupted, action):
 
 @pytest.mark.parametrize("text", ["v5e:2x2", "v5e:16x16*12", "v5p:16x16x24*3"])
 def test_pods_names_are_names_of_the_dns(text):
-    found = machines.Machines(slices.parse(text))
+    found = machines.Machines(parse_slice(text))
     most = manifest.longest_name(found)
     long = [dataclasses.replace(job(), name=f"{'very-long' * 9}-{i}") for i in range(2)]
     names = machines.names([*long, job(), job("A=0.5_x"), job("1e-4")], most)

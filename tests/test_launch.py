@@ -66,14 +66,13 @@ def test_programs_that_are_not_there_are_named():
 
 
 def test_restarts_go_on_while_checkpoints_advance(tmp_path):
-    assert restart.PREEMPTED == errors.PREEMPTED
     workdir = str(tmp_path)
     assert not restart.decide(workdir, 0)[0]
     for _ in range(9):
-        assert restart.decide(workdir, restart.PREEMPTED)[0]
+        assert restart.decide(workdir, errors.PREEMPTED)[0]
     assert [restart.decide(workdir, 137)[0] for _ in range(4)] == [True, True, True, False]
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    assert restart.decide(workdir, 134) == (True, "it died with code 134; going on from step 20")
+    assert restart.decide(workdir, 134) == (True, "it died with code 134; resuming from step 20")
     (tmp_path / "failed").write_text("config.steps=0 must be at least 1\n")
     again, why = restart.decide(workdir, 137)
     assert not again and why.endswith("config.steps=0 must be at least 1")
@@ -86,7 +85,7 @@ def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_pat
     assert not again and why.startswith(f"{gone} is not there: ")
     assert not gone.exists()
     assert restart.decide(str(gone), 137)[0]  # killed before it made it
-    (tmp_path / "run" / "restarts.json.tmp").mkdir(parents=True)
+    (tmp_path / "run" / "restarts.json").mkdir(parents=True)
     again, why = restart.decide(str(tmp_path / "run"), 137)
     assert not again
     assert why.endswith("run/restarts.json cannot be written: Is a directory")

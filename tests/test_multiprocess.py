@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import several
 
-from bipe_jax import evaluate as evaluation
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import LOST, PREEMPTED, UserError
+from bipe_jax.evaluate import evaluate
 from bipe_jax.train import train
 from configs import smoke
 
 # Trains several runs, one after the other, and says what became of each.
 PROGRAM = """
 import json, sys
-from bipe_jax import analyse, checkpoint, decode, evaluate, generate, processes
+from bipe_jax import analyse, checkpoint, generate, processes
 from bipe_jax.errors import UserError
+from bipe_jax.evaluate import evaluate
+from bipe_jax.evaluation import decode
 from bipe_jax.train import train
 from configs import smoke
 
@@ -34,7 +36,7 @@ for workdir, changes in json.loads(sys.argv[1]).items():
     except UserError as error:
         found[workdir] = str(error)
 workdir = next(iter(found))
-found["evaluation"] = evaluate.evaluate(workdir)["results"]
+found["evaluation"] = evaluate(workdir)["results"]
 sampling = decode.Sampling(temperature=0.8)
 found["text"] = "".join(generate.generate(workdir, "ROMEO: I", 12, sampling))
 found["attention"] = analyse.analyse(workdir, (32,))["results"]
@@ -171,7 +173,7 @@ def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
     # Other meshes, and gloo for four devices, add up in other orders.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-6)
     result = json.loads((workdir / "evaluation.json").read_text())
-    alone = evaluation.evaluate(str(workdir), output=str(tmp_path / "alone"))
+    alone = evaluate(str(workdir), output=str(tmp_path / "alone"))
     for row, of_alone in zip(result["results"], alone["results"], strict=True):
         assert row["loss"] == pytest.approx(of_alone["loss"], rel=1e-6)
         assert row["tokens"] == of_alone["tokens"]

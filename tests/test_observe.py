@@ -19,11 +19,12 @@ from bipe_jax import goodput
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.train import train
 from bipe_jax.training import metrics, spikes
-from bipe_jax.training.observing import events, heartbeat, process_start, trace, wandb_board
+from bipe_jax.training.observing import heartbeat_writer, process_start, trace, wandb_board
 from bipe_jax.training.observing import observer as observer_module
 from bipe_jax.training.observing.clock import PHASES, Clock
 from bipe_jax.training.observing.observer import Observer
 from bipe_jax.training.observing.slow import SlowSteps
+from bipe_jax.workdir import events, heartbeat
 
 
 def lines_of(path) -> list[dict]:
@@ -345,7 +346,7 @@ def watched(tmp_path_factory, tokenizer_file, shards, held_out):
     looker = threading.Thread(target=look)
     looker.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heartbeat, "_PAUSE", 0.01)
+        patch.setattr(heartbeat_writer, "_PAUSE", 0.01)
         patch.setattr(observer_module, "_BEAT", 0.0)
         with Observer(profile=(2, 4)) as observer:
             assert not train(c, workdir, stop_at=7, observer=observer)
@@ -392,7 +393,7 @@ def test_heartbeats_tell_the_phase_and_the_step(watched):
     assert all(b["pid"] == os.getpid() and b["host"] and b["time"] <= time.time() for b in seen)
     times = [beat["time"] for beat in seen]
     assert times == sorted(times)
-    assert not glob.glob(f"{workdir}/heartbeat.json.tmp")
+    assert not glob.glob(f"{workdir}/*.tmp")
 
 
 def test_full_lines_say_where_the_time_went(watched):
@@ -437,10 +438,11 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
 KILLED = """
 import json, os, signal, sys, time
 from bipe_jax.config import from_dict
-from bipe_jax.observe import heartbeat, observer
 from bipe_jax.train import train
+from bipe_jax.training.observing import heartbeat_writer, observer
+from bipe_jax.workdir import heartbeat
 
-heartbeat._PAUSE, observer._BEAT = 0.0, 0.0
+heartbeat_writer._PAUSE, observer._BEAT = 0.0, 0.0
 complete = observer.Observer.complete
 
 def killed(self, number, values):
@@ -541,7 +543,7 @@ def test_what_cannot_be_written_ends_nothing(tmp_path, capsys):
         "vanished/events.jsonl cannot be written (No such file or directory)"
         in capsys.readouterr().err
     )
-    heart = heartbeat.Heartbeat(str(tmp_path / "vanished"))
+    heart = heartbeat_writer.HeartbeatWriter(str(tmp_path / "vanished"))
     heart.beat({"step": 1})
     until = time.monotonic() + 10
     while heart._newest and time.monotonic() < until:
@@ -556,7 +558,7 @@ def test_what_cannot_be_written_ends_nothing(tmp_path, capsys):
 
 
 def test_a_run_that_hangs_beats_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "_PAUSE", 0.0)
+    monkeypatch.setattr(heartbeat_writer, "_PAUSE", 0.0)
     (tmp_path / "run").mkdir()
     with Observer() as observer:
         observer.open(str(tmp_path / "run"))
@@ -569,7 +571,7 @@ def test_a_run_that_hangs_beats_no_more(tmp_path, monkeypatch):
 def test_time_since_the_process_was_started():
     before = time.time()
     program = (
-        "import time; time.sleep(0.5); from bipe_jax.observe import process_start; "
+        "import time; time.sleep(0.5); from bipe_jax.training.observing import process_start; "
         "print(process_start())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

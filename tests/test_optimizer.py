@@ -297,7 +297,7 @@ def test_parameters_of_relative_encodings_are_neither_decayed_nor_muons(relative
         n
         for n, m in zip(
             decayed,
-            jax.tree.leaves(matrices, is_leaf=lambda x: x is None or isinstance(x, tuple)),
+            jax.tree.leaves(matrices, is_leaf=_is_choice),
             strict=True,
         )
         if m
@@ -306,3 +306,7 @@ def test_parameters_of_relative_encodings_are_neither_decayed_nor_muons(relative
         *(f"layers/attention/{name}" for name in ("query", "key", "value", "output")),
         *(f"layers/feed_forward/{name}" for name in ("gate", "up", "down")),
     }
+
+
+def _is_choice(x):
+    return x is None or isinstance(x, tuple)

@@ -16,7 +16,8 @@ import yaml
 
 from bipe_jax import errors
 from bipe_jax.errors import UserError
-from launch import machines, sky, slices, worker
+from bipe_jax.hardware import GPUS, parse_slice
+from launch import machines, sky
 from launch.jobs import Job
 from launch.sky import managed
 
@@ -61,7 +62,7 @@ def test_skypilot_takes_the_tasks_without_a_network(tmp_path, capsys):
     # SkyPilot would fetch its list of accelerators; the names are of skypilot-catalog, v8.
     catalog = tmp_path / ".sky" / "catalogs" / "v8" / "common" / "accelerators.csv"
     catalog.parent.mkdir(parents=True)
-    lines = [f"{name},\"['GCP', 'AWS']\"" for name in managed.GPUS.values()]
+    lines = [f"{gpu.sky},\"['GCP', 'AWS']\"" for gpu in GPUS.values()]
     catalog.write_text("\n".join(["AcceleratorName,Clouds", *lines]) + "\n")
     configs = [yaml.safe_load((ROOT / "launch/sky" / name).read_text()) for name in
                ("tpu.yaml", "gpu.yaml")]  # fmt: skip
@@ -82,7 +83,7 @@ def test_skypilot_takes_the_tasks_without_a_network(tmp_path, capsys):
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     recovery = {
         "strategy": "EAGER_NEXT_REGION",
-        "recover_on_exit_codes": [errors.PREEMPTED, worker.LOST],
+        "recover_on_exit_codes": [errors.PREEMPTED, errors.LOST],
         "max_restarts_on_errors": 0,
     }
     tpu = ["GCP", {"tpu-v5litepod-16": 1}, True, recovery, 1, ["/runs"]]
@@ -107,7 +108,7 @@ def test_skypilot_takes_the_tasks_without_a_network(tmp_path, capsys):
     ],
 )
 def test_slices_have_the_names_of_the_cloud(text, name):
-    assert managed._accelerators(machines.Machines(slices.parse(text))) == name
+    assert managed._accelerators(machines.Machines(parse_slice(text))) == name
 
 
 @pytest.mark.parametrize("text", ["v5e:4x4*2", "v5p:4x4x12", "tpu7x:2x2x1"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bipe_jax.errors import UserError
-from launch import slices
+from bipe_jax.hardware import parse_slice
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from launch import slices
     ],
 )
 def test_a_name_says_chips_hosts_and_devices(text, count, chips, hosts, host_chips, devices):
-    found = slices.parse(text)
+    found = parse_slice(text)
     assert (found.slices, found.chips, found.hosts) == (count, chips, hosts)
     assert (found.host_chips, found.devices, found.name) == (host_chips, devices, text)
 
@@ -58,7 +58,7 @@ def test_libtpu_counts_the_same():
     )
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    ours = [(text, slices.parse(text)) for text in texts]
+    ours = [(text, parse_slice(text)) for text in texts]
     assert found == [[t, str(s.devices), str(s.hosts * s.slices)] for t, s in ours]
 
 
@@ -69,5 +69,5 @@ def test_libtpu_counts_the_same():
 )  # fmt: skip
 def test_an_unknown_slice_is_one_line_that_lists_the_known(text):
     with pytest.raises(UserError, match="is unknown: v5e and v6e have 2x2, 2x4") as error:
-        slices.parse(text)
+        parse_slice(text)
     assert text.strip() in str(error.value)

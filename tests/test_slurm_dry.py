@@ -3,6 +3,8 @@
 import os
 import shlex
 import stat
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from bipe_jax.errors import UserError
 from launch import slurm
 from launch.jobs import Job
 from launch.slurm import __main__ as command
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -81,3 +85,24 @@ def test_a_sweep_that_cannot_be_submitted_leaves_nothing(no_slurm, tmp_path):
     with pytest.raises(UserError, match=r"SLURM does not answer .*no controller"):
         slurm.submit(points, [], dry_run=False)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("spelling", [["--workdir={}"], ["--workdir", "{}"]])
+def test_the_batch_script_takes_both_spellings_of_the_workdir(no_slurm, tmp_path, spelling):
+    program(no_slurm / "srun", f'echo "$@" > {tmp_path}/srun')
+    program(no_slurm / "python", f'echo "$@" > {tmp_path}/asked; exit 1')
+    run = tmp_path / "a b"
+    environment = {
+        "PATH": f"{no_slurm}:/usr/bin:/bin",
+        "SLURM_NTASKS": "2",
+        "SLURM_TASKS_PER_NODE": "2",
+        "SLURM_JOB_NODELIST": "a",
+        "SLURM_JOB_ID": "7",
+    }
+    line = ["bash", "-c", '. launch/slurm/run.sh; train "$@"', "bash", "--config=smoke"]
+    line += [word.format(run) for word in spelling]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert run.is_dir()
+    assert (tmp_path / "asked").read_text() == f"-m launch.restart --workdir={run} --code=0\n"
+    assert (tmp_path / "srun").read_text().endswith("--config.mesh.devices=2\n")

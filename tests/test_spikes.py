@@ -271,8 +271,9 @@ def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisone
 
 _PROGRAM = """
 import json, os, signal, sys
-from bipe_jax import checkpoint, train
+from bipe_jax import checkpoint
 from bipe_jax.config import from_dict
+from bipe_jax.train import train
 from test_spikes import poison, with_nan
 config, workdir, bad, last = json.loads(sys.argv[1])
 checkpoint.quiet()
@@ -285,7 +286,7 @@ def on_batch(key):
         os.kill(os.getpid(), signal.SIGKILL)
 
 poison({bad}, with_nan, on_batch)
-train.train(from_dict(config), workdir)
+train(from_dict(config), workdir)
 """
 
 

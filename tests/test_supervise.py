@@ -28,7 +28,7 @@ with open(f"{workdir}/starts", "a") as file:
     file.write(f"{time.time()} {os.getpid()} {word}\\n")
 def beat(phase="training"):
     with open(f"{workdir}/heartbeat.tmp", "w") as file:
-        json.dump({"time": time.time(), "phase": phase}, file)
+        json.dump({"time": time.time(), "phase": phase, "step": 0, "since": 0, "seconds": {}}, file)
     os.replace(f"{workdir}/heartbeat.tmp", f"{workdir}/heartbeat.json")
 def save():
     step = len(os.listdir(f"{workdir}/checkpoints"))

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from bipe_jax import cli
+from bipe_jax import checkpoint, cli
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.report import palette, pictures
-from launch import collect, jobs, local, points, progress, sweep
+from bipe_jax.workdir import heartbeat
+from launch import collect, jobs, local, points, sweep
 from launch.algebra import chain, product, zipit
 from launch.algebra import sweep as values_of
 from launch.table import Table
@@ -169,7 +170,7 @@ def sweep_file(tmp_path, body: str) -> str:
         ("return sweep('seed', [1])", ["--confg=x"], "unrecognized arguments: --confg=x"),
         ("return sweep('seed', [1])", ["--jobs=0"], "--jobs=0 must be at least 1"),
         ("return sweep('seed', [1])", ["--on=slurm", "--jobs=2"], "--jobs=2 is for --on=local"),
-        ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags behind --"),
+        ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags after --"),
         ("return sweep('seed', [1])", ["--output="], "--output is needed"),
         ("return sweep('seed', [1])", ["--output=/proc/x"], "/proc/x/.*cannot be written"),
     ],
@@ -199,6 +200,12 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
 # Other launchers.
 
 
+def beat_of(phase: str, age: float) -> dict:
+    """A heartbeat of a run on another machine."""
+    beat = {"time": time.time() - age, "phase": phase, "pid": 1, "host": "other", "step": 3}
+    return beat | {"since": time.time() - 9999, "seconds": {}}
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """A stand-in for launch.slurm; what it was given."""
@@ -225,7 +232,7 @@ def test_a_backend_gets_what_is_neither_finished_nor_running(tmp_path, backend, 
     }
 
     def beat(job, phase, age):
-        held = {"time": time.time() - age, "phase": phase, "pid": 1, "host": "other", "step": 3}
+        held = beat_of(phase, age)
         Path(job.workdir, "heartbeat.json").write_text(json.dumps(held))
 
     beat(jobs_of_all[0], "training", 5)
@@ -278,11 +285,11 @@ def finish(workdir, step: int, perplexity: float = 9.0, evaluation=None) -> None
 def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
     config = checked([{}])[0].config
     run = str(tmp_path)
-    assert not progress.finished(run, config)
+    assert not points.finished(run, config)
     finish(run, step=20)
-    assert progress.finished(run, config)
+    assert points.finished(run, config)
     os.rename(f"{run}/checkpoints/20", f"{run}/checkpoints/20.orbax-checkpoint-tmp")
-    assert not progress.finished(run, config)
+    assert not points.finished(run, config)
     for change in (
         {"step": 10},
         {"data": "other"},
@@ -290,13 +297,13 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
         {"results": None},
     ):
         finish(run, 20, evaluation=change)
-        assert not progress.finished(run, config)
+        assert not points.finished(run, config)
     finish(run, step=20)
     longer = config.copy_and_resolve_references()
     longer.steps = 21
-    assert not progress.finished(run, longer)
+    assert not points.finished(run, longer)
     Path(run, "evaluation.json").write_text('{"step": 20, "res')
-    assert not progress.finished(run, config)
+    assert not points.finished(run, config)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +322,8 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
     ],
 )
 def test_a_run_lives_as_long_as_its_phase_may_be_quiet(tmp_path, age, changes, alive):
-    beat = {"time": time.time() - age, "phase": "training", "pid": 1, "host": "other", "step": 3}
-    (tmp_path / "heartbeat.json").write_text(json.dumps(beat | changes))
-    assert (progress.heartbeat(str(tmp_path)) is not None) == alive
+    (tmp_path / "heartbeat.json").write_text(json.dumps(beat_of("training", age) | changes))
+    assert (heartbeat.read_alive(str(tmp_path)) is not None) == alive
 
 
 # This machine.
@@ -416,7 +422,7 @@ def test_a_run_that_is_alive_is_not_started_again(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{log.parent} is being trained by another process"):
             sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
     for host, refused in ((socket.gethostname(), False), ("other", True)):
-        beat = {"time": time.time(), "phase": "training", "pid": 1, "host": host, "step": 3}
+        beat = beat_of("training", 0) | {"host": host}
         (log.parent / "heartbeat.json").write_text(json.dumps(beat))
         with pytest.raises(
             UserError if refused else TypeError, match="on other" if refused else "not callable"
@@ -453,7 +459,7 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     assert first.returncode == PREEMPTED, said
     assert "0 of 3 points are done, 0 failed, 3 are left\nThe same command goes on" in said
     saved = len(logged(begun))
-    assert progress.checkpoint.steps(begun)[-1] == saved < last
+    assert checkpoint.steps(begun)[-1] == saved < last
 
     # On it goes; one run is killed outright, one cannot work.
     again = begin()
@@ -467,7 +473,7 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     for directory in (good, second):
         assert [step["step"] for step in logged(directory)] == [*range(1, last + 1)]
         assert json.loads(Path(directory, "evaluation.json").read_text())["step"] == last
-        assert progress.checkpoint.steps(directory)[-1] == last
+        assert checkpoint.steps(directory)[-1] == last
 
     collect.collect(str(output))
     table = list(csv.DictReader((output / "sweep.csv").open()))
@@ -522,7 +528,7 @@ def many(tmp_path):
         tmp_path,
     )
     for number, point in enumerate(held):
-        progress.record(point.job.workdir, point.config)
+        points.record(point.job.workdir, point.config)
         if number < 9:
             finish(point.job.workdir, step=20 if number < 8 else 7, perplexity=5.0 + number)
     return tmp_path, held

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bipe_jax.errors import UserError
-from launch import machines, slices
+from bipe_jax.hardware import parse_slice
+from launch import machines
 from launch.tpu_vm import __main__ as program
-from launch.tpu_vm import accelerators, actions, worker
+from launch.tpu_vm import actions, gcloud, worker
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -222,16 +223,16 @@ TABLE = {
 
 @pytest.mark.parametrize("topology", TABLE)
 def test_a_slice_in_the_words_of_gcloud(topology):
-    found = slices.parse(topology)
-    assert (accelerators.name(found), found.chips, found.hosts) == TABLE[topology]
-    assert accelerators.flags(found) == [f"--accelerator-type={TABLE[topology][0]}"]
+    found = parse_slice(topology)
+    assert (found.accelerator_type, found.chips, found.hosts) == TABLE[topology]
+    assert gcloud.slice_flags(found) == [f"--accelerator-type={TABLE[topology][0]}"]
 
 
 def test_a_grid_that_its_type_does_not_stand_for_is_named():
-    v4, v5p = slices.parse("v4:4x4x16"), slices.parse("v5p:4x4x12*3")
-    assert accelerators.flags(v4) == ["--type=v4", "--topology=4x4x16"]
-    assert accelerators.flags(v5p) == ["--type=v5p", "--topology=4x4x12"]
-    assert (accelerators.track(v4), accelerators.track(v5p)) == ([], ["alpha"])
+    v4, v5p = parse_slice("v4:4x4x16"), parse_slice("v5p:4x4x12*3")
+    assert gcloud.slice_flags(v4) == ["--type=v4", "--topology=4x4x16"]
+    assert gcloud.slice_flags(v5p) == ["--type=v5p", "--topology=4x4x12"]
+    assert (gcloud.track(v4), gcloud.track(v5p)) == ([], ["alpha"])
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,9 @@ def test_all_can_be_repeated(world, tmp_path, capsys):
         call("run", "--config.steps=7", workdir=workdir)
     assert world.starts() == [["restart"], ["restart"]]
 
-    (workdir / "heartbeat.json").write_text('{"step": 7, "phase": "training", "time": 1e9}')
+    (workdir / "heartbeat.json").write_text(
+        json.dumps({"step": 7, "phase": "training", "time": 1e9, "since": 1e8, "seconds": {}})
+    )
     call("status")
     assert capsys.readouterr().err.count(" running step 7, training, ") == 2
     call("stop")

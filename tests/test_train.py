@@ -283,17 +283,19 @@ def test_disk_full_while_saving_loses_nothing(config, tmp_path):
     """A limit on the size of files makes every larger write fail, as a full disk does."""
     program = (
         "import resource, signal, sys\n"
-        "from bipe_jax import checkpoint, cli, rundir, train\n"
+        "from bipe_jax import checkpoint, cli\n"
+        "from bipe_jax.train import train\n"
+        "from bipe_jax.workdir import files\n"
         "from bipe_jax.config import from_dict\n"
         "import json\n"
         "config = from_dict(json.loads(sys.argv[1]))\n"
         "checkpoint.quiet()\n"
-        "rundir.PAUSES = (0.1, 0.1)\n"
+        "files.PAUSES = (0.1, 0.1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with cli.user_errors():\n"
-        "    train.train(config, sys.argv[2], stop_at=4)\n"
+        "    train(config, sys.argv[2], stop_at=4)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
-        "    train.train(config, sys.argv[2])\n"
+        "    train(config, sys.argv[2])\n"
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     line = [sys.executable, "-c", program, json.dumps(config.to_dict()), str(tmp_path / "full")]

@@ -37,20 +37,19 @@ def attempt(workdir, code, *, failed=False):
 
 
 def test_the_status_says_what_the_controller_is_to_do(tmp_path):
-    assert worker.LOST == errors.LOST
     assert attempt(tmp_path / "a", 0) == 0
     assert attempt(tmp_path / "b", errors.PREEMPTED) == errors.PREEMPTED
     assert attempt(tmp_path / "c", 1, failed=True) == worker.STOP
-    assert attempt(tmp_path / "d", 1) == worker.LOST  # a traceback, not a user's error
-    assert attempt(tmp_path / "e", -9) == worker.LOST
+    assert attempt(tmp_path / "d", 1) == errors.LOST  # a traceback, not a user's error
+    assert attempt(tmp_path / "e", -9) == errors.LOST
 
 
 def test_a_run_that_dies_at_one_step_is_given_up_and_one_that_advances_is_not(tmp_path):
     for step in range(9):
-        assert attempt(tmp_path, -11) == worker.LOST
+        assert attempt(tmp_path, -11) == errors.LOST
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     # It died at step 8 once now, as the next attempt will count, and may do so three times.
-    assert [attempt(tmp_path, 137) for _ in range(4)] == [worker.LOST] * 3 + [worker.STOP]
+    assert [attempt(tmp_path, 137) for _ in range(4)] == [errors.LOST] * 3 + [worker.STOP]
     # Whoever starts it again after that has one attempt, and it goes on if that one is good.
     assert attempt(tmp_path, errors.PREEMPTED) == errors.PREEMPTED
 
@@ -67,7 +66,7 @@ def test_an_attempt_that_vanished_with_its_machine_is_counted(tmp_path, capfd):
 def test_only_the_first_machine_counts(tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     for _ in range(6):
-        assert attempt(tmp_path, 139) == worker.LOST
+        assert attempt(tmp_path, 139) == errors.LOST
     assert attempt(tmp_path, 1, failed=True) == worker.STOP
     assert {path.name for path in tmp_path.iterdir()} == {"failed"}
 

@@ -14,8 +14,7 @@ from bipe_jax import plan, segments
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
-
-DIRECTORY = "checkpoints"
+from bipe_jax.workdir import Workdir, complete_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,8 @@ def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) ->
 def locate(path) -> tuple[epath.Path, int | None]:
     """A workdir, its checkpoints directory or one step's directory -> (directory, step or None)."""
     path = epath.Path(path).resolve()
-    if (path / DIRECTORY).is_dir():
-        return path / DIRECTORY, None
+    if (path / Workdir.checkpoints).is_dir():
+        return path / Workdir.checkpoints, None
     if path.name.isdigit() and (path / "params").is_dir():
         return path.parent, int(path.name)
     return path, None
@@ -80,7 +79,7 @@ def steps(path) -> list[int]:
         names = [entry.name for entry in directory.iterdir()]  # unfinished ones have other names
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return complete_steps(names)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bipe_jax import collectives, rundir
+from bipe_jax import collectives
 from bipe_jax.checkpoint import checksums
-from bipe_jax.checkpoint.reading import DIRECTORY, Meta, locate, meta_of, meta_to_json, steps
+from bipe_jax.checkpoint.reading import Meta, locate, meta_of, meta_to_json, steps
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.plan import Plan
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,14 +57,14 @@ class Checkpoints:
     """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
 
     A save that fails is tried again with the state that the training has reached then, until
-    `rundir.PAUSES` are used up; checkpoints that were complete stay as they are.
+    `files.PAUSES` are used up; checkpoints that were complete stay as they are.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
 
     def __init__(self, workdir, keep: int):
-        self.directory = epath.Path(workdir).resolve() / DIRECTORY
+        self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -221,7 +222,7 @@ class Checkpoints:
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
             vanished = self._vanished()
             # Several processes would have to agree on it: they start again instead.
-            pauses = rundir.PAUSES if jax.process_count() == 1 else ()
+            pauses = files.PAUSES if jax.process_count() == 1 else ()
             if pauses:
                 with contextlib.suppress(Exception):
                     if not vanished:
@@ -296,7 +297,7 @@ def save_model(workdir, config: Plan, params: dict, tokenizer: Tokenizer) -> Non
     Raises:
       UserError: it cannot be written. What was begun is removed.
     """
-    directory = epath.Path(workdir).resolve() / DIRECTORY
+    directory = epath.Path(workdir).resolve() / Workdir.checkpoints
     # JAX's arrays cannot change under Orbax, which would copy NumPy's first.
     items = _model_items(config, jax.device_put(params), tokenizer)
     made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)

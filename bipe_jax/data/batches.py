@@ -4,8 +4,6 @@ Whatever the source, a batch's state is a small JSON object: the stream's (see `
 for prepared data.
 """
 
-import os
-
 import numpy as np
 
 from bipe_jax import segments
@@ -16,6 +14,7 @@ from bipe_jax.data.ahead import Ahead
 from bipe_jax.data.prepared import Prepared
 from bipe_jax.data.stream import Stream
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import cores
 from bipe_jax.plan import Plan
 
 _AHEAD = 4  # batches
@@ -81,8 +80,8 @@ def workers_of(config: Config) -> int:
     """Threads that tokenise: as many as cores, none for one core, unless the config says."""
     if config.data.workers >= 0:
         return config.data.workers
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, _MOST_WORKERS) if cores > 1 else 0
+    count = cores()
+    return min(count, _MOST_WORKERS) if count > 1 else 0
 
 
 class _Streams:

@@ -7,7 +7,6 @@ as `prepared:DIR`; DIR/bipe.json says what it holds. Run the same command again 
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,6 +23,8 @@ from bipe_jax.data import jobs, on_beam, sources, tokenizer
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import cores
+from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.prepare")
 
@@ -88,7 +89,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
         if runner:
             on_beam.run_all(plan, todo, runner, options)
         elif todo:
-            _run_here(plan, todo, workers or len(os.sched_getaffinity(0)))
+            _run_here(plan, todo, workers or cores())
         return _finish(plan, settings, count)
 
 
@@ -100,17 +101,10 @@ def _alone(plan: jobs.Plan):
         return
     with writing(plan.output):
         os.makedirs(plan.output, exist_ok=True)
-        directory = os.open(plan.output, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {plan.output}: wait for it") from None
+    with locked(plan.output, f"another process is preparing {plan.output}: wait for it"):
         for path in plan.path("parts").glob("tmp*"):
             path.rmtree(missing_ok=True)
         yield
-    finally:
-        os.close(directory)
 
 
 def _run_here(plan: jobs.Plan, numbers: list[int], workers: int) -> None:

@@ -13,7 +13,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import logging
 import os
 import threading
@@ -26,6 +25,8 @@ from tqdm import tqdm
 from bipe_jax import cli
 from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import cores
+from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.reframe")
 
@@ -197,14 +198,8 @@ def _check(paths: list[str], output: str, frame_mb, shards, level, workers) -> N
 def _locked(directory: str):
     """Makes a directory and keeps a second run from it, until this process ends in whatever way."""
     os.makedirs(directory, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(directory, f"--output={directory} is being written to by another run"):
         yield
-    except BlockingIOError:
-        raise UserError(f"--output={directory} is being written to by another run") from None
-    finally:
-        os.close(descriptor)
 
 
 def reframe(spec: str, output: str, frame_mb=4.0, shards=0, level=3, workers=1) -> dict:
@@ -279,8 +274,7 @@ def main():
     parser.add_argument("--frame_mb", type=float, default=4, help="MB of text a frame (4)")
     parser.add_argument("--shards", type=int, default=0, help="deal lines out over N files")
     parser.add_argument("--level", type=int, default=3, help="of zstd (3)")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help="threads (one a core)")
+    parser.add_argument("--workers", type=int, default=cores(), help="threads (one a core)")
     args = parser.parse_args()
     done = reframe(args.input, args.output, args.frame_mb, args.shards, args.level, args.workers)
     if done["skipped"]:

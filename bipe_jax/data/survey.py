@@ -8,13 +8,12 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from tqdm import tqdm
 
-from bipe_jax import segments
+from bipe_jax import hardware, segments
 from bipe_jax.config.spec import Source
 from bipe_jax.data import packing, prepared, sources, stream
 
@@ -163,7 +162,7 @@ def _encoded(documents: Iterable[dict], tokenizer) -> Iterator[tuple[dict, np.nd
         firsts = [i == 0 for i in range(len(texts))]
         return document, np.concatenate(tokenizer.encode_parts(texts, firsts))
 
-    workers = len(os.sched_getaffinity(0))
+    workers = hardware.cores()
     running: collections.deque = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for document in documents:

@@ -12,6 +12,7 @@ from bipe_jax.data import sources
 from bipe_jax.data.tokenizer import Tokenizer, load, train
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
       UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
     """
     given = config.tokenizer.path or _prepared_with(config)
-    path = given or os.path.join(workdir, "tokenizer.model")
+    path = given or Workdir(workdir).tokenizer
     if given:
         chosen = load(path)
         if saved and chosen.pieces() != saved.pieces():
@@ -47,8 +48,8 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
         )
         size = config.tokenizer.train_bytes
         chosen = train(_sample_texts(config, size), config.model.vocab_size, size)
-        epath.Path(path + ".tmp").write_bytes(chosen.model)
-        os.replace(path + ".tmp", path)
+        with files.replacing(path, "wb") as file:
+            file.write(chosen.model)
     if chosen.vocab_size != config.model.vocab_size:
         raise UserError(
             f"config.model.vocab_size={config.model.vocab_size}, but the tokenizer {path} has "

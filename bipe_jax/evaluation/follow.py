@@ -1,18 +1,18 @@
-"""Evaluates each checkpoint of a run while another process trains it (`evaluate --follow`).
+"""Evaluates each checkpoint of a run while another process trains it: `evaluate --follow`.
 
 It only reads the run's checkpoints. Each is evaluated once: OUTPUT/evaluations/STEP.json says that it
 was, also to a follower that is started again. Checkpoints may be deleted at any time.
 """
 
-import fcntl
 import logging
 import os
 import time
 
 from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import Evaluator, Settings, make_output, write, write_json
+from bipe_jax.evaluate import Evaluator, Settings, write
 from bipe_jax.evaluation import loaded
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _VANISHING = 10.0  # seconds that deleting a checkpoint may take
 def follow(path: str, settings: Settings, output: str = "") -> None:
     """Evaluates every complete checkpoint, those of the past too, until the run's last step.
 
-    Checkpoints that are deleted before they are read are named and passed over. evaluation.json,
+    Checkpoints that are deleted before they are read are named and skipped. evaluation.json,
     extrapolation.png and report.html are of the latest step.
 
     Args:
@@ -38,59 +38,47 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     if processes.name():
         raise UserError("--follow runs in one process, beside the training: start it by itself")
     output = output or path
-    directory = os.path.join(output, "evaluations")
-    make_output(directory)
-    lock = _lock(directory)
+    directory = Workdir(output).evaluations
+    Workdir(directory).make("--output")
+    refusal = f"another follower writes to {directory}: stop it, or choose another --output"
+    with files.locked(os.path.join(directory, ".lock"), refusal):
+        _follow(path, settings, output, directory)
+
+
+def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
     done = {int(name[:-5]) for name in os.listdir(directory) if name[:-5].isdecimal()}
     name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
     waiting = False
     if done:
-        _LOG.info(
-            f"Evaluated already, as {directory} says: steps {', '.join(map(str, sorted(done)))}"
-        )
-    try:
-        while True:
-            new = [step for step in checkpoint.steps(path) if step not in done]
-            if new:
-                waiting = False
-                step = new[0]
-                loaded = _load(path, step)
-                done.add(step)
-                if loaded is None:
-                    _LOG.info(f"step {step}: was deleted before it could be read; passed over")
-                    continue
-                last = loaded.config.steps
-                if evaluator is None:
-                    evaluator = Evaluator(loaded, settings)
-                _LOG.info(f"step {step}")
-                result = evaluator(loaded.params, name, step)
-                write(result, output)
-                write_json(result, os.path.join(directory, f"{step}.json"))  # now it is done
-            elif last is None and done and (loaded := _load(path, max(done))):
-                last = loaded.config.steps
-            elif last in done:
-                break
-            else:
-                if not waiting:
-                    _LOG.info(f"Waiting for a checkpoint in {path}")
-                waiting = True
-                time.sleep(_PAUSE)
-    finally:
-        lock.close()
+        steps = ", ".join(map(str, sorted(done)))
+        _LOG.info(f"Evaluated already, as {directory} says: steps {steps}")
+    while True:
+        new = [step for step in checkpoint.steps(path) if step not in done]
+        if new:
+            waiting = False
+            step = new[0]
+            model = _load(path, step)
+            done.add(step)
+            if model is None:
+                _LOG.info(f"step {step}: was deleted before it could be read; skipped")
+                continue
+            last = model.config.steps
+            if evaluator is None:
+                evaluator = Evaluator(model, settings)
+            _LOG.info(f"step {step}")
+            result = evaluator(model.params, name, step)
+            write(result, output)
+            files.write_json(os.path.join(directory, f"{step}.json"), result)  # now it is done
+        elif last is None and done and (model := _load(path, max(done))):
+            last = model.config.steps
+        elif last in done:
+            break
+        else:
+            if not waiting:
+                _LOG.info(f"Waiting for a checkpoint in {path}")
+            waiting = True
+            time.sleep(_PAUSE)
     _LOG.info(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
-
-
-def _lock(directory: str):
-    """Held until it is closed, or this process ends however it does."""
-    file = open(os.path.join(directory, ".lock"), "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"another follower writes to {directory}: stop it, or choose another --output"
-        ) from None
-    return file
 
 
 def _load(path: str, step: int):

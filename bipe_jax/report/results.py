@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 
 def _is_number(value) -> bool:
@@ -159,7 +160,7 @@ class Position:
 class _File:
     """What all files hold: which model was measured, and on what."""
 
-    file: ClassVar[str]
+    file: ClassVar[str]  # its name
     kind: ClassVar[str]  # which the file says it is
     results: tuple
     training_length: Length
@@ -173,7 +174,7 @@ class _File:
 class Evaluation(_File):
     """evaluation.json."""
 
-    file = "evaluation"
+    file = Workdir.evaluation
     kind = "perplexity"
     results: tuple[Perplexity, ...]
     breakdowns: tuple[Breakdown, ...] = ()
@@ -186,7 +187,7 @@ class Evaluation(_File):
 class Tasks(_File):
     """tasks.json."""
 
-    file = "tasks"
+    file = Workdir.tasks
     kind = "tasks"
     results: tuple[Accuracy, ...]
     seed: object = None
@@ -196,7 +197,7 @@ class Tasks(_File):
 class Attention(_File):
     """attention.json."""
 
-    file = "attention"
+    file = Workdir.attention
     kind = "attention"
     results: tuple[HeadAttention, ...]
     heads: tuple[Head, ...] = ()
@@ -240,7 +241,7 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
         files = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
         runs.append(Run(name, *files))
         if not any(files):
-            listed = ", ".join(f"{of.file}.json" for of in (Evaluation, Tasks, Attention))
+            listed = ", ".join(of.file for of in (Evaluation, Tasks, Attention))
             raise UserError(f"{path} has none of {listed}: evaluate that run first")
     return runs
 
@@ -253,12 +254,12 @@ def read_file(directory: str, of: type[F]) -> F:
     """
     if content := _read(directory, of):
         return content
-    path = os.path.join(directory, f"{of.file}.json")
+    path = os.path.join(directory, of.file)
     raise UserError(f"{path} cannot be read (no such file): evaluate that run first")
 
 
 def _read(directory: str, of: type[F]) -> F | None:
-    path = os.path.join(directory, f"{of.file}.json")
+    path = os.path.join(directory, of.file)
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)

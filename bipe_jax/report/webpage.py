@@ -9,6 +9,7 @@ from markupsafe import Markup
 from bipe_jax.errors import UserError
 from bipe_jax.report.palette import PALETTE
 from bipe_jax.report.text import visible
+from bipe_jax.workdir import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,8 @@ def render(template: str, **values) -> str:
 
 
 def write(page: str, path: str) -> None:
-    """Raises UserError if the file cannot be written."""
+    """Writes all of a page or nothing. Raises UserError if that fails."""
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page)
+        files.write_text(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -12,13 +12,14 @@ import numpy as np
 from bipe_jax import processes, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
-from bipe_jax.evaluate import MULTIPLES, make_output, write_json
+from bipe_jax.evaluate import MULTIPLES
 from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Tasks, read_file
 from bipe_jax.report.text import table, visible
 from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -217,14 +218,14 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     check(settings)
     loaded_model = loaded.load(path, settings.extend)
     output = output or path
-    make_output(output)
+    Workdir(output).make("--output")
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
-        write_json(result, os.path.join(output, "tasks.json"))
+        files.write_json(Workdir(output).tasks, result)
         measured = read_file(output, Tasks)
-        pictures.accuracy(result["name"], measured, os.path.join(output, "tasks.png"))
+        pictures.accuracy(result["name"], measured, Workdir(output).tasks_picture)
         print(tables(result))
-        page.write([output], os.path.join(output, "report.html"))
+        page.write([output], Workdir(output).report)
         print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 

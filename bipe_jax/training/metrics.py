@@ -22,41 +22,18 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from bipe_jax import rundir
+from bipe_jax import hardware
 from bipe_jax.training.observing.wandb_board import WandbBoard
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
 _EVERY = 10  # seconds between lines of the progress bar in a file
 
-# Dense bfloat16 FLOPs a second of one device, by the beginning of jax's `device_kind`; the longest
-# match counts. From the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v2": 46e12 / 2,
-    "TPU v3": 123e12 / 2,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "Tesla V100": 125e12,
-}
-
 
 def peak_flops(config, device_kind: str) -> float | None:
     """FLOPs a second of one device: `log.peak_flops` if set, else by its kind, else None."""
-    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    known = PEAK_FLOPS[max(known, key=len)] if known else None
-    return config.log.peak_flops or known
+    return config.log.peak_flops or hardware.peak_flops(device_kind)
 
 
 def flops_per_token(config) -> float:
@@ -114,10 +91,10 @@ class Log:
         self._open(first_step)
 
     def _open(self, first_step: int):
-        self._path = os.path.join(self._workdir, "metrics.jsonl")
+        self._path = Workdir(self._workdir).metrics
         _truncate(self._path, first_step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = _Board(os.path.join(self._workdir, "tensorboard"), first_step + 1)
+        self._board = _Board(Workdir(self._workdir).tensorboard, first_step + 1)
         watched = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=self._config.steps,
@@ -168,7 +145,7 @@ class Log:
             k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
         }
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        rundir.patiently(self._file.flush, self._path)  # a flush that failed goes on where it was
+        files.retry(self._file.flush, self._path)  # a flush that failed continues where it was
         self._bar.update(1)
         if full:
             self._board.add(
@@ -214,7 +191,7 @@ class _Board:
 
     def _write(self, **content) -> None:
         self._events.write_event(Event(wall_time=time.time(), **content))
-        rundir.patiently(self._events.flush, self._directory)
+        files.retry(self._events.flush, self._directory)
 
     def close(self) -> None:
         self._events.close()
@@ -231,9 +208,7 @@ def _truncate(path: str, last_step: int) -> None:
                     kept.append(line)
             except ValueError:  # cut off in the middle
                 continue
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(kept)
-    os.replace(path + ".tmp", path)
+    files.write_text(path, "".join(kept))
 
 
 class _Meter:

@@ -10,30 +10,8 @@ from typing import NamedTuple
 import jax
 
 from bipe_jax import sharding
+from bipe_jax.hardware import Chip
 from bipe_jax.training import metrics, step
-
-
-class Chip(NamedTuple):
-    """One device of a TPU slice.
-
-    v5e's and v6e's bandwidths are the maker's (cloud.google.com/tpu/docs); those of the others, and
-    v4's memory, have not been checked against a source.
-    """
-
-    hbm: float  # bytes that a program can use, as the compiler for it says
-    hbm_bandwidth: float  # bytes a second
-    ici: float  # bytes a second to the other chips of the slice, all links, one direction
-    dcn: float  # bytes a second to other slices
-
-
-GIB = 2.0**30
-CHIPS = {
-    "v4": Chip(30.75 * GIB, 1228e9, 300e9, 6.2e9),
-    "v5e": Chip(15.75 * GIB, 819e9, 200e9, 3.1e9),
-    "v5p": Chip(95.7 * GIB, 2765e9, 600e9, 6.2e9),
-    "v6e": Chip(31.25 * GIB, 1640e9, 400e9, 12.5e9),
-    "tpu7x": Chip(94.75 * GIB, 3690e9, 300e9, 6.2e9),  # a device is half a chip
-}
 
 ASSUMPTIONS = """\
 Estimate: the longest of the three, overlapped without loss, each at its peak rate: a bound, which a

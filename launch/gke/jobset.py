@@ -17,7 +17,7 @@ _WHAT = "python -m launch.gke"
 
 def parser() -> machines.Parser:
     """Of all flags but the job's own."""
-    flags = machines.Parser(_WHAT)
+    flags = machines.Parser("launch.gke")
     flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
     flags.add_argument(
         "--service-account", default="", help="Kubernetes' name of the pods' account"
@@ -25,33 +25,33 @@ def parser() -> machines.Parser:
     return flags
 
 
-def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+def submit(to_launch: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
     """Launches one JobSet a job; `arguments` are the flags of parser().
 
     Raises:
       UserError: a flag or a job is wrong, or kubectl refused.
     """
-    launch(given, parser().parse_args(arguments), dry_run)
+    launch(to_launch, parser().parse_args(arguments), dry_run)
 
 
-def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
-    found = machines.of(args, manifest.GPUS)
-    if found.slice and found.slice.slices > 1 and found.slice.hosts == 1:
+    wanted = machines.of(args)
+    if wanted.slice and wanted.slice.slices > 1 and wanted.slice.hosts == 1:
         raise UserError(
-            f"--slice={found.slice.name}: GKE joins slices of several hosts only, and {found.slice.grid} "
+            f"--slice={wanted.slice.name}: GKE joins slices of several hosts only, and {wanted.slice.grid} "
             "is one host: use a larger slice"
         )
-    volumes = machines.volumes(args, given)
-    names = machines.names(given, manifest.longest_name(found))
+    volumes = machines.volumes(args, to_launch)
+    names = machines.names(to_launch, manifest.longest_name(wanted))
     if not dry_run:
         jobs.need("kubectl", _WHAT)
-    ready = machines.ready(given, found, args.skip_preflight)
+    ready = machines.ready(to_launch, wanted, args.skip_preflight)
     made = [
         manifest.jobset(
             name,
             job,
-            found,
+            wanted,
             args.image,
             spot=args.spot,
             volumes=volumes,
@@ -73,7 +73,7 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
 def _remove_failed(name: str) -> None:
     """Deletes a JobSet that failed: applied again it would stay failed. One that runs, or is done, is
     left as it is."""
-    line = ["kubectl", "get", "jobset", name, "--ignore-not-found"]
+    line = ["kubectl", "get", "jobset", name, "--ignore-not-wanted"]
     line.append("--output=jsonpath={.status.terminalState}")
     state = subprocess.run(line, capture_output=True, text=True)
     if state.returncode:

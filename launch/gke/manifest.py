@@ -13,26 +13,11 @@ Which end of a pod means what (launch/worker.py says which status it ends with):
 Needs JobSet 0.10, whose rules match messages, and Kubernetes 1.31, whose podFailurePolicy is stable.
 """
 
-from launch import jobs, restart, worker
+from bipe_jax import hardware
+from bipe_jax.errors import PREEMPTED
+from launch import jobs, worker
 from launch.machines import PORT, Machines
 
-# Values of the node labels cloud.google.com/gke-tpu-accelerator and cloud.google.com/gke-accelerator.
-TPUS = {
-    "v4": "tpu-v4-podslice",
-    "v5e": "tpu-v5-lite-podslice",
-    "v5p": "tpu-v5p-slice",
-    "v6e": "tpu-v6e-slice",
-    "tpu7x": "tpu7x",
-}
-GPUS = {
-    "l4": "nvidia-l4",
-    "a100": "nvidia-tesla-a100",
-    "a100-80gb": "nvidia-a100-80gb",
-    "h100": "nvidia-h100-80gb",
-    "h100-mega": "nvidia-h100-mega-80gb",
-    "h200": "nvidia-h200-141gb",
-    "b200": "nvidia-b200",
-}
 MAX_RESTARTS = 100
 GRACE = 600  # seconds to save; a spot node that is taken away gives less (docs/gke.md)
 _USER = 1000  # of launch/gke/Dockerfile
@@ -107,7 +92,7 @@ def _pod_rules() -> list[dict]:
     disrupted = [{"type": "DisruptionTarget", "status": "True"}]
     return [
         exits(worker.STOP),
-        exits(restart.PREEMPTED),
+        exits(PREEMPTED),
         {"action": "FailJob", "onPodConditions": disrupted},
     ]
 
@@ -132,7 +117,7 @@ def _failure_policy() -> dict:
             rule(
                 "Preempted",
                 "RestartJobSetAndIgnoreMaxRestarts",
-                f"failed with exit code {restart.PREEMPTED} ",
+                f"failed with exit code {PREEMPTED} ",
                 "has condition DisruptionTarget ",
             ),
         ],
@@ -186,13 +171,14 @@ def _security(machines: Machines) -> dict:
 
 def _hardware(machines: Machines) -> tuple[dict, str, int]:
     """(node selector, resource, how many a pod)."""
-    if found := machines.slice:
+    if wanted := machines.slice:
         selector = {
-            "cloud.google.com/gke-tpu-accelerator": TPUS[found.generation],
-            "cloud.google.com/gke-tpu-topology": found.grid,
+            "cloud.google.com/gke-tpu-accelerator": wanted.chip.gke,
+            "cloud.google.com/gke-tpu-topology": wanted.grid,
         }
-        return selector, "google.com/tpu", found.host_chips
-    return {"cloud.google.com/gke-accelerator": GPUS[machines.gpu]}, "nvidia.com/gpu", machines.gpus
+        return selector, "google.com/tpu", wanted.host_chips
+    selector = {"cloud.google.com/gke-accelerator": hardware.GPUS[machines.gpu].gke}
+    return selector, "nvidia.com/gpu", machines.gpus
 
 
 def _source(source: str) -> dict:

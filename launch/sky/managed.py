@@ -9,30 +9,17 @@ import tempfile
 
 import yaml
 
+from bipe_jax import hardware
 from bipe_jax.errors import UserError
-from launch import jobs, machines, slices
+from launch import jobs, machines
+from launch.machines import Machines
 
 _LOG = logging.getLogger(__name__)
 
 _WHAT = "python -m launch.sky"
 _LAUNCH = ["sky", "jobs", "launch", "--yes", "--detach-run"]
 _MOST = 50  # letters of a name
-GPUS = {
-    "l4": "L4",
-    "a100": "A100",
-    "a100-80gb": "A100-80GB",
-    "h100": "H100",
-    "h100-mega": "H100-MEGA",
-    "h200": "H200",
-    "b200": "B200",
-}
-# SkyPilot's names of TPU slices end in a number, of cores or of chips, and say no shape: Google's
-# default is the one that the launcher takes. Cores a chip:
-_TPUS = {"v4": ("v4", 2), "v5p": ("v5p", 2), "v5e": ("v5litepod", 1), "v6e": ("v6e", 1)}
-_DEFAULTS = (
-    "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16",
-    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
-)  # fmt: skip
+_MOST_CHIPS = 2048  # of a slice in SkyPilot's catalogue
 
 
 class _Dumper(yaml.SafeDumper):
@@ -49,30 +36,30 @@ _Dumper.add_representer(str, _text)
 
 def parser() -> machines.Parser:
     """Of all flags but the job's own."""
-    return machines.Parser(_WHAT)
+    return machines.Parser("launch.sky")
 
 
-def submit(given: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
+def submit(to_launch: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
     """Launches one managed job a job; `arguments` are the flags of parser().
 
     Raises:
       UserError: a flag or a job is wrong, or sky refused.
     """
-    launch(given, parser().parse_args(arguments), dry_run)
+    launch(to_launch, parser().parse_args(arguments), dry_run)
 
 
-def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
+def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
     """As submit, of parsed flags."""
-    found = machines.of(args, GPUS)
-    accelerators = _accelerators(found)
-    volumes = machines.volumes(args, given)
-    names = machines.names(given, _MOST)
+    wanted = machines.of(args)
+    accelerators = _accelerators(wanted)
+    volumes = machines.volumes(args, to_launch)
+    names = machines.names(to_launch, _MOST)
     if not dry_run:
         jobs.need("sky", _WHAT)
-    ready = machines.ready(given, found, args.skip_preflight)
+    ready = machines.ready(to_launch, wanted, args.skip_preflight)
     made = {}
     for name, job in zip(names, ready, strict=True):
-        filled = task(name, job, found, accelerators, spot=args.spot, volumes=volumes)
+        filled = task(name, job, wanted, accelerators, spot=args.spot, volumes=volumes)
         made[name] = yaml.dump(filled, Dumper=_Dumper, sort_keys=False)
     if dry_run:
         for name, text in made.items():
@@ -90,18 +77,18 @@ def launch(given: list[jobs.Job], args, dry_run: bool) -> None:
     _LOG.info("Logs: sky jobs queue; sky jobs logs --name NAME")
 
 
-def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, volumes) -> dict:
+def task(name, job: jobs.Job, wanted: Machines, accelerators, *, spot, volumes) -> dict:
     """The configuration of a SkyPilot task.
 
     Args:
       volumes: pairs (source, path) to mount: gs://BUCKET, or the name of one of SkyPilot's volumes.
     """
-    template = pathlib.Path(__file__).with_name("tpu.yaml" if found.slice else "gpu.yaml")
+    template = pathlib.Path(__file__).with_name("tpu.yaml" if wanted.slice else "gpu.yaml")
     made = yaml.safe_load(template.read_text(encoding="utf-8"))
     made["name"] = name
     made["resources"] |= {"accelerators": accelerators, "use_spot": spot}
-    if not found.slice:
-        made["num_nodes"] = found.nodes
+    if not wanted.slice:
+        made["num_nodes"] = wanted.nodes
     mode = made["file_mounts"]["/runs"]["mode"]
     made["file_mounts"] = {
         path: {"source": source, "mode": mode}
@@ -116,17 +103,18 @@ def task(name, job: jobs.Job, found: machines.Machines, accelerators, *, spot, v
     return made
 
 
-def _accelerators(found: machines.Machines) -> str:
-    if not found.slice:
-        return f"{GPUS[found.gpu]}:{found.gpus}"
-    of: slices.Slice = found.slice
-    if of.slices > 1 or of.generation not in _TPUS or of.grid not in _DEFAULTS:
+def _accelerators(machines: Machines) -> str:
+    wanted = machines.slice
+    if not wanted:
+        return f"{hardware.GPUS[machines.gpu].sky}:{machines.gpus}"
+    # SkyPilot's names of slices say no grid.
+    named = wanted.chip.type and wanted.default_grid and wanted.chips <= _MOST_CHIPS
+    if wanted.slices > 1 or not named:
         raise UserError(
-            f"--slice={of.name}: SkyPilot launches one slice of v4, v5e, v5p or v6e in Google's default "
+            f"--slice={wanted.name}: SkyPilot launches one slice of v4, v5e, v5p or v6e in Google's default "
             "shape for its number of chips: use python -m launch.gke or launch.tpu_vm"
         )
-    name, cores = _TPUS[of.generation]
-    return f"tpu-{name}-{of.chips * cores}"
+    return f"tpu-{wanted.accelerator_type}"
 
 
 def _unfinished() -> set[str]:

@@ -3,7 +3,6 @@
 python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--dry-run] [-- FLAGS OF SBATCH]
 """
 
-import argparse
 import sys
 
 from bipe_jax import cli
@@ -11,12 +10,7 @@ from launch import jobs, machines, slurm
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser("launch.slurm", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     end = argv.index("--") if "--" in argv else len(argv)
     args, rest = parser.parse_known_args(argv[:end])

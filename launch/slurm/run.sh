@@ -1,6 +1,6 @@
 # Sourced by train.sbatch and sweep.sbatch, from the repository's root.
 #
-# `train ARGUMENTS` runs the trainer in all tasks of the job, and has the job requeued if it is to go on.
+# `train ARGUMENTS` runs the trainer in all tasks of the job, and has the job requeued if it is to be resumed.
 # What a site needs around it comes from the environment of sbatch:
 #   BIPE_SETUP   a file that is sourced first: module load, a virtual environment
 #   BIPE_PYTHON  the command that runs Python (python), such as "apptainer exec --nv jax.sif python"
@@ -22,9 +22,11 @@ fi
 read -ra python <<<"${BIPE_PYTHON:-python}"
 
 train() {
-    local argument workdir='' devices=--config.mesh.devices=$SLURM_NTASKS
+    local argument previous='' workdir='' devices=--config.mesh.devices=$SLURM_NTASKS
     local tasks=${SLURM_TASKS_PER_NODE%%[!0-9]*} code
     for argument; do
+        [ "$previous" != --workdir ] || workdir=$argument
+        previous=$argument
         case $argument in
             --workdir=*) workdir=${argument#*=} ;;
             --config.mesh.devices=*) devices=$argument ;;
@@ -63,5 +65,5 @@ requeue() {
         esac
         sleep 20 # the controller may be away
     done
-    say "error: could not be requeued: submit it again to go on"
+    say "error: could not be requeued: submit it again to resume"
 }

@@ -10,36 +10,25 @@ Each can be repeated: what is there already is left as it is. --dry-run prints t
 none. A slice is named as in bipe_jax.preflight: a generation and a grid of chips, and *N for N slices.
 """
 
-import argparse
 import re
 import sys
 
-from bipe_jax import cli
+from bipe_jax import cli, hardware
 from bipe_jax.errors import UserError
-from launch import jobs, machines, slices
-from launch.tpu_vm import accelerators, actions
+from launch import jobs, machines
+from launch.tpu_vm import actions
 from launch.tpu_vm.gcloud import Resource
 
 _ZONE = r"[a-z]+-[a-z]+\d+-([a-z]|ai\d[a-z])"
 _NAME = r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message} (--help says more)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m launch.tpu_vm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> cli.Parser:
+    parser = cli.Parser("launch.tpu_vm", __doc__)
     parser.add_argument("action", choices=actions.ALL)
     parser.add_argument("name", help="of the queued resource")
     parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--slice", required=True, help=slices.KNOWN)
+    parser.add_argument("--slice", required=True, help=hardware.SLICES)
     parser.add_argument("--project", default="", help="default: gcloud's")
     parser.add_argument("--dry-run", action="store_true", help="print gcloud's calls, run none")
     job = parser.add_argument_group(
@@ -60,7 +49,7 @@ def _parser() -> _Parser:
     logs = parser.add_argument_group("logs")
     logs.add_argument("--worker", default="0", help="number of a VM of the slice, or all")
     logs.add_argument("--node", type=int, default=0, help="number of the slice, of several")
-    logs.add_argument("--follow", action="store_true", help="go on printing")
+    logs.add_argument("--follow", action="store_true", help="keep printing")
     return parser
 
 
@@ -76,8 +65,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--zone={args.zone} is not the form of a zone, such as us-west4-a")
     if args.nfs and not re.fullmatch(r"[\w.-]+:/[\w./-]*", args.nfs):
         raise UserError(f"--nfs={args.nfs} is not the form SERVER:/EXPORT, such as 10.0.0.2:/share")
-    slice_ = slices.parse(args.slice)
-    accelerators.check(slice_)
+    slice_ = hardware.parse_slice(args.slice)
+    if not slice_.chip.type:
+        raise UserError(
+            f"--slice={args.slice}: {slice_.chip.generation} is in GKE alone: use launch.gke"
+        )
     if not 0 <= args.node < slice_.slices or not re.fullmatch(r"\d+|all", args.worker):
         raise UserError(
             f"--node={args.node} --worker={args.worker}: there are {slice_.slices} node(s)"
@@ -94,5 +86,5 @@ if __name__ == "__main__":
     with cli.user_errors():
         try:
             main(sys.argv[1:])
-        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run goes on
+        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run stays
             sys.exit(130)

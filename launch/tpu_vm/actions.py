@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 
-from bipe_jax import config_file
+from bipe_jax.config import file
 from bipe_jax.errors import UserError
 from launch import jobs, machines
 from launch.tpu_vm.gcloud import ABSENT, Final, Resource
@@ -125,7 +125,7 @@ def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
         state = "asked for"
     if state != "ACTIVE" and not resource.dry_run:
         return state
-    states = {found for _, found, _ in resource.ask(_IF_THERE % "status")}
+    states = {state for _, state, _ in resource.ask(_IF_THERE % "status")}
     if states == {_DONE}:
         return _DONE
     if "failed" in states and "running" not in states:
@@ -142,7 +142,7 @@ def _look(resource: Resource, args, job: jobs.Job, commit: str) -> str:
 
 
 def status(resource: Resource, args) -> None:
-    """The queued resource's state and, if it is there, of each VM whether the run goes on."""
+    """The queued resource's state and, if it is there, of each VM whether the run is running."""
     state = resource.state()
     if not resource.dry_run:
         _LOG.info(f"{resource.name}: {state}")
@@ -206,7 +206,7 @@ def _commit(config: str = "") -> str:
         raise UserError(
             f"{changed[0][3:]} is not committed, and what goes to the VMs is a commit: commit it"
         )
-    path = config and config_file.find(config)[0]
+    path = config and file.find(config)[0]
     if path and not git("ls-files", path):
         raise UserError(
             f"--config={config}: {path} is not in the repository, and so not on the VMs"

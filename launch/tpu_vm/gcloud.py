@@ -7,13 +7,24 @@ import shlex
 import subprocess
 
 from bipe_jax.errors import UserError
+from bipe_jax.hardware import Slice
 from launch import jobs
-from launch.slices import Slice
-from launch.tpu_vm import accelerators
 
 _LOG = logging.getLogger(__name__)
 
 ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
+
+
+def slice_flags(wanted: Slice) -> list[str]:
+    """Of `gcloud compute tpus queued-resources create`: which accelerators, in which grid."""
+    if wanted.default_grid:
+        return [f"--accelerator-type={wanted.accelerator_type}"]
+    return [f"--type={wanted.chip.type}", f"--topology={wanted.grid}"]
+
+
+def track(wanted: Slice) -> list[str]:
+    """gcloud's release track: the --type of the general one knows no generation after v4."""
+    return ["alpha"] if not wanted.default_grid and wanted.chip.generation != "v4" else []
 
 
 class Final(UserError):
@@ -40,8 +51,8 @@ class Resource:
         return [self.name] if count == 1 else [f"{self.name}-{i}" for i in range(count)]
 
     def _line(self, group: str, action: str, *arguments: str, track=()) -> list[str]:
-        place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
-        return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *place, "--quiet"]
+        where = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
+        return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *where, "--quiet"]
 
     def state(self) -> str:
         """One of Google's states, or ABSENT; in a dry run, which asks nobody, ABSENT.
@@ -60,15 +71,15 @@ class Resource:
             reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
             raise UserError(f"{shlex.join(line)}: {reason}")
         try:
-            found = json.loads(done.stdout)
-            state = found["state"]["state"]
-            node = found["tpu"]["nodeSpec"][0].get("node", {})
+            described = json.loads(done.stdout)
+            state = described["state"]["state"]
+            node = described["tpu"]["nodeSpec"][0].get("node", {})
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{shlex.join(line)} answered what is not understood: {error!r}"
             ) from None
         there = node.get("acceleratorType")
-        wanted = accelerators.name(self.slice)
+        wanted = self.slice.accelerator_type
         if there and there != wanted:
             raise Final(
                 f"{self.name} is there in {self.zone} as {there}, not {wanted} ({self.slice.name}): use "
@@ -90,13 +101,11 @@ class Resource:
             else [f"--node-count={count}", f"--node-prefix={self.name}"]
         )
         flags = [
-            *accelerators.flags(self.slice),
-            f"--runtime-version={runtime or accelerators.runtime(self.slice)}",
+            *slice_flags(self.slice),
+            f"--runtime-version={runtime or self.slice.chip.runtime}",
         ]
         line = [*nodes, *flags, *tier, *extra]
-        line = self._line(
-            "queued-resources", "create", self.name, *line, track=accelerators.track(self.slice)
-        )
+        line = self._line("queued-resources", "create", self.name, *line, track=track(self.slice))
         jobs.execute(line, self.dry_run)
 
     def delete(self) -> None:

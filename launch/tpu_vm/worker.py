@@ -4,21 +4,23 @@ It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action ends in one l
 "bipe_jax HOST STATE what there is to say", which the launcher reads; "error" may pass, "refused" will not.
 
 A service, since systemd passes a shutdown on as SIGTERM, at preemption and maintenance, and starts it
-again when the VM is back. Standard library alone.
+again when the VM is back. It needs no JAX.
 """
 
 import argparse
 import getpass
-import json
 import os
 import shlex
 import socket
 import subprocess
 import sys
-import time
+
+from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
+from bipe_jax.workdir import heartbeat, workdir_argument
 
 _SERVICE = "bipe_jax"
 _UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
+_WRONG_CALL = 2  # of launch.supervise, as of any argparse program
 _LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
 
 
@@ -46,11 +48,11 @@ ExecStart={" ".join(_quoted(word) for word in line)}
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec=330
-# The supervisor itself restarts the trainer; this is for its own death. 1: not to be started again.
+# The supervisor restarts the trainer; this is for its own death. {USER_ERROR}: not to be started again.
 Restart=on-failure
 RestartSec={pause}
-RestartPreventExitStatus=1 2
-SuccessExitStatus=42
+RestartPreventExitStatus={USER_ERROR} {_WRONG_CALL}
+SuccessExitStatus={PREEMPTED}
 LimitMEMLOCK=infinity
 LimitNOFILE=1048576
 
@@ -71,15 +73,17 @@ def state() -> str:
     asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
     line = ["systemctl", "show", _SERVICE, "-p", asked]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-    found = dict(row.partition("=")[::2] for row in shown.splitlines())
-    if found.get("LoadState") != "loaded":
+    rows = (row.partition("=") for row in shown.splitlines())
+    properties = {name: value for name, _, value in rows}
+    if properties.get("LoadState") != "loaded":
         return "nothing"
-    if found["ActiveState"] not in ("inactive", "failed"):
+    if properties["ActiveState"] not in ("inactive", "failed"):
         return "running"
-    if found["ExecMainStartTimestampMonotonic"] == "0":
+    if properties["ExecMainStartTimestampMonotonic"] == "0":
         return "stopped"  # and the VM has started anew since
-    ended = {"0": "done", "1": "failed", "2": "failed"}
-    return ended.get(found["ExecMainStatus"], "stopped")  # 42, or killed before it had saved
+    ended = {DONE: "done", USER_ERROR: "failed", _WRONG_CALL: "failed"}
+    # Preempted, or killed before it had saved.
+    return ended.get(int(properties["ExecMainStatus"]), "stopped")
 
 
 def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
@@ -134,19 +138,18 @@ def stop() -> str:
     return "stopped"
 
 
-def heartbeat() -> str:
+def progress() -> str:
     """What the run's heartbeat.json says."""
     try:
         with open(_UNIT, encoding="utf-8") as file:
             command = next(line for line in file if line.startswith("ExecStart="))
-        words = shlex.split(command.removeprefix("ExecStart="))
-        workdir = next(word for word in words if word.startswith("--workdir=")).partition("=")[2]
-        workdir = workdir.replace("%%", "%").replace("$$", "$")
-        with open(os.path.join(workdir, "heartbeat.json"), encoding="utf-8") as file:
-            beat = json.load(file)
-        return f"step {beat['step']}, {beat['phase']}, {time.time() - beat['time']:.0f} s ago"
-    except (OSError, StopIteration, ValueError, KeyError):
+    except (OSError, StopIteration):
         return "no heartbeat yet"
+    workdir = workdir_argument(shlex.split(command.removeprefix("ExecStart=")))
+    beat = heartbeat.read(workdir.replace("%%", "%").replace("$$", "$"))
+    if beat is None:
+        return "no heartbeat yet"
+    return f"step {beat['step']}, {beat['phase']}, {heartbeat.age(beat):.0f} s ago"
 
 
 def main() -> int:
@@ -166,13 +169,13 @@ def main() -> int:
             rest = arguments[split + 1 :]
             said = start(args.workdir, rest, args.commit, args.hosts, args.shared)
         else:
-            said = stop() if args.action == "stop" else heartbeat()
-        found = state()
+            said = stop() if args.action == "stop" else progress()
+        now = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         kind = "refused" if isinstance(error, ValueError) else "error"
         print(f"bipe_jax {socket.gethostname()} {kind} {error}", flush=True)
         return 1
-    print(f"bipe_jax {socket.gethostname()} {found} {said}", flush=True)
+    print(f"bipe_jax {socket.gethostname()} {now} {said}", flush=True)
     return 0
 
 

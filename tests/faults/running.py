@@ -5,10 +5,11 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import time
 
-from bipe_jax import cli, rundir, train
+from bipe_jax import cli
+from bipe_jax.train import main as train
+from bipe_jax.training import failures
 from launch import restart
 from tests.faults import forks, setting
 
@@ -53,8 +54,8 @@ class Run:
         ]
 
         def main():
-            sys.argv = ["bipe_jax.train", *argv]
-            cli.run_with_flags(train.main, rundir.failures(self.workdir))
+            with cli.user_errors(), failures.recorded(self.workdir):
+                train(argv)
 
         for number in range(self._processes):
             several = {

@@ -11,10 +11,11 @@ import time
 import jax
 
 from bipe_jax.errors import PREEMPTED
-from bipe_jax.training.observing import events, heartbeat
 from bipe_jax.training.observing.clock import PHASES, Clock
+from bipe_jax.training.observing.heartbeat_writer import HeartbeatWriter
 from bipe_jax.training.observing.slow import SlowSteps
 from bipe_jax.training.observing.trace import Trace
+from bipe_jax.workdir import Workdir, events, heartbeat
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Observer:
         self._workdir = workdir
         # The last sign of life of the process before, which may have been killed.
         self.event("started", pid=os.getpid(), host=_host(), before=heartbeat.read(workdir))
-        self._heart = heartbeat.Heartbeat(workdir)
+        self._heart = HeartbeatWriter(workdir)
         self._beat()
 
     @contextlib.contextmanager
@@ -136,7 +137,7 @@ class Observer:
             events.append(self._workdir, event | {"seconds": self._clock.seconds(now)} | more)
         except OSError as error:
             _LOG.info(
-                f"{self._workdir}/{events.FILE} cannot be written ({error.strerror}); going on"
+                f"{Workdir(self._workdir).events} cannot be written ({error.strerror}); going on"
             )
 
     def report(self) -> dict:

@@ -8,6 +8,7 @@ import re
 import jax
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Trace:
 
     def __init__(self, steps: tuple[int, int] | None, workdir: str):
         self._steps, self._running = steps, False
-        self._directory = os.path.join(workdir, "profile", f"process_{jax.process_index()}")
+        self._directory = os.path.join(Workdir(workdir).profile, f"process_{jax.process_index()}")
 
     def before(self, number: int) -> None:
         """Step `number` is about to be dispatched."""

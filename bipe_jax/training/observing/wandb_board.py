@@ -11,6 +11,7 @@ import secrets
 
 from bipe_jax.config import flatten
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ class WandbBoard:
 
 
 def _id(workdir: str) -> str:
-    path = os.path.join(workdir, "wandb_id")
+    path = Workdir(workdir).wandb_id
     if not os.path.exists(path):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(6))
+        files.write_text(path, secrets.token_hex(6))
     with open(path, encoding="utf-8") as file:
         return file.read().strip()

@@ -24,7 +24,7 @@ _PACKAGE = "bipe_jax_config_files"  # the package that a config file and the fil
 
 def _shipped() -> Path:
     """The directory of the shipped configs: in an installed package, or beside it in the repository."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
@@ -62,22 +62,31 @@ def load(text: str) -> ml_collections.ConfigDict:
       UserError: there is no such file, it raises, or it returns no config; the line names the file.
     """
     path, argument = find(text)
+    config = call(path, "get_config", *([] if argument is None else [argument]))
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
+        )
+    return config
+
+
+def call(path: str, name: str, *arguments: str):
+    """What a function of a user's Python file returns. The file is run again each time.
+
+    Raises:
+      UserError: there is no such function, or the file raises; the line names the file.
+    """
     try:
-        get_config = getattr(_run(path), "get_config", None)
-        if get_config is None:
-            raise UserError(f"{path} has no function get_config()")
-        config = get_config() if argument is None else get_config(argument)
+        function = getattr(_run(path), name, None)
+        if function is None:
+            raise UserError(f"{path} has no function {name}()")
+        return function(*arguments)
     except UserError:
         raise
     except Exception as error:  # the file is Python: anything can come from it
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         reason = " ".join(f"{type(error).__name__}: {reason}".split())
         raise UserError(f"{_where(path, error)}: {reason}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
-        )
-    return config
 
 
 def _run(path: str) -> types.ModuleType:

@@ -1,32 +1,34 @@
-"""WORKDIR/events.jsonl: the few events of a run, over all its starts, one JSON object a line.
+"""events.jsonl: the few events of a run, over all its starts, one JSON object a line.
 
 Every event has "event", "time" (Unix seconds), "since" (when its process started: this names the
-process), "step" (the last complete one) and "seconds" (by phase, of this process, see `clock`). A process
-may be killed in the middle of a line: such a line is passed over.
+process), "step" (the last complete one) and "seconds" (of this process, by phase). A process may be killed
+in the middle of a line: such a line is skipped.
 """
 
 import json
 import os
 
-FILE = "events.jsonl"
-_NEEDED = {"event", "time", "since", "step", "seconds"}
+from bipe_jax.workdir import Workdir
+from bipe_jax.workdir.files import Path
+
+_KEYS = {"event", "time", "since", "step", "seconds"}
 
 
-def append(workdir: str, event: dict) -> None:
+def append(workdir: Path, event: dict) -> None:
     """Adds one event. Raises OSError if it cannot be written."""
     line = json.dumps(event, allow_nan=False).encode() + b"\n"
-    with open(os.path.join(workdir, FILE), "ab+") as file:
+    with open(Workdir(workdir).events, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # cut off
                 line = b"\n" + line
-        file.write(line)  # at the end, wherever was read
+        file.write(line)  # at the end, wherever it has read
 
 
-def read(workdir: str) -> list[dict]:
+def read(workdir: Path) -> list[dict]:
     """All events in the order in which they were written; [] if there are none."""
     try:
-        with open(os.path.join(workdir, FILE), "rb") as file:
+        with open(Workdir(workdir).events, "rb") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []
@@ -36,6 +38,6 @@ def read(workdir: str) -> list[dict]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.keys() >= _NEEDED:
+        if isinstance(event, dict) and event.keys() >= _KEYS:
             events.append(event)
     return events

@@ -1,0 +1,38 @@
+"""The library's functions for models: load a checkpoint, apply the model."""
+
+import jax
+
+from bipe_jax import checkpoint, model, segments
+
+
+def load(path):
+    """Reads a checkpoint.
+
+    Args:
+      path: a run's workdir (its latest checkpoint) or one step's directory.
+
+    Returns:
+      (config, params): a `plan.Plan`, which has the fields of the config as attributes, and a nested dict
+      of float32 arrays.
+
+    Raises:
+      bipe_jax.errors.UserError: there is no complete checkpoint.
+    """
+    meta, params = checkpoint.load(path)
+    return meta.config, params
+
+
+def apply(config, params: dict, tokens) -> jax.Array:
+    """The model's logits. A pure function: `jax.jit(functools.partial(bipe_jax.apply, config))`.
+
+    Args:
+      config: from `load`; its segment rule gives the coordinates of the tokens.
+      params: from `load`.
+      tokens: (B, L) integers; each row is one block.
+
+    Returns:
+      (B, L, V) float32.
+    """
+    tokens = jax.numpy.asarray(tokens)
+    coordinates = segments.coordinates(tokens, config.segment_rule)
+    return model.apply(config, params, {"tokens": tokens, **coordinates})

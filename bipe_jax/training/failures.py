@@ -1,0 +1,60 @@
+"""Why a training ends, for those who would start it again (launch/restart.py has the rule)."""
+
+import contextlib
+import logging
+import os
+
+import jax
+from jax.experimental import multihost_utils
+
+from bipe_jax.errors import LOST, Transient, UserError
+from bipe_jax.workdir import Workdir, files
+
+_LOG = logging.getLogger(__name__)
+
+
+def forget(workdir: str) -> None:
+    """Removes what an earlier run failed of. All processes call it, as soon as they have joined.
+
+    Before that, one that starts late would remove what another has just written.
+    """
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            Workdir(workdir).forget_failure()
+    multihost_utils.sync_global_devices("forget_failure")
+
+
+@contextlib.contextmanager
+def recorded(workdir: str):
+    """Records why a run ends.
+
+    A UserError, which another start would meet again, is written to WORKDIR/failed by the process that
+    raises it. A disk that fails is a Transient. If another process was lost, this one ends with status LOST.
+
+    Args:
+      workdir: "" if it is not known: then nothing is written.
+    """
+    try:
+        yield
+    except Transient:
+        raise
+    except UserError as error:
+        if workdir:
+            Workdir(workdir).write_failure(str(error))
+        raise
+    except OSError as error:
+        within = workdir and os.path.abspath(error.filename or "").startswith(
+            os.path.abspath(workdir)
+        )
+        if not within and error.errno not in files.DISK_ERRORS:
+            raise
+        where = error.filename or workdir or "a disk"
+        raise Transient(f"{where}: {error.strerror}: {files.ADVICE}") from None
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        _LOG.warning(
+            f"error: the run's processes cannot continue together ({reason}): one was lost"
+        )
+        os._exit(LOST)

@@ -1,0 +1,148 @@
+"""A run's directory: the names of its files, and what a run says of itself in them. Needs no JAX.
+
+files: how they are written and locked. heartbeat, events, metrics: what a training writes while it runs.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+from bipe_jax.errors import UserError
+from bipe_jax.workdir import files
+from bipe_jax.workdir.files import Path
+
+__all__ = ["Workdir", "complete_steps", "workdir_argument"]
+
+
+class _Entry:
+    """A file or directory of a Workdir: its path; of the class `Workdir` its name."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, workdir: "Workdir | None", _) -> str:
+        return self._name if workdir is None else os.path.join(workdir.path, self._name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The directory of a run, or one that results are written to."""
+
+    path: Path
+
+    # Of a training.
+    config = _Entry("config.json")
+    checkpoints = _Entry("checkpoints")  # a directory a step
+    tokenizer = _Entry("tokenizer.model")  # if the run has trained one
+    metrics = _Entry("metrics.jsonl")  # a line a step
+    tensorboard = _Entry("tensorboard")
+    wandb_id = _Entry("wandb_id")
+    events = _Entry("events.jsonl")
+    heartbeat = _Entry("heartbeat.json")
+    profile = _Entry("profile")  # traces of some steps
+    failed = _Entry("failed")  # the line of the user's error that ended the run
+    # Of evaluations.
+    evaluation = _Entry("evaluation.json")  # of the latest step
+    evaluations = _Entry("evaluations")  # STEP.json each, of evaluate --follow
+    extrapolation = _Entry("extrapolation.png")
+    tasks = _Entry("tasks.json")
+    tasks_picture = _Entry("tasks.png")
+    attention = _Entry("attention.json")
+    harness = _Entry("harness.json")
+    report = _Entry("report.html")
+    # Of launchers.
+    point = _Entry("point.json")  # the config of a sweep's point, written before it begins
+    log = _Entry("log.txt")  # what a run of a local sweep prints; it holds a lock on it
+    running = _Entry("running")  # there while launch.worker has an attempt that has not ended well
+
+    def restarts(self, host: str = "") -> str:
+        """What launch.restart counts; of a host, where each decides for itself."""
+        return os.path.join(self.path, f"restarts-{host}.json" if host else "restarts.json")
+
+    def supervisor_lock(self, host: str = "") -> str:
+        """Locked while the run has a supervisor or a trainer on this host."""
+        return os.path.join(self.path, f"supervisor-{host}.lock" if host else "supervisor.lock")
+
+    def make(self, flag: str = "--workdir") -> None:
+        """Makes the directory, and removes what killed writers left.
+
+        Args:
+          flag: that names the directory, for the message.
+
+        Raises:
+          UserError: it cannot be written to.
+        """
+        probe = os.path.join(self.path, ".writable")
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            files.remove_unfinished(self.path)
+            with files.replacing(probe):
+                pass
+            with contextlib.suppress(FileNotFoundError):  # another process of the run was quicker
+                os.remove(probe)
+        except OSError as error:
+            raise UserError(
+                f"{flag}={os.fspath(self.path)} is not writable: {error.strerror}"
+            ) from None
+
+    def read_config(self) -> dict | None:
+        """What config.json holds, None without one. Raises UserError: it cannot be read."""
+        try:
+            with open(self.config, encoding="utf-8") as file:
+                config = json.load(file)
+            if not isinstance(config, dict):
+                raise ValueError("it is no JSON object")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.config} cannot be read ({error}): use another --workdir"
+            ) from None
+        return config
+
+    def latest_step(self) -> int | None:
+        """Of the complete checkpoints; None without one."""
+        try:
+            names = os.listdir(self.checkpoints)
+        except OSError:
+            return None
+        return max(complete_steps(names), default=None)
+
+    def write_failure(self, line: str) -> None:
+        """Says why the run failed, for those who would start it again. No failure to write is raised."""
+        with contextlib.suppress(OSError):
+            files.write_text(self.failed, f"{line}\n")
+
+    def read_failure(self) -> str:
+        """The line of the user's error that ended the run, or ""."""
+        try:
+            with open(self.failed, encoding="utf-8", errors="replace") as file:
+                return " ".join(file.read().split()) or "(no reason)"
+        except OSError:
+            return ""
+
+    def forget_failure(self) -> None:
+        """Removes what an earlier run failed of. Raises OSError: it cannot be removed."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.failed)
+
+
+def complete_steps(names: Iterable[str]) -> list[int]:
+    """The steps of the complete checkpoints among the entries of a directory, in order.
+
+    Unfinished and damaged ones have names that are not numbers alone.
+    """
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def workdir_argument(arguments: Sequence[str]) -> str:
+    """The value of --workdir=DIR or --workdir DIR, the last if there are several, or ""."""
+    value = ""
+    for word, following in itertools.pairwise([*arguments, ""]):
+        name, equals, text = word.partition("=")
+        if name in ("--workdir", "-workdir"):
+            value = text if equals else following
+    return value

@@ -1,0 +1,146 @@
+"""Files that several processes share: atomic writes, locks, and retries of a failed disk."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from bipe_jax.errors import Transient, UserError
+
+_LOG = logging.getLogger(__name__)
+
+Path = str | os.PathLike[str]
+
+PAUSES = (1, 5, 15)  # seconds before each retry of what a disk has failed
+# What a disk makes of a write; errors of writing do not name the file.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+ADVICE = "mend that, then run the same command"
+_UNFINISHED = re.compile(r"\.(\d+)@(.+)\.[0-9a-f]{8}\.tmp$")  # process id, host
+_FORGOTTEN = 86400  # seconds after which an unfinished file of another host is stale
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
+    """Opens a new file, which replaces `path` when the block ends without an error.
+
+    Until then, and after an error, `path` is as it was. Processes may write one path at the same time:
+    each writes a temporary file of its own beside it, and the last to end wins.
+
+    Args:
+      mode: "w", for text in UTF-8, or "wb". newline: see `open`.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    temporary = f"{os.fspath(path)}.{os.getpid()}@{socket.gethostname()}.{os.urandom(4).hex()}.tmp"
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes all of a text or nothing. Raises OSError."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes all of a JSON value or nothing. Raises OSError; ValueError of numbers that JSON has not."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> dict | None:
+    """The JSON object that a file holds, or None if it is not there or holds anything else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes the temporary files of writers that were killed. What cannot be removed stays."""
+    for name in os.listdir(directory):
+        if not (writer := _UNFINISHED.search(name)):
+            continue
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):
+            here = writer[2] == socket.gethostname()
+            age = time.time() - os.stat(path).st_mtime
+            if not process_alive(int(writer[1])) if here else age > _FORGOTTEN:
+                os.remove(path)
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process of this machine is alive."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[int]:
+    """Locks a file, which is made if it is not there, or a directory.
+
+    The lock ends with the block, or with this process however it ends. A process that inherits the
+    descriptor holds the lock too, as long as it lives. On a file system without locks a warning is all.
+
+    Yields:
+      The descriptor of the file, open for appending.
+
+    Raises:
+      UserError: with `refusal`: another process holds the lock.
+      OSError: the file cannot be opened.
+    """
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_APPEND | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except OSError as error:
+            _LOG.warning(
+                f"{os.fspath(path)} cannot be locked ({error.strerror}): take care that no other process "
+                "writes there"
+            )
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def retry(write: Callable[[], Any], path: Path) -> Any:
+    """Calls `write()`, and again after each of PAUSES if the disk fails it.
+
+    Args:
+      path: for the messages.
+
+    Raises:
+      Transient: it still fails.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return write()
+        except OSError as error:
+            if pause is None:
+                raise Transient(f"{os.fspath(path)}: {error.strerror}: {ADVICE}") from None
+            _LOG.warning(f"{os.fspath(path)}: {error.strerror}; trying again in {pause:g} s")
+            time.sleep(pause)
