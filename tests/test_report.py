@@ -269,6 +269,8 @@ def test_the_page_is_one_file_for_light_and_dark(three, count):
     assert set(re.findall(r"(--\w+):", light)) == set(re.findall(r"(--\w+):", dark))
     defined = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= defined
+    style = text[text.index("box-sizing") : text.index("</style>")]
+    assert not re.search(r"#[0-9a-f]{3}|rgb", style)
     # Nothing is drawn outside of its picture.
     for picture in page.pictures:
         left, top, width, height = map(float, picture.get("viewBox").split())

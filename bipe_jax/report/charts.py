@@ -102,7 +102,7 @@ class Lines:
     Attributes:
       x_name, y_name: of the axes, with units.
       ticks: whole numbers; each is labelled or, as room goes, each second and so on.
-      trained: places on the x axis up to which models were trained.
+      trained: lengths on the x axis up to which models were trained.
       scale: of the x axis, one of the above.
       log: whether the y axis is logarithmic.
       shares: the y axis begins at 0 and has percentages.
@@ -133,11 +133,11 @@ class Lines:
         self._x_axis(axes)
         self._y_axis(axes, points)
         low, high = axes.get_xlim()
-        for place in sorted({place for place in self.trained if low <= place <= high}):
-            _dotted(axes, place, 12)
-            is_left = axes.transData.transform((place, 1))[0] - axes.bbox.x0 < axes.bbox.width / 2
+        for length in sorted({length for length in self.trained if low <= length <= high}):
+            _dotted(axes, length, 12)
+            is_left = axes.transData.transform((length, 1))[0] - axes.bbox.x0 < axes.bbox.width / 2
             axes.annotate(
-                f"trained to {place:,}", (place, 1), (4 if is_left else -4, 5), color=colour("soft"),
+                f"trained to {length:,}", (length, 1), (4 if is_left else -4, 5), color=colour("soft"),
                 xycoords=("data", "axes fraction"), textcoords="offset points",
                 ha="left" if is_left else "right",
             )  # fmt: skip
@@ -354,10 +354,10 @@ def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **lo
     return axes.add_artist(Rectangle((x, y), width, height, **look))
 
 
-def _dotted(axes: Axes, place: float, beyond: float) -> None:
+def _dotted(axes: Axes, x: float, beyond: float) -> None:
     """A line across, and so far beyond the upper end."""
     dots = {"linewidth": 1, "linestyle": (0, (2, 3)), "color": colour("soft")}
-    axes.axvline(place, 0, 1 + beyond / axes.bbox.height, clip_on=False, **dots)
+    axes.axvline(x, 0, 1 + beyond / axes.bbox.height, clip_on=False, **dots)
 
 
 def _grid(axes: Axes) -> None:
@@ -368,5 +368,5 @@ def _grid(axes: Axes) -> None:
 
 def corner_name(axes: Axes, name: str, left: float, above: float, **look) -> None:
     """A name so far to the left of and above the axes' upper left corner."""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(name, (0, 1), (-left, above), **place, **look)
+    units = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(name, (0, 1), (-left, above), **units, **look)

@@ -162,5 +162,5 @@ def _plain(node, marks: dict[str, ElementTree.Element]) -> ElementTree.Element:
 
 def _short(value: str) -> str:
     value = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{round(float(number[0]), 2):g}", value)
-    value = re.sub(r"#[0-9a-f]{6}", lambda found: f"var(--{palette.NAMES[found[0]]})", value)
+    value = re.sub(r"#[0-9a-f]{6}", lambda light: f"var(--{palette.NAMES[light[0]]})", value)
     return re.sub(r"\s+", " ", value).strip()

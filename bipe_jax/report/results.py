@@ -304,11 +304,11 @@ def _parsed(value, wanted: Any, where: str) -> Any:
     parts = {}
     for field in dataclasses.fields(wanted):
         key = field.metadata.get("key", field.name)
-        place = f"{where}.{key}".lstrip(".")
+        path = f"{where}.{key}".lstrip(".")
         if key in value:
-            parts[field.name] = _parsed(value[key], _kinds(wanted)[field.name], place)
+            parts[field.name] = _parsed(value[key], _kinds(wanted)[field.name], path)
         elif field.default is dataclasses.MISSING:
-            raise ValueError(f"{place} is missing")
+            raise ValueError(f"{path} is missing")
     return wanted(**parts)
 
 
