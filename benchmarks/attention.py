@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Program, Timed, measure
+from bipe_jax import plan
 from bipe_jax.attention import BACKENDS, attention, choose
 from bipe_jax.errors import UserError
 from bipe_jax.positions.alibi import Alibi
@@ -32,10 +33,10 @@ from configs import quickstart
 _TOKENS_PER_SEGMENT = 10
 
 
-def xla(q, k, v, biases):
+def xla(q, k, v, encodings):
     """jax.nn.dot_product_attention, with the bias as L x L numbers."""
     heads = jnp.arange(q.shape[2])
-    bias = [encoding.bias(prepared, prepared, heads) for encoding, prepared in biases]
+    bias = [encoding.bias(prepared, prepared, heads) for encoding, prepared in encodings]
     return jax.nn.dot_product_attention(
         q, k, v, bias=bias[0] if bias else None, is_causal=True, implementation="xla"
     )
@@ -59,9 +60,9 @@ def build(backend, arrays, encodings, segment, calls: int) -> Program:
     *qkv, cotangent = arrays
 
     def loss(q, k, v, cotangent, segment):
-        biases = [(encoding, encoding.prepare(segment)) for encoding in encodings]
+        biases = [(encoding, encoding.features(segment)) for encoding in encodings]
         attend = xla if backend == "xla" else functools.partial(attention, backend=backend)
-        mixed = attend(q, k, v, biases=biases)
+        mixed = attend(q, k, v, encodings=biases)
         return jnp.sum(mixed.astype(jnp.float32) * cotangent)
 
     args = (*qkv, cotangent, segment)
@@ -84,7 +85,7 @@ def time_length(args, config, length: int) -> dict:
     shapes = [(B, length, n, args.width) for n in (args.heads, *[args.kv_heads] * 2)]
     arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in (*shapes, shapes[0])]
     segment = jnp.broadcast_to(jnp.arange(length) // _TOKENS_PER_SEGMENT, (B, length))
-    biases = {"none": [], "alibi": [Alibi(config, "segment", slope_scale=96.0)]}
+    biases = {"none": [], "alibi": [Alibi(config, "segment", jax.random.key(0), slope_scale=96.0)]}
     builders = {
         (name, backend): functools.partial(build, backend, arrays, encodings, segment, args.calls)
         for name, encodings in biases.items()
@@ -129,7 +130,9 @@ def main():
     args = parser.parse_args()
     args.kv_heads = args.kv_heads or args.heads
     config = quickstart.get_config()
-    config.model.heads = args.heads  # what ALiBi's slopes depend on
+    config.model.heads = config.model.kv_heads = args.heads  # what ALiBi's slopes depend on
+    config.model.width = args.heads * args.width
+    config = plan.make(config)
 
     print(
         f"{args.heads} heads of {args.width}, {args.kv_heads} of keys, "

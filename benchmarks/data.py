@@ -29,10 +29,10 @@ import time
 
 import numpy as np
 
-from bipe_jax import segments
-from bipe_jax.config.spec import parse_source
+from bipe_jax import plan, segments
+from bipe_jax.config.spec import PREPARED, parse_source
 from bipe_jax.data import sources, tokenizer
-from bipe_jax.data.batches import PREPARED, Batches, annotate, workers_of
+from bipe_jax.data.batches import Batches, annotate, workers_of
 from bipe_jax.data.prepare import prepare
 from configs import quickstart
 
@@ -117,7 +117,7 @@ def main():
         texts = (d["text"][:20_000] for d in sources.documents(parse_source(args.data)))
         tokens = tokenizer.train(texts, config.model.vocab_size, config.tokenizer.train_bytes)
     rule = segments.resolve(config.segments.rule, tokens.pieces())
-    config.segments.separators = rule.separators
+    config = plan.make(config).with_rule(rule)
 
     size, texts = 0, []
     for document in sources.documents(parse_source(args.data)):
@@ -149,8 +149,7 @@ def main():
         rows = {"tokenise": tokenise, "read": read, "annotate": annotated}
 
         for workers in map(int, args.workers.split(",")):
-            c = config.copy_and_resolve_references()
-            c.data.workers = workers
+            c = config.replace({"data.workers": workers})
             rows[f"stream, {workers_of(c)} workers"] = batches_of(c, tokens, count)
         directory = args.prepared
         if not directory:
@@ -162,8 +161,7 @@ def main():
             with open(model, "wb") as file:
                 file.write(tokens.model)
             prepare(args.data, directory, model, args.length)
-        c = config.copy_and_resolve_references()
-        c.data.train = f"{PREPARED}{directory}"
+        c = config.replace({"data.train": f"{PREPARED}:{directory}"})
         rows["prepared"] = batches_of(c, tokens, count)
         prepared = c
         if args.huggingface:

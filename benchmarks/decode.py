@@ -22,19 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Program, Timed, measure
-from bipe_jax import model
+from bipe_jax import model, plan
 from bipe_jax.evaluation import decode, loaded
+from bipe_jax.positions import NAMED
+from bipe_jax.segments import Rule
 from configs import bipe_rope_1b6, bipe_rope_151m, quickstart
 
 SIZES = {"quickstart": quickstart, "151m": bipe_rope_151m, "1b6": bipe_rope_1b6}
 
 
-def place(size: str, encoding: str, dtype: str) -> loaded.Placed:
+def place(size: str, encoding: str, dtype: str) -> loaded.LoadedModel:
     config = SIZES[size].get_config()
-    config.position.absolute, config.position.relative = quickstart.ENCODINGS[encoding]
-    config.segments.separators = (1,)
+    config.position.absolute, config.position.relative = NAMED[encoding]
     config.model.dtype = dtype or config.model.dtype
     config.model.vocab_size = config.model.vocab_size or 32000
+    config = plan.make(config).with_rule(Rule((1,)))
     return loaded.place(config, jax.jit(functools.partial(model.init, config))(jax.random.key(0)))
 
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import positions, segments
+from bipe_jax import plan, segments
 from bipe_jax.attention import attention, kernels
-from bipe_jax.attention.chunked import Side
+from bipe_jax.attention.scoring import Side
 from bipe_jax.data.batches import annotate
 from configs import quickstart
 
@@ -33,22 +33,19 @@ ENCODINGS = ("rope", "bipe_rope", "alibi", "bipe_alibi")
 
 def attend(config, backend: str, inputs, q, k, v):
     """Attention of one layer of the model, with the encodings of `position.relative`."""
-    biases = []
-    for entry in positions.relative(config):
-        encoding = positions.RELATIVE[entry.kind](config, entry.coordinate, **entry.options)
-        prepared = encoding.prepare(inputs[entry.coordinate])
-        if encoding.rotates:
-            q, k = encoding.rotate(q, prepared), encoding.rotate(k, prepared)
-        else:
-            biases.append((encoding, prepared))
+    modules = config.encodings.make_layer(jax.random.key(0))
+    layer = config.encodings.of_layer(0, modules, inputs, {})
+    features = layer.features(None)
+    q, k = layer.turn(q, k, features)
+    acting = layer.scoring(features)
     documents = inputs.get("document_ids")
     if backend == "cudnn-xla":
         L, N = q.shape[1:3]
-        side = Side(jnp.arange(L)[None], documents, [prepared for _, prepared in biases])
-        encodings = [encoding for encoding, _ in biases]
+        side = Side(jnp.arange(L)[None], documents, [of_tokens for _, of_tokens in acting])
+        encodings = [encoding for encoding, _ in acting]
         heads = jnp.arange(N)
         return kernels.cudnn(q, k, v, side, side, encodings, heads, implementation="xla")
-    return attention(q, k, v, biases=biases, document_ids=documents, backend=backend)
+    return attention(q, k, v, encodings=acting, document_ids=documents, backend=backend)
 
 
 def out_and_gradients(config, backend, inputs, qkv, cotangent, dtype) -> list:
@@ -73,6 +70,7 @@ def check(encoding: str, args) -> dict:
     config = quickstart.get_config(encoding)
     config.model.heads, config.model.kv_heads = args.heads, args.kv_heads
     config.model.width = args.heads * args.width
+    config = plan.make(config)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 64, (2, args.length + 1), dtype=np.int32)
     documents = np.cumsum(rng.random(tokens.shape) < 4 / args.length, axis=1)  # 5 or so a row
@@ -91,8 +89,7 @@ def check(encoding: str, args) -> dict:
     found = dict(
         zip(("out", "dq", "dk", "dv"), errors(got, reference(config, inputs)), strict=True)
     )
-    bare = config.copy_and_resolve_references()
-    bare.position.relative = ()
+    bare = config.replace({"position.relative": ()})
     found["no encoding"] = min(errors(got, reference(bare, inputs)))
     crossing = {name: x for name, x in inputs.items() if name != "document_ids"}
     found["no documents"] = min(errors(got, reference(config, crossing)))

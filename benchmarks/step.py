@@ -33,12 +33,11 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Program, Timed, measure
-from bipe_jax import segments, sharding
-from bipe_jax.config import validate
+from bipe_jax import plan, segments, sharding
 from bipe_jax.data.batches import annotate
+from bipe_jax.positions import NAMED
 from bipe_jax.training import metrics
 from bipe_jax.training.step import compile_on, init_state
-from configs.quickstart import ENCODINGS
 
 _TOKENS_PER_SEGMENT = 10
 
@@ -52,14 +51,13 @@ def config_of(args, encoding: str, length: int):
             value = ast.literal_eval(value)
         *groups, field = key.split(".")
         functools.reduce(getattr, groups, config)[field] = value
-    absolute, config.position.relative = ENCODINGS[encoding]
+    absolute, config.position.relative = NAMED[encoding]
     own = {entry[:2]: entry for entry in config.position.absolute}  # with the size of its tables
     config.position.absolute = tuple(own.get(entry[:2], entry) for entry in absolute)
     if length:
         config.batch_size = max(config.batch_size * config.sequence_length // length, 1)
         config.sequence_length = length
-    validate(config)
-    return config
+    return plan.make(config)
 
 
 def make_batch(config) -> dict:
@@ -188,7 +186,7 @@ def main():
     )
     parser.add_argument("--config", default="quickstart", help="a file under configs/, without .py")
     parser.add_argument("--set", action="append", default=[], help="such as model.layers=2")
-    parser.add_argument("--encodings", default=",".join(ENCODINGS))
+    parser.add_argument("--encodings", default=",".join(NAMED))
     parser.add_argument("--lengths", default="0", help="default: the config's sequence_length")
     parser.add_argument("--torch", default="", help="eager, sdpa, compile; default: not timed")
     parser.add_argument("--rounds", type=int, default=8)

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bipe_jax import positions
 from bipe_jax.positions.alibi import alibi_slopes
 
 VARIANTS = ("eager", "sdpa", "compile")
@@ -113,7 +112,7 @@ class Decoder(nn.Module):
         self.output = nn.Linear(m.width, m.vocab_size, bias=False)
         self.tables = nn.ModuleDict()  # of learned absolute encodings, by coordinate
         self.sines = self.rope = self.alibi = None  # the coordinate that each acts on
-        for entry in positions.absolute(config):
+        for entry in config.encodings.absolute:
             if entry.kind == "learned":
                 rows = entry.options.get("size", config.sequence_length)
                 self.tables[entry.coordinate] = nn.Embedding(rows, m.width)
@@ -121,7 +120,7 @@ class Decoder(nn.Module):
                 self.sines = entry.coordinate
                 self.sines_scale = entry.options.get("scale", m.init_std)
                 self._frequencies("sines_frequencies", entry, m.width)
-        for entry in positions.relative(config):
+        for entry in config.encodings.relative:
             if entry.kind == "rope":
                 self.rope = entry.coordinate
                 self._frequencies("rope_frequencies", entry, m.width // m.heads)

@@ -92,7 +92,7 @@ def attend_and_measure(config: Plan, inputs, counts: dict):
             }
             found["entropy"] = jax.scipy.special.entr(weights).sum(axis=-1)
             found["first"] = weights[..., 0]
-            return mixed.reshape(q.shape[0], *q.shape[2:]), found
+            return mixed.reshape(q.shape[0], q.shape[2], -1), found
 
         queries = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, index, features, places))
         mixed, found = jax.lax.map(one, queries, batch_size=CHUNK)

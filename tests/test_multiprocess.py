@@ -18,7 +18,7 @@ from configs import smoke
 # Trains several runs, one after the other, and says what became of each.
 PROGRAM = """
 import json, sys
-from bipe_jax import analyse, checkpoint, generate, processes
+from bipe_jax import analyse, checkpoint, cli, generate, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluate import evaluate
 from bipe_jax.evaluation import decode
@@ -26,6 +26,7 @@ from bipe_jax.train import train
 from configs import smoke
 
 checkpoint.quiet()
+cli.log_to_terminal()
 processes.start()
 found = {}
 for workdir, changes in json.loads(sys.argv[1]).items():

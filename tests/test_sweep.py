@@ -457,7 +457,7 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=60)
     assert first.returncode == PREEMPTED, said
-    assert "0 of 3 points are done, 0 failed, 3 are left\nThe same command goes on" in said
+    assert "0 of 3 points are done, 0 failed, 3 are left\nThe same command resumes" in said
     saved = len(logged(begun))
     assert checkpoint.steps(begun)[-1] == saved < last
 
@@ -466,7 +466,7 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     os.kill(wait(lambda: len(logged(begun)) > saved and pid_of(begun)), signal.SIGKILL)
     _, said = again.communicate(timeout=90)
     assert again.returncode == 1, said
-    assert f"{Path(begun).name}: running (it died with code -9; going on from step" in said
+    assert f"{Path(begun).name}: running (it died with code -9; resuming from step" in said
     assert f"failed: {Path(bad).name}: a wrong input: " in said and "/nowhere/*.jsonl" in said
     assert "2 of 3 points are done, 1 failed, 0 are left" in said
     assert "Traceback" not in said

@@ -97,8 +97,8 @@ _weigh_flash.defvjp(_weigh_flash_forward, _weigh_flash_backward)
 
 
 def _attend(weigh, q, k, v, query, key, encodings, heads):
-    B, L, N, H = q.shape
-    K = k.shape[2]
+    B, L, N, _ = q.shape
+    K, H = v.shape[2:]  # queries and keys may be wider
     mixed = weigh(scores(q, k, query, key, encodings, heads), v)
     return jnp.moveaxis(mixed.reshape(B, K, N // K, L, H), 3, 1).reshape(B, L, N, H)
 
@@ -123,7 +123,7 @@ def in_parts(q, parts, query: Side, encodings, heads):
     Args:
       q: (B, L, N, H). parts: (k, v, key) each, as `reference` has them; the rest as there.
     """
-    B, L, N, H = q.shape
+    B, L, N, _ = q.shape
     if any("logits" in encoding.acts for encoding in encodings):  # which need whole rows
         joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *map(_whole_sides, parts))
         return reference(q, *joined[:2], query, joined[2], encodings, heads)
@@ -135,8 +135,8 @@ def in_parts(q, parts, query: Side, encodings, heads):
         jnp.einsum("bkms,bskh->bkmh", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
         for w, (_, v, _) in zip(weights, parts, strict=True)
     )
-    mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, H)
-    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, H)
+    mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, mixed.shape[-1])
+    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, -1)
 
 
 def _whole_sides(part):

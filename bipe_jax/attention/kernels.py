@@ -141,10 +141,11 @@ def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cud
         slopes = np.full(N, _DOCUMENT_SLOPE)
         columns = linear_columns(slopes, number, number, jnp.arange(N), scale)
         q, k = _with_columns(q, k, [columns[0]], [columns[1]])
-    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - H)])  # it must be as wide as k
+    width = v.shape[-1]
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - width)])  # it must be as wide as k
     length = -(-L // TILE) * TILE
     q, k, v = (_pad(x, length) for x in (q, k, v))
     mixed = jax.nn.dot_product_attention(
         q, k, v, is_causal=True, scale=scale, implementation=implementation
     )
-    return mixed[:, :L, :, :H]
+    return mixed[:, :L, :, :width]

@@ -73,8 +73,11 @@ FIELDS: dict[str, Field] = {field.name: field for field in _rows()}
 _GROUPS = {row.name: _group_kind(row) for row in dataclasses.fields(Config) if not row.metadata}
 
 
-def defaults() -> ml_collections.ConfigDict:
-    """A ConfigDict with every field at its default: what all config files start from."""
+def defaults() -> Any:
+    """A ConfigDict with every field at its default: what all config files start from.
+
+    Its type is Any, since what an attribute of a ConfigDict is cannot be known.
+    """
     nested: dict[str, Any] = {}
     for name, field in FIELDS.items():
         group, _, key = name.rpartition(".")

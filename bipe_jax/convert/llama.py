@@ -1,8 +1,7 @@
 """The config.json of a plain Llama model -> our config."""
 
 import math
-
-import ml_collections
+from typing import Any
 
 from bipe_jax import config as configs
 from bipe_jax import plan
@@ -69,7 +68,7 @@ def value(theirs: dict, key: str, where: str, kind=int, missing=None):
     return found
 
 
-def decoder(theirs: dict, where: str) -> ml_collections.ConfigDict:
+def decoder(theirs: dict, where: str) -> Any:
     """Our config of a Llama-like decoder, but for its encodings, length and segment rule."""
     for key, allowed in _ONLY.items():
         if theirs.get(key, allowed[0]) not in allowed:
@@ -98,7 +97,7 @@ def decoder(theirs: dict, where: str) -> ml_collections.ConfigDict:
     return c
 
 
-def complete(c: ml_collections.ConfigDict, where: str, rule: Rule | None = None) -> Plan:
+def complete(c: Any, where: str, rule: Rule | None = None) -> Plan:
     """The plan of a config of ours, with what follows from the rest.
 
     Args:

@@ -92,7 +92,7 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
       what layers computed from their input for such encodings, (layers, B, S, ...).
     """
     m = config.model
-    shape = (m.layers, rows, m.kv_heads, size, m.width // m.heads)
+    shape = (m.layers, rows, m.kv_heads, size)
     features = config.encodings.features_of_layers(rows, size)
     return {
         "length": jnp.zeros(rows, jnp.int32),
@@ -102,8 +102,8 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
             for name in config.encodings.scoring_coordinates
         },
         "layers": {
-            "key": jnp.zeros(shape, m.dtype),
-            "value": jnp.zeros(shape, m.dtype),
+            "key": jnp.zeros((*shape, config.encodings.key_width), m.dtype),
+            "value": jnp.zeros((*shape, m.width // m.heads), m.dtype),
             "features": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), features),
         },
     }
@@ -137,6 +137,7 @@ def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tup
         old = Side(cached_index, None, [of_tokens for _, of_tokens in before])
         # As they lie when they are read.
         cached_k, cached_v = (jnp.moveaxis(cached[name], 1, 2) for name in ("key", "value"))
+        cached_k, beyond = jnp.split(cached_k, [k.shape[-1]], axis=-1)  # of layers with wider keys
         parts = (cached_k, cached_v, old), (k, v, new)
         mixed = in_parts(q, parts, new, [encoding for encoding, _ in acting], heads)
         # A layer without one of the encodings keeps what is there.
@@ -144,6 +145,7 @@ def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tup
             name: features.get(name, jax.tree.map(lambda x: x[:, :T], of_cache))
             for name, of_cache in cached["features"].items()
         }
+        k = jnp.concatenate([k, jnp.zeros((*k.shape[:-1], beyond.shape[-1]), k.dtype)], axis=-1)
         return mixed, {"key": k, "value": v, "features": own}
 
     x, kernel, added = model.run(config, params, inputs, attend, cache["layers"])

@@ -192,6 +192,30 @@ class Encodings:
         """Whether the features of an entry are the same in all layers."""
         return entry.shared and not RELATIVE[entry.kind].reads_input
 
+    @property
+    def key_width(self) -> int:
+        """The width of the widest keys that any layer has, once they are turned."""
+        m = self.config.model
+        shape = (1, 1, m.kv_heads, m.width // m.heads)
+
+        def widths(*arrays: jax.Array) -> list[jax.Array]:
+            coordinate, x, k = arrays
+            keys = [k]
+            for layer in range(self.period):
+                modules = self.make_layer(jax.random.key(0))
+                inputs = {entry.coordinate: coordinate for entry in self.relative}
+                of_layer = self.of_layer(layer, modules, inputs, {})
+                keys.append(of_layer.turn(k, k, of_layer.features(x))[1])
+            return keys
+
+        keys = jax.eval_shape(
+            widths,
+            jax.ShapeDtypeStruct((1, 1), jnp.int32),
+            jax.ShapeDtypeStruct((1, 1, m.width), jnp.dtype(m.dtype)),
+            jax.ShapeDtypeStruct(shape, jnp.dtype(m.dtype)),
+        )
+        return max(k.shape[-1] for k in keys)
+
     def features_of_layers(self, rows: int, length: int) -> dict[str, Features]:
         """Shapes of what layers compute for encodings that act on logits: (layers, B, L, ...), by name."""
         m = self.config.model

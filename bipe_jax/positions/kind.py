@@ -105,11 +105,14 @@ class Relative(Kind):
         return coordinate
 
     def queries(self, q: jax.Array, features: Features) -> jax.Array:
-        """Queries (B, L, N, H) as attention is to have them; the last axis may be another."""
+        """Queries (B, L, N, H) as attention is to have them.
+
+        They may become wider, and keys with them. Logits are the products over the root of that width.
+        """
         return q
 
     def keys(self, k: jax.Array, features: Features) -> jax.Array:
-        """Keys (B, L, K, H) as attention is to have them; the last axis may be another."""
+        """Keys (B, L, K, H) as attention is to have them."""
         return k
 
     def bias(self, query: Features, key: Features, heads: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
-"""The quickstart's encodings: BiPE-RoPE, BiPE-ALiBi, RoPE, ALiBi, sinusoidal and none."""
+"""Every encoding that has a name, see bipe_jax/positions/named.py."""
 
-from configs.quickstart import ENCODINGS
+from bipe_jax.positions import NAMED
 from launch.algebra import sweep, zipit
 
 
 def get_sweep():
-    absolute, relative = zip(*ENCODINGS.values(), strict=True)
+    absolute, relative = zip(*NAMED.values(), strict=True)
     return zipit(sweep("position.absolute", absolute), sweep("position.relative", relative))
