@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 
 from markupsafe import Markup
 
-from bipe_jax.data.sample import Block
 from bipe_jax.data.survey import Histogram, Survey
 from bipe_jax.report import charts, webpage
 from bipe_jax.report.text import visible
@@ -60,11 +59,7 @@ def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
         unit=unit,
         lengths=_pictures(lengths, _powers(lengths), "tokens", unit + "s"),
         blocks={
-            name: {
-                f"{shown}: {_counts(blocks[name, rule])} segments": map(_tokens, blocks[name, rule])
-                for rule, shown in rules.items()
-            }
-            for name in sets
+            name: {shown: blocks[name, rule] for rule, shown in rules.items()} for name in sets
         },
     )
 
@@ -156,20 +151,3 @@ def _pictures(rows: Rows, bins, unit: str, of: str) -> dict[str, list[Figure]]:
         return Figure(name, picture, caption)
 
     return {title: [figure(*named) for named in row.items()] for title, row in rows.items()}
-
-
-def _counts(blocks: list[Block]) -> str:
-    return " and ".join(str(int(block.segment[-1]) + 1) for block in blocks)
-
-
-def _tokens(block: Block) -> Iterator[dict]:
-    for i, text in enumerate(block.texts):
-        begins = i and block.document_ids[i] != block.document_ids[i - 1]
-        yield {
-            "text": text,
-            "document": int(block.document_ids[i]) if begins else 0,  # which begins here
-            "position": int(block.position[i]),
-            "segment": int(block.segment[i]),
-            "offset": int(block.offset[i]),
-            "ends": bool(block.ends[i]),
-        }
