@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bipe_jax import checkpoint, cli, model, processes, report, segments, sharding
+from bipe_jax import checkpoint, cli, model, processes, segments, sharding
 from bipe_jax.attention.chunked import CHUNK, scores
 from bipe_jax.attention.scoring import Side
 from bipe_jax.config.spec import parse_source
@@ -28,7 +28,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
-from bipe_jax.report import text
+from bipe_jax.report import page, text
 from bipe_jax.training.compiling import enable_cache
 from bipe_jax.workdir import Workdir, files
 
@@ -239,7 +239,7 @@ def analyse(path: str, lengths: Sequence[int] = (), data="", output="", blocks=B
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
         files.write_json(Workdir(output).attention, result)
-        report.write([output], Workdir(output).report)
+        page.write([output], Workdir(output).report)
         print(table(result))
         print(f"Wrote {output}/attention.json and report.html")
     return result

@@ -12,10 +12,12 @@ import os
 import re
 from collections.abc import Sequence
 
-from bipe_jax import config, plan, plot, report
+from bipe_jax import config, plan
 from bipe_jax.errors import UserError
-from bipe_jax.report import results, webpage
+from bipe_jax.report import page, palette, pictures
+from bipe_jax.report.results import Evaluation, Perplexity, read_file
 from bipe_jax.report.text import table
+from bipe_jax.report.webpage import Table
 from bipe_jax.workdir import Workdir, files, heartbeat, metrics
 from launch.points import finished, recorded, short_key, shortened, words
 
@@ -32,7 +34,7 @@ class Point:
       name: of its directory. label: what is special about it, for people.
       values: of the keys that vary among the points.
       status: "finished", "failed", "running", "unfinished" or "not started".
-      results: of its evaluation, if it is finished: see docs/evaluation.md.
+      evaluation: if it is finished.
     """
 
     name: str
@@ -40,8 +42,11 @@ class Point:
     values: dict[str, object]
     status: str
     metrics: metrics.Metrics
-    training_length: int
-    results: list[dict]
+    evaluation: Evaluation | None
+
+    @property
+    def rows(self) -> tuple[Perplexity, ...]:
+        return self.evaluation.results if self.evaluation else ()
 
 
 def collect(directory: str) -> None:
@@ -51,19 +56,16 @@ def collect(directory: str) -> None:
       UserError: the directory has no points, or a file cannot be read or written.
     """
     points = read(directory)
-    done = [point for point in points if point.results]
+    done = [point for point in points if point.evaluation]
     _write_csv(points, os.path.join(directory, _TABLE))
     head, rows = _overview(points)
     print(table(tuple(head), [tuple(row) for row in rows]))
     written = [_TABLE]
     if done:
-        shown = _best(done, plot.COLOURS)
+        shown = _best(done, palette.SERIES)
         others = [point for point in done if point not in shown]
-        curves = [
-            {"name": p.label, "training_length": p.training_length, "results": p.results}
-            for p in [*shown, *others]
-        ]
-        plot.draw(curves, Workdir(directory).extrapolation)
+        evaluations = [(p.label, p.evaluation) for p in (*shown, *others) if p.evaluation]
+        pictures.perplexity(evaluations, Workdir(directory).extrapolation)
         _write_report(directory, points, shown, len(others))
         written += [Workdir.extrapolation, Workdir.report]
     for point in points:
@@ -105,14 +107,9 @@ def read(directory: str) -> list[Point]:
         workdir = os.path.join(directory, name)
         status = _status(workdir, configs[name])
         label = labels[name] if alike.count(labels[name]) == 1 else name
-        evaluation = (
-            results.read([workdir], [label])[0].evaluation if status == "finished" else None
-        )
-        rows = evaluation["results"] if evaluation else []
-        length = configs[name].sequence_length
-        points.append(
-            Point(name, label, values[name], status, metrics.latest(workdir), length, rows)
-        )
+        evaluation = read_file(workdir, Evaluation) if status == "finished" else None
+        latest = metrics.latest(workdir)
+        points.append(Point(name, label, values[name], status, latest, evaluation))
     return points
 
 
@@ -136,8 +133,8 @@ def _best(points: Sequence[Point], count: int) -> list[Point]:
     """So many of the points, in their order: those with the lowest perplexity at the longest length."""
 
     def score(point):
-        longest = max(row["length"] for row in point.results)
-        losses = [math.log(r["perplexity"]) for r in point.results if r["length"] == longest]
+        longest = max(row.length for row in point.rows)
+        losses = [math.log(row.perplexity) for row in point.rows if row.length == longest]
         return sum(losses) / len(losses)
 
     chosen = sorted(points, key=score)[:count]
@@ -153,22 +150,22 @@ def _write_csv(points: Sequence[Point], path: str) -> None:
             lines.writerow(["point", "status", *keys, "step", "final_loss", *measured])
             for p in points:
                 own = [p.name, p.status, *p.values.values(), p.metrics.step, p.metrics.loss]
-                for row in p.results or [{}]:
-                    lines.writerow([*own, *(row.get(name) for name in measured)])
+                for row in p.rows or [None]:
+                    lines.writerow([*own, *(getattr(row, name, None) for name in measured)])
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """A table of all points, with the perplexities at the ends of the range of lengths."""
-    rows = [row for point in points for row in point.results]
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    lengths = {row["length"] for row in rows}
+    rows = [row for point in points for row in point.rows]
+    sets = list(dict.fromkeys(row.set for row in rows))
+    lengths = {row.length for row in rows}
     columns = [(s, n) for s in sets for n in sorted({min(lengths), max(lengths)})]
     keys = list(points[0].values)
 
     def line(point):
-        perplexities = {(row["set"], row["length"]): row["perplexity"] for row in point.results}
+        perplexities = {(row.set, row.length): row.perplexity for row in point.rows}
         first = [shortened(words(value)) for value in point.values.values()] or [point.name]
         loss = "–" if point.metrics.loss is None else f"{point.metrics.loss:.3f}"
         cells = [
@@ -182,22 +179,14 @@ def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
 def _write_report(directory: str, points, shown: Sequence[Point], others: int) -> None:
     head, rows = _overview(points)
-    varied = max(len(points[0].values), 1)
-    lead = [
-        '<h2 id="points">All points</h2>',
-        '<p class="soft">The loss is of the last training step, in nats a token; the perplexities are '
-        "at the shortest and the longest length. sweep.csv has all lengths.</p>",
-        webpage.table(head, rows, texts=varied + 1),
-    ]
-    if others:
-        lead.append(
-            f'<p class="soft">What follows is of the {len(shown)} points with the lowest perplexity '
-            f"at the longest length; {others} others are finished.</p>"
-        )
-    report.write(
+    texts = max(len(points[0].values), 1) + 1
+    page.write(
         [os.path.join(directory, point.name) for point in shown],
         Workdir(directory).report,
         names=[point.label for point in shown],
         title=f"Sweep {os.path.basename(os.path.abspath(directory))}",
-        lead=lead,
+        template="sweep.html",
+        points=Table(head, rows, texts),
+        shown=len(shown),
+        others=others,
     )

@@ -115,7 +115,7 @@ def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(run, tmp_path, capsys, monkeypatch):
-    whole = checkpoint._read_meta
+    whole = reading.meta_of
 
     def vanishing(manager, directory, step):
         if step == 8:

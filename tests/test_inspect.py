@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bipe_jax import segments
+from bipe_jax.config import fields
 from bipe_jax.config.spec import parse_source
 from bipe_jax.data import (
     inspect,
@@ -79,7 +80,7 @@ def test_histogram():
 
 
 @pytest.mark.parametrize("window", [1, 5000, 1 << 20])
-@pytest.mark.parametrize("kind", packing.PACKINGS)
+@pytest.mark.parametrize("kind", fields.PACKINGS)
 def test_statistics_of_text(tmp_path, monkeypatch, texts, model, rules, kind, window):
     monkeypatch.setattr(survey, "_WINDOW", window)
     documents = [("ab"[i % 3 == 0], text) for i, text in enumerate(texts)]
@@ -156,7 +157,7 @@ def test_what_is_bad_is_counted(tmp_path, model, rules):
         survey.of_text(parse_source(f"{tmp_path}/*"), model, rules)
 
 
-@pytest.mark.parametrize("kind", packing.PACKINGS)
+@pytest.mark.parametrize("kind", fields.PACKINGS)
 def test_prepared_data(tmp_path, shards, tokenizer_file, model, rules, kind):
     prepare.prepare(shards, str(tmp_path / "p"), tokenizer_file, 60, packing=kind, workers=1)
     text = survey.of_text(parse_source(shards), model, rules)

@@ -1,6 +1,7 @@
 """Reports: every number is on the page, the page is one well-formed file, and wrong input is named."""
 
 import copy
+import dataclasses
 import html.parser
 import json
 import math
@@ -8,10 +9,11 @@ import re
 import xml.etree.ElementTree
 
 import pytest
+from drawn import box
 
-from bipe_jax import report
 from bipe_jax.errors import UserError
-from bipe_jax.report import axes, svg
+from bipe_jax.report import page as report
+from bipe_jax.report import results
 
 LENGTHS = (64, 128, 1024)
 HEAD = {
@@ -267,6 +269,8 @@ def test_the_page_is_one_file_for_light_and_dark(three, count):
     assert set(re.findall(r"(--\w+):", light)) == set(re.findall(r"(--\w+):", dark))
     defined = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= defined
+    style = text[text.index("box-sizing") : text.index("</style>")]
+    assert not re.search(r"#[0-9a-f]{3}|rgb", style)
     # Nothing is drawn outside of its picture.
     for picture in page.pictures:
         left, top, width, height = map(float, picture.get("viewBox").split())
@@ -276,11 +280,15 @@ def test_the_page_is_one_file_for_light_and_dark(three, count):
                 for name in names:
                     if node.get(name):
                         assert low <= float(node.get(name)) <= low + size
+            if node.tag == "path" and node.get("opacity") != "0" != node.get("fill-opacity"):
+                across, down, right, bottom = box(node)
+                assert left - 1 <= across <= right <= left + width + 1
+                assert top - 1 <= down <= bottom <= top + height + 1
     assert "nan" not in text.replace("bilinear", "") and "inf " not in text
 
 
 def test_text_of_others_is_escaped(tmp_path):
-    bad = '<script>alert("1")</script>&\x1b'
+    bad = '<script>alert("1")</script>&\x1b{{ 6 * 7 }}$x_1$'
     held = evaluation(sets=(bad,))
     for part in held["breakdowns"][:1]:
         part["by"] = bad
@@ -431,42 +439,18 @@ def test_the_command(three, command, tmp_path):
     assert len(failed.stderr.splitlines()) == 1
 
 
-def test_axes():
-    lengths = axes.places_axis("length", [128, 256, 512, 1024, 2048])
-    assert [lengths.at(n) for n in (128, 256, 2048)] == pytest.approx([0, 0.25, 1])
-    assert lengths.ticks == [(128, "128"), (256, "256"), (512, "512"), (1024, "1k"), (2048, "2k")]
-    many = axes.places_axis("length", [*range(1000, 1030), 2000])
-    assert len(many.ticks) < 8  # the others have no room
-    one = axes.places_axis("length", [100])
-    assert one.at(100) == pytest.approx(0.5)
-    wide = axes.number_axis("perplexity", [20, 5000], log=True)
-    assert wide.at(20) < 0.1 and wide.at(5000) > 0.9
-    assert wide.at(math.sqrt(20 * 5000)) == pytest.approx(0.5)
-    assert [label for _, label in wide.ticks] == ["30", "100", "300", "1,000", "3,000"]
-    narrow = axes.number_axis("perplexity", [33.4, 34.9], log=True)
-    assert len(narrow.ticks) >= 3 and (34.0, "34") in narrow.ticks
-    share = axes.number_axis("accuracy", [0.2, 1.0], zero=True, percent=True)
-    assert (share.low, share.high) == (0, 1) and (1.0, "100%") in share.ticks
-    for values in ([], [0.0], [5.0], [1e-9, 1e9], [3.3, 3.3]):
-        axis = axes.number_axis("n", values, log=True)
-        assert axis.low < axis.high
-        assert all(0 <= axis.at(v) <= 1 for v in values)
-        assert len(axis.ticks) <= 14
-
-
-def test_a_chart_puts_points_where_its_ticks_say():
-    x = axes.places_axis("length", [128, 512])
-    y = axes.number_axis("perplexity", [10, 90], log=True)
-    points = [svg.Point(128, 10.0, 2.0, "a"), svg.Point(512, 50.0, 0.0, "b")]
-    root = xml.etree.ElementTree.fromstring(
-        svg.lines([svg.Curve(svg.series(0), points)], x, y, "t")
-    )
-    labels = {node.text: node for node in root.iter("text")}
-    hits = [node for node in root.iter("circle")]
-    for node, (x_label, y_label) in zip(hits, (("128", "10"), ("512", "50")), strict=True):
-        assert float(node.get("cx")) == pytest.approx(float(labels[x_label].get("x")), abs=0.1)
-        assert float(node.get("cy")) + 4 == pytest.approx(float(labels[y_label].get("y")), abs=0.1)
-    # The error bar is from 8 to 12 on a logarithmic axis: its middle is above the mark's place.
-    bar = next(node for node in root.iter("path") if node.get("class") == "error").get("d")
-    low, high = (float(part) for part in re.findall(r"M[\d.]+ ([\d.]+)h", bar))
-    assert high < float(hits[0].get("cy")) < low
+def test_results_are_typed_and_cannot_be_changed(three):
+    run = results.read(three)[1]
+    for row, wanted in zip(run.evaluation.results, evaluation(1)["results"], strict=True):
+        assert {name: getattr(row, name) for name in dataclasses.asdict(row)}.items() <= {
+            **wanted, "loss_error": 0.01
+        }.items()  # fmt: skip
+    part = run.evaluation.breakdowns[4]
+    assert (part.set, part.by, part.bins[1].low, part.bins[1].high) == ("Plays", "offset", 1, 2)
+    assert str(part.bins[0]) == "0" and str(part.bins[2]) == "3–6"
+    assert run.attention.results[0].bins[0].weight == 1 / 12
+    assert run.tasks.results[-1].depth is None
+    for part in (run, run.evaluation, run.evaluation.results[0], run.tasks, run.attention.heads[0]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.name = "x"
+    assert isinstance(run.evaluation.unseen, tuple)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from bipe_jax import checkpoint, cli, plot
+from bipe_jax import checkpoint, cli
 from bipe_jax.errors import PREEMPTED, UserError
+from bipe_jax.report import palette, pictures
 from bipe_jax.workdir import heartbeat
 from launch import collect, jobs, local, points, sweep
 from launch.algebra import chain, product, zipit
@@ -562,34 +563,12 @@ def test_collect_makes_one_table_of_all_points(many, capsys):
 def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, monkeypatch):
     directory, _ = many
     drawn = []
-    monkeypatch.setattr(plot, "draw", lambda evaluations, path: drawn.extend(evaluations))
+    monkeypatch.setattr(pictures, "perplexity", lambda named, path: drawn.extend(named))
     collect.collect(str(directory))
-    perplexities = [evaluation["results"][0]["perplexity"] for evaluation in drawn]
+    perplexities = [evaluation.results[0].perplexity for _, evaluation in drawn]
     worst = 5.0 + 7 + 0.32
-    assert len(drawn) == plot.COLOURS + 1 and perplexities[-1] == worst
-    assert worst not in perplexities[: plot.COLOURS]
-
-
-def test_curves_beyond_the_colours_are_grey_and_counted(tmp_path, monkeypatch):
-    import matplotlib.figure
-
-    seen = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda f, *a, **k: (seen.append(f), save(f, *a, **k))
-    )
-    row = {"set": "a", "perplexity_error": 0.1}
-    curves = [
-        {
-            "name": f"run {i}",
-            "training_length": 8,
-            "results": [{**row, "length": n, "perplexity": i + n} for n in (8, 16)],
-        }
-        for i in range(plot.COLOURS + 3)
-    ]
-    plot.draw(curves, str(tmp_path / "a.png"))
-    texts = [text.get_text() for text in seen[0].legends[0].get_texts()]
-    assert texts == [f"run {i}" for i in range(plot.COLOURS)] + ["3 others"]
+    assert len(drawn) == palette.SERIES + 1 and perplexities[-1] == worst
+    assert worst not in perplexities[: palette.SERIES]
 
 
 def test_collect_refuses_what_is_no_sweep(tmp_path):

@@ -5,12 +5,14 @@ import logging
 import os
 from collections.abc import Iterator
 
-from bipe_jax import plot, processes, report
+from bipe_jax import processes
 from bipe_jax.config import Config, spec
 from bipe_jax.data import prepared, sources
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.plan import Plan
+from bipe_jax.report import page, pictures
+from bipe_jax.report.results import Evaluation, read_file
 from bipe_jax.segments import Rule
 from bipe_jax.workdir import Workdir, files
 
@@ -144,8 +146,8 @@ def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory."""
     directory = Workdir(output)
     files.write_json(directory.evaluation, result)
-    plot.draw([result], directory.extrapolation)
-    report.write([output], directory.report)
+    pictures.perplexity([(result["name"], read_file(output, Evaluation))], directory.extrapolation)
+    page.write([output], directory.report)
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "", **changes) -> dict:

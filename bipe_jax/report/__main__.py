@@ -1,4 +1,4 @@
-"""Makes one HTML page of what evaluations found:
+"""Makes one HTML page of what evaluations measured:
 
 python -m bipe_jax.report runs/quickstart [runs/rope runs/alibi] --output=report.html
 """
@@ -7,7 +7,8 @@ import argparse
 import logging
 import os
 
-from bipe_jax import cli, report
+from bipe_jax import cli
+from bipe_jax.report import page
 
 _LOG = logging.getLogger("bipe_jax.report")
 
@@ -17,7 +18,7 @@ def main():
     parser.add_argument("runs", nargs="+", help="directories of runs that were evaluated")
     parser.add_argument("--output", default="report.html", help="the page to write (report.html)")
     args = parser.parse_args()
-    report.write(args.runs, args.output)
+    page.write(args.runs, args.output)
     size = os.path.getsize(args.output)
     _LOG.info(f"Wrote {args.output} ({size / 1024:,.0f} KiB)")
 

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from bipe_jax.report import axes, svg, webpage
-from bipe_jax.report.parts import runs_legend, unique
-from bipe_jax.report.results import Run
-from bipe_jax.report.text import escaped
-from bipe_jax.report.webpage import Markup
+from markupsafe import Markup
 
-# Columns of the table of all numbers: key, name, form.
+from bipe_jax.report import charts
+from bipe_jax.report.charts import Curve, Lines, Point, Style
+from bipe_jax.report.results import Evaluation, Perplexity, Run
+from bipe_jax.report.webpage import Figure, Table
+
+Styled = Sequence[tuple[Style, str, Evaluation]]  # with the run's name
+
+# Columns of the table of all numbers: field, name, form.
 _COLUMNS = (
     ("loss", "loss (nats)", ".4f"),
     ("bits_per_byte", "bits/byte", ".4f"),
@@ -23,94 +26,84 @@ _COLUMNS = (
 )
 
 
-def _number(value, form: str) -> str:
-    if not isinstance(value, (int, float)) or math.isnan(value):
+def section(runs: Sequence[Run]) -> dict | None:
+    """What the page shows, if any run has an evaluation.json."""
+    styled = [(charts.series(i), r.name, r.evaluation) for i, r in enumerate(runs) if r.evaluation]
+    if not styled:
+        return None
+    several = len(styled) > 1
+    of_sets = lines(styled)
+    return {
+        "several": several,
+        "legend": [(charts.key(style), name) for style, name, _ in styled if several],
+        "figures": [
+            Figure(name, charts.inline(chart, f"{name}: perplexity"))
+            for name, chart in of_sets.items()
+        ],
+        "matrices": {name: _matrix(styled, name) for name in of_sets if several},
+        "numbers": _numbers(styled, several),
+    }
+
+
+def lines(styled: Styled) -> dict[str, Lines]:
+    """For each data set, a curve a run."""
+    of_sets = {}
+    for name in dict.fromkeys(row.set for *_, evaluation in styled for row in evaluation.results):
+        curves, trained = [], set()
+        for style, run, evaluation in styled:
+            rows = [row for row in evaluation.results if row.set == name]
+            points = [
+                Point(row.length, row.perplexity,
+                      f"{run}, {row.length:,} tokens: {_plus_minus(row)}", row.perplexity_error or 0)
+                for row in sorted(rows, key=lambda row: row.length)
+            ]  # fmt: skip
+            if points:
+                curves.append(Curve(style, points))
+                trained.add(evaluation.training_length)
+        ticks = {int(p.x) for curve in curves for p in curve.points} | trained
+        of_sets[name] = Lines(curves, "length (tokens)", "perplexity", ticks, trained, log=True)
+    return of_sets
+
+
+def _matrix(styled: Styled, name: str) -> Table:
+    """The perplexities of one set: a row a run, a column a length; the lowest are marked."""
+    of_runs = {
+        run: {row.length: row for row in evaluation.results if row.set == name}
+        for _, run, evaluation in styled
+    }
+    lengths = sorted({length for of_run in of_runs.values() for length in of_run})
+    lowest = {
+        n: min(of_run[n].perplexity for of_run in of_runs.values() if n in of_run) for n in lengths
+    }
+
+    def cell(row):
+        if row is None:
+            return "–"
+        best = row.perplexity == lowest[row.length]
+        form = Markup('<span class="best">{}</span>') if best else "{}"
+        return form.format(_plus_minus(row))
+
+    rows = [[run, *(cell(of_run.get(n)) for n in lengths)] for run, of_run in of_runs.items()]
+    return Table(["run", *(f"{n:,}" for n in lengths)], rows)
+
+
+def _numbers(styled: Styled, several: bool) -> Table:
+    rows = [(run, row) for _, run, evaluation in styled for row in evaluation.results]
+    columns = [c for c in _COLUMNS if any(getattr(row, c[0]) is not None for _, row in rows)]
+    cells = [
+        [run, row.set, f"{row.length:,}", _plus_minus(row),
+         *(_number(getattr(row, field), form) for field, _, form in columns)]
+        for run, row in rows
+    ]  # fmt: skip
+    head = ["run", "data set", "length", "perplexity", *(name for _, name, _ in columns)]
+    return Table(head, cells, 2) if several else Table(head[1:], [line[1:] for line in cells])
+
+
+def _plus_minus(row: Perplexity) -> str:
+    return f"{_number(row.perplexity, ',.2f')} ± {_number(row.perplexity_error, ',.2f')}"
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None or math.isnan(value):
         return "–"
     return f"{value:{form}}" if math.isfinite(value) else "∞"
-
-
-def _plus_minus(value, error, form=",.2f") -> str:
-    return f"{_number(value, form)} ± {_number(error, form)}"
-
-
-def section(runs: Sequence[Run]) -> list[str]:
-    numbered = [(i, run) for i, run in enumerate(runs) if run.evaluation]
-    if not numbered:
-        return []
-    rows = [(i, run, row) for i, run in numbered for row in run.evaluation["results"]]
-    figures = []
-    for name in (sets := unique(row["set"] for _, _, row in rows)):
-        of_set = [(i, run, row) for i, run, row in rows if row["set"] == name]
-        curves = [
-            svg.Curve(svg.series(i), [
-                svg.Point(
-                    row["length"], row["perplexity"], row["perplexity_error"] or 0,
-                    f"{run.name}, {row['length']:,} tokens: "
-                    + _plus_minus(row["perplexity"], row["perplexity_error"]),
-                )
-                for _, run, row in sorted(mine, key=lambda x: x[2]["length"])
-            ])
-            for i, _ in numbered
-            if (mine := [entry for entry in of_set if entry[0] == i])
-        ]  # fmt: skip
-        trained = {run.evaluation["training_length"] for _, run, _ in of_set}
-        x = axes.places_axis("length (tokens)", [*(row["length"] for *_, row in of_set), *trained])
-        y = axes.number_axis("perplexity", _spans(curves), log=True)
-        figures.append(webpage.figure(name, svg.lines(curves, x, y, f"{name}: {y.name}", trained)))
-    body = [
-        '<h2 id="perplexity">Perplexity by length</h2>',
-        '<p class="soft">Lower is better. Bars are standard errors over documents'
-        f"{'; in bold, the lowest of the runs' if len(numbered) > 1 else ''}.</p>",
-        runs_legend(numbered),
-        webpage.grid(figures, "large"),
-    ]
-    if len(numbered) > 1:
-        body += [_matrix(numbered, name) for name in sets]
-        body.append(webpage.folded("All numbers", _numbers(rows, several=True), is_open=False))
-    else:
-        body.append(_numbers(rows, several=False))
-    return body
-
-
-def _spans(curves: Sequence[svg.Curve]) -> list[float]:
-    """The finite ends of all error bars, above 0."""
-    points = [p for curve in curves for p in curve.points if math.isfinite(p.y)]
-    ends = [
-        p.y + sign * (p.error if math.isfinite(p.error) else 0) for p in points for sign in (-1, 1)
-    ]
-    return [end for end in ends if end > 0]
-
-
-def _matrix(numbered: Sequence[tuple[int, Run]], name: str) -> str:
-    """The perplexities of one set: a row a run, a column a length; the lowest are marked."""
-    held = {
-        run.name: {r["length"]: r for r in run.evaluation["results"] if r["set"] == name}
-        for _, run in numbered
-    }
-    lengths = sorted({length for of_run in held.values() for length in of_run})
-
-    def cell(of_run, length):
-        if not (row := of_run.get(length)):
-            return "–"
-        cell = _plus_minus(row["perplexity"], row["perplexity_error"])
-        best = min(r[length]["perplexity"] for r in held.values() if length in r)
-        return Markup(f'<span class="best">{cell}</span>') if row["perplexity"] == best else cell
-
-    rows = [[run, *(cell(of_run, n) for n in lengths)] for run, of_run in held.items()]
-    return f"<h3>{escaped(name)}</h3>" + webpage.table(["run", *(f"{n:,}" for n in lengths)], rows)
-
-
-def _numbers(rows: Sequence[tuple[int, Run, dict]], several: bool) -> str:
-    columns = [c for c in _COLUMNS if any(isinstance(r.get(c[0]), (int, float)) for *_, r in rows)]
-    table = [
-        [
-            *([run.name] if several else []),
-            row["set"],
-            f"{row['length']:,}",
-            _plus_minus(row["perplexity"], row["perplexity_error"]),
-            *(_number(row.get(key), form) for key, _, form in columns),
-        ]
-        for _, run, row in rows
-    ]
-    head = ["data set", "length", "perplexity", *(name for _, name, _ in columns)]
-    return webpage.table(["run", *head] if several else head, table, texts=2 if several else 1)

@@ -1,119 +1,210 @@
-"""The JSON files that evaluations leave in a run's directory, read and checked."""
+"""The JSON files that evaluations write into a run's directory, read and checked.
+
+A field without a default must be in the file. A field's type says what its value must be.
+"""
 
 import dataclasses
+import functools
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import Workdir
 
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-# What a value must be -> whether it is.
-_TESTS = {
-    "a text": lambda value: isinstance(value, str),
-    "a list": lambda value: isinstance(value, list),
-    "a number": _is_number,
-    "a number or null": lambda value: value is None or _is_number(value),
-    "a share between 0 and 1": lambda value: _is_number(value) and 0 <= value < 1 + 1e-5,
-    "a share or null": lambda value: value is None or (_is_number(value) and 0 <= value <= 1),
-    "a finite number of 0 or more": lambda value: _is_number(value) and 0 <= value < math.inf,
-    "a whole number of 0 or more": _is_count,
-    "a whole number above 0": lambda value: _is_count(value) and value > 0,
-}
-_COUNT, _LENGTH = "a whole number of 0 or more", "a whole number above 0"
-_HEAD = {
-    "training_length": _LENGTH,
-    "position?": {"absolute": ["a list"], "relative": ["a list"]},
-}
-_WEIGHTS = [{"from": _COUNT, "to": _COUNT, "weight": "a share between 0 and 1"}]
+# What a value must be, and the test of it.
+Text = Annotated[str, "a text", lambda x: isinstance(x, str)]
+Encoding = Annotated[list, "a list", lambda x: isinstance(x, list)]  # kind, coordinate, options
+Number = Annotated[float, "a number", _is_number]
+Error = Annotated[float | None, "a number or null", lambda x: x is None or _is_number(x)]
+Share = Annotated[float, "a share between 0 and 1", lambda x: _is_number(x) and 0 <= x < 1 + 1e-5]
+Depth = Annotated[
+    float | None, "a share or null", lambda x: x is None or (_is_number(x) and 0 <= x <= 1)
+]
+Size = Annotated[
+    float, "a finite number of 0 or more", lambda x: _is_number(x) and 0 <= x < math.inf
+]
+Count = Annotated[int, "a whole number of 0 or more", lambda x: _is_whole(x) and x >= 0]
+Length = Annotated[int, "a whole number above 0", lambda x: _is_whole(x) and x > 0]
+Statistic = float | None  # None, too, where the file has something else
 
-# File -> its kind, and what must be in it: dicts and lists as in the file, and names of _TESTS. A key
-# with "?" may be missing.
-_FILES = {
-    "evaluation": (
-        "perplexity",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "perplexity": "a number",
-                    "perplexity_error": "a number or null",
-                }
-            ],
-            "breakdowns?": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "by": "a text",
-                    "bins": [
-                        {"from": _COUNT, "to": _COUNT, "loss": "a number or null", "tokens": _COUNT}
-                    ],
-                }
-            ],
-            "unseen?": [
-                {
-                    "set": "a text",
-                    "length": _LENGTH,
-                    "coordinate": "a text",
-                    "trained_max": _COUNT,
-                    "max": _COUNT,
-                    "share": "a share between 0 and 1",
-                }
-            ],
-        },
-    ),
-    "tasks": (
-        "tasks",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "task": "a text",
-                    "length": _LENGTH,
-                    "depth": "a share or null",
-                    "accuracy": "a share between 0 and 1",
-                    "samples": _LENGTH,
-                }
-            ]
-        },
-    ),
-    "attention": (
-        "attention",
-        _HEAD
-        | {
-            "results": [
-                {
-                    "length": _LENGTH,
-                    "by": "a text",
-                    "layer": _COUNT,
-                    "head": _COUNT,
-                    "bins": _WEIGHTS,
-                }
-            ],
-            "heads?": [
-                {
-                    "length": _LENGTH,
-                    "layer": _COUNT,
-                    "head": _COUNT,
-                    "entropy": "a finite number of 0 or more",
-                    "first": "a share between 0 and 1",
-                }
-            ],
-            "uniform?": [{"length": _LENGTH, "by": "a text", "bins": _WEIGHTS}],
-        },
-    ),
-}
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Whole numbers from `low` to `high`, which is one of them."""
+
+    low: Count = dataclasses.field(metadata={"key": "from"})
+    high: Count = dataclasses.field(metadata={"key": "to"})
+
+    def __str__(self) -> str:
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,}–{self.high:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBin(_Range):
+    """Mean loss of the tokens in a range."""
+
+    loss: Error
+    tokens: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightBin(_Range):
+    """Weight of attention on the tokens in a range of distances."""
+
+    weight: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Perplexity of a data set at one length, with the statistics of its segments."""
+
+    set: Text
+    length: Length
+    perplexity: Number
+    perplexity_error: Error
+    loss: Statistic = None
+    bits_per_byte: Statistic = None
+    tokens: Statistic = None
+    documents: Statistic = None
+    documents_too_short: Statistic = None
+    segment_tokens_mean: Statistic = None
+    segment_tokens_p99: Statistic = None
+    segments_per_block: Statistic = None
+    segment_max: Statistic = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """Loss by a coordinate, in ranges of it."""
+
+    set: Text
+    length: Length
+    by: Text
+    bins: tuple[LossBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """How much of a coordinate lies beyond the largest in training."""
+
+    set: Text
+    length: Length
+    coordinate: Text
+    trained_max: Count
+    max: Count
+    share: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Accuracy in a task at one length and depth."""
+
+    task: Text
+    length: Length
+    depth: Depth
+    accuracy: Share
+    samples: Length
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionByDistance:
+    """Mean weight of attention at each distance; a distance is of segments or tokens."""
+
+    length: Length
+    by: Text
+    bins: tuple[WeightBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadAttention(AttentionByDistance):
+    """Attention by distance of one head."""
+
+    layer: Count
+    head: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Entropy of a head's attention in nats, and its weight on the block's first token."""
+
+    length: Length
+    layer: Count
+    head: Count
+    entropy: Size
+    first: Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """The encodings of a model."""
+
+    absolute: tuple[Encoding, ...]
+    relative: tuple[Encoding, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _File:
+    """What all files hold: which model was measured, and on what."""
+
+    file: ClassVar[str]  # its name
+    kind: ClassVar[str]  # which the file says it is
+    results: tuple
+    training_length: Length
+    position: Position | None = None
+    step: object = None
+    segment_rule: object = None
+    data: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(_File):
+    """evaluation.json."""
+
+    file = Workdir.evaluation
+    kind = "perplexity"
+    results: tuple[Perplexity, ...]
+    breakdowns: tuple[Breakdown, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
+    protocol: object = None
+    bos_rule: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks(_File):
+    """tasks.json."""
+
+    file = Workdir.tasks
+    kind = "tasks"
+    results: tuple[Accuracy, ...]
+    seed: object = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention(_File):
+    """attention.json."""
+
+    file = Workdir.attention
+    kind = "attention"
+    results: tuple[HeadAttention, ...]
+    heads: tuple[Head, ...] = ()
+    uniform: tuple[AttentionByDistance, ...] = ()  # if each query weighed all tokens alike
+
+
+F = TypeVar("F", bound=_File)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +217,9 @@ class Run:
     """
 
     name: str
-    evaluation: dict | None
-    tasks: dict | None
-    attention: dict | None
-
-    @property
-    def files(self) -> list[dict]:
-        return [file for file in (self.evaluation, self.tasks, self.attention) if file]
+    evaluation: Evaluation | None = None
+    tasks: Tasks | None = None
+    attention: Attention | None = None
 
 
 def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
@@ -146,64 +233,85 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
         if paths.count(path) > 1:
             raise UserError(f"{path} is given twice: name each run once")
     names = names or [os.path.basename(path) for path in paths]
-    return [
-        Run(
-            name if names.count(name) == 1 else path,
-            **{file: _read(path, file) for file in _FILES},
-        )
-        for name, path in zip(names, paths, strict=True)
-        if _has_some(path)
-    ]
+    runs = []
+    for name, path in zip(names, paths, strict=True):
+        if not os.path.isdir(path):
+            raise UserError(f"{path}: there is no such directory")
+        name = name if names.count(name) == 1 else path
+        files = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
+        runs.append(Run(name, *files))
+        if not any(files):
+            listed = ", ".join(of.file for of in (Evaluation, Tasks, Attention))
+            raise UserError(f"{path} has none of {listed}: evaluate that run first")
+    return runs
 
 
-def _has_some(path: str) -> bool:
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: there is no such directory")
-    names = [f"{file}.json" for file in _FILES]
-    if not any(os.path.exists(os.path.join(path, name)) for name in names):
-        raise UserError(f"{path} has none of {', '.join(names)}: evaluate that run first")
-    return True
+def read_file(directory: str, of: type[F]) -> F:
+    """Reads a directory's `Evaluation`, `Tasks` or `Attention`.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or it is not as it should be.
+    """
+    if content := _read(directory, of):
+        return content
+    path = os.path.join(directory, of.file)
+    raise UserError(f"{path} cannot be read (no such file): evaluate that run first")
 
 
-def _read(directory: str, file: str) -> dict | None:
-    path = os.path.join(directory, f"{file}.json")
-    kind, wanted = _FILES[file]
+def _read(directory: str, of: type[F]) -> F | None:
+    path = os.path.join(directory, of.file)
     try:
-        with open(path, encoding="utf-8") as opened:
-            found = json.load(opened)
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("kind", kind) != kind:
-        got = repr(found.get("kind")) if isinstance(found, dict) else "something else"
-        raise UserError(f"{path} must be of the kind {kind!r}, and is {got}")
-    if complaint := _complaint(found, wanted):
-        raise UserError(f"{path}: {complaint}")
-    if not found["results"]:
+    if not isinstance(content, dict) or content.get("kind", of.kind) != of.kind:
+        got = repr(content.get("kind")) if isinstance(content, dict) else "something else"
+        raise UserError(f"{path} must be of the kind {of.kind!r}, and is {got}")
+    try:
+        result = _parsed(content, of, "")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not result.results:
         raise UserError(f"{path}: results is empty")
-    return found
+    return result
 
 
-def _complaint(value, wanted, where: str = "") -> str:
-    """What is wrong with a part of a file, or ""."""
-    if isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            return f"{where} must be an object"
-        for key, of_key in wanted.items():
-            name = key.rstrip("?")
-            place = f"{where}.{name}".lstrip(".")
-            if name not in value:
-                if key == name:
-                    return f"{place} is missing"
-            elif complaint := _complaint(value[name], of_key, place):
-                return complaint
-        return ""
-    if isinstance(wanted, list):
+def _parsed(value, wanted: Any, where: str) -> Any:
+    """A part of a file as the type that is wanted; a ValueError says what is wrong with it."""
+    if isinstance(wanted, types.UnionType):
+        wanted = typing.get_args(wanted)[0]
+    if wanted is object:
+        return value
+    if wanted is float:
+        return value if _is_number(value) else None
+    if typing.get_origin(wanted) is tuple:
         if not isinstance(value, list):
-            return f"{where} must be a list"
-        complaints = (_complaint(x, wanted[0], f"{where}[{i}]") for i, x in enumerate(value))
-        return next(filter(None, complaints), "")
-    return "" if _TESTS[wanted](value) else f"{where} must be {wanted}, and is {value!r:.40}"
+            raise ValueError(f"{where} must be a list")
+        of_item = typing.get_args(wanted)[0]
+        return tuple(_parsed(item, of_item, f"{where}[{i}]") for i, item in enumerate(value))
+    if not hasattr(wanted, "__dataclass_fields__"):
+        requirement, is_met = wanted.__metadata__
+        if not is_met(value):
+            raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    parts = {}
+    for field in dataclasses.fields(wanted):
+        key = field.metadata.get("key", field.name)
+        path = f"{where}.{key}".lstrip(".")
+        if key in value:
+            parts[field.name] = _parsed(value[key], _kinds(wanted)[field.name], path)
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{path} is missing")
+    return wanted(**parts)
+
+
+@functools.cache
+def _kinds(of_class: type) -> dict:
+    return typing.get_type_hints(of_class, include_extras=True)

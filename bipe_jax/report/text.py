@@ -1,6 +1,5 @@
 """Text for people: tables for a terminal, and strings of others made harmless to show."""
 
-import html
 import unicodedata
 
 
@@ -27,8 +26,3 @@ def table(head: tuple, lines: list[tuple]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join(map(pad, [head, *lines]))
-
-
-def escaped(text) -> str:
-    """Any value as text for HTML and SVG, also within an attribute."""
-    return html.escape(visible(str(text)))

@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipe_jax import processes, report, segments
+from bipe_jax import processes, segments
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.evaluation.evaluator import MULTIPLES
+from bipe_jax.report import page, pictures
+from bipe_jax.report.results import Tasks, read_file
 from bipe_jax.report.text import table, visible
-from bipe_jax.tasks import haystack, heatmap, samples
+from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
 from bipe_jax.workdir import Workdir, files
 
@@ -220,9 +222,10 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
         files.write_json(Workdir(output).tasks, result)
-        heatmap.draw(result, Workdir(output).tasks_picture)
+        measured = read_file(output, Tasks)
+        pictures.accuracy(result["name"], measured, Workdir(output).tasks_picture)
         print(tables(result))
-        report.write([output], Workdir(output).report)
+        page.write([output], Workdir(output).report)
         print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 

@@ -1,0 +1,93 @@
+"""Pictures as files: perplexity by length, and accuracy in tasks."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from matplotlib.lines import Line2D
+
+from bipe_jax.errors import UserError
+from bipe_jax.report import charts, figures, palette
+from bipe_jax.report import perplexity as perplexities
+from bipe_jax.report.charts import Field, Lines
+from bipe_jax.report.figures import LETTER, label
+from bipe_jax.report.results import Evaluation, Tasks
+from bipe_jax.report.tasks import heat
+
+
+def perplexity(evaluations: Sequence[tuple[str, Evaluation]], path: str) -> None:
+    """Draws evaluations of runs with names: a panel a data set, a curve a run, with standard errors.
+
+    Args:
+      evaluations: there are `palette.SERIES` colours; runs beyond are grey and without names, so what
+        matters comes first.
+      path: its ending chooses the format.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    count = palette.SERIES
+    styled = [
+        (charts.series(i) if i < count else charts.OTHER, *named)
+        for i, named in enumerate(evaluations)
+    ]
+    legend = {name: style for style, name, _ in styled[:count] if len(styled) > 1}
+    if len(styled) > count:
+        legend[f"{len(styled) - count} others"] = charts.OTHER
+    panels = perplexities.lines([*styled[count:], *styled[:count]])  # grey ones lie below
+    _save(panels, path, len(panels), legend=legend)
+
+
+def accuracy(run: str, tasks: Tasks, path: str) -> None:
+    """Draws the tasks of a run with a name: a panel a task, a column a length, a row a depth.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    wide = max(46, 240 / len({row.length for row in tasks.results}))
+    panels = {
+        task: heat(run, tasks, [r for r in tasks.results if r.task == task], tasks.results, wide)
+        for task in dict.fromkeys(row.task for row in tasks.results)
+    }
+    across = min(len(panels), 3)
+    first = next(iter(panels.values()))
+    heading = f"{label(run)}, percent right; haystack: {label(tasks.data, 300)}"
+    lines = textwrap.wrap(heading, int(across * first.size()[0] / LETTER))
+    if first.after:
+        lines.append("right of the dotted line: longer than in training")
+    _save(panels, path, across, heading="\n".join(lines))
+
+
+@figures.drawing()
+def _save(
+    panels: Mapping[str, Lines | Field], path: str, across: int, heading="", legend: Mapping = {}
+):
+    """Writes charts of one size, with their titles.
+
+    Args:
+      across: panels in a row.
+      heading: lines over the panels.
+      legend: names and their styles.
+    """
+    width, height, margins = next(iter(panels.values())).size()
+    margins = margins._replace(top=margins.top + 22, right=margins.right + 16)
+    figure, every = figures.panels(width + 16, height + 22, margins, across, len(panels))
+    for axes, (name, chart) in zip(every, panels.items(), strict=True):
+        chart.draw(axes)
+        title = label(name, int(width / LETTER))
+        charts.corner_name(axes, title, margins.left, margins.top - 16, fontweight="bold")
+    figure.text(0.5, 1, heading, ha="center", va="bottom")
+    if legend:
+        handles = [
+            Line2D([], [], label=label(name), **style.line()) for name, style in legend.items()
+        ]
+        entry = 50 + LETTER * max(len(label(name)) for name in legend)
+        columns = max(int(figure.bbox.width / entry), 1)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+        figure.legend(handles=handles, ncols=columns, frameon=False, **below)
+    figure.set_frameon(True)
+    try:
+        figure.savefig(path, dpi=200, facecolor="white", bbox_inches="tight")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    except ValueError as error:  # the ending
+        raise UserError(f"{path} cannot be written: {error}") from None
