@@ -120,9 +120,9 @@ def test_names_are_readable_and_safe(key, value, readable):
 
 def test_shipped_sweeps_fit_the_quickstart_and_the_authors_model():
     assert len(SHIPPED) == 5
-    for config in ("configs/quickstart.py", "configs/bipe_rope_151m.py"):
+    for path_of_config in ("configs/quickstart.py", "configs/bipe_rope_151m.py"):
         for path in SHIPPED:
-            found = checked(points.read(str(path)), config=config)
+            found = checked(points.read(str(path)), config=path_of_config)
             assert len({point.job.workdir for point in found}) == len(found) >= 4
     for path in SHIPPED:  # each is lines, not a program
         assert len(path.read_text().splitlines()) <= 16
@@ -492,7 +492,9 @@ assert not xla_bridge.backends_are_initialized()
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == len(NAMED) and all(text.startswith("python -m bipe_jax.train ") for text in lines)
+    assert len(lines) == len(NAMED) and all(
+        text.startswith("python -m bipe_jax.train ") for text in lines
+    )
     assert not any(tmp_path.iterdir())
 
 
