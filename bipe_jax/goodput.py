@@ -117,7 +117,7 @@ class _Made:
 
 
 def _lives(happened: list[dict], beat: dict | None) -> list[list[dict]]:
-    """Events by process, each with the last heartbeat behind them where that is later."""
+    """Events by process, each followed by its last heartbeat where that is later."""
     lives, beats = {}, [beat] if beat else []
     for event in happened:
         lives.setdefault(event["since"], []).append(event)
@@ -130,21 +130,21 @@ def _lives(happened: list[dict], beat: dict | None) -> list[list[dict]]:
     return list(lives.values())
 
 
-def table(workdir: str, found: Account) -> str:
+def table(workdir: str, account: Account) -> str:
     def date(moment):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
-    total = found.end - found.begin
+    total = account.end - account.begin
     lines = [
-        f"{workdir}: {found.starts} start{'s' * (found.starts > 1)}, "
-        f"{date(found.begin)} to {date(found.end)}, step {found.step}, {found.last}",
+        f"{workdir}: {account.starts} start{'s' * (account.starts > 1)}, "
+        f"{date(account.begin)} to {date(account.end)}, step {account.step}, {account.last}",
         "",
     ]
     for part, meaning in _MEANING.items():
-        spent = found.seconds[part]
+        spent = account.seconds[part]
         lines.append(f"{part:11}{_span(spent):>13} {spent / max(total, 1e-9):7.1%}  {meaning}")
-    lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {found.goodput:.1%}"]
-    for slow in sorted(found.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
+    lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {account.goodput:.1%}"]
+    for slow in sorted(account.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
         lines.append(
             f"slow: step {slow['step']} took {slow['took']:.1f} s, {slow['usual']:.1f} s are usual; it "
             f"waited in {slow['phase']}"

@@ -134,7 +134,7 @@ def _dense(tokens: jax.Array, rule: Rule, document_ids: Any) -> Coordinates:
     """With JAX: every step is an array operation of static shape."""
 
     def since(starts: Any) -> Any:
-        """The distance from the last place where `starts` held."""
+        """The distance from the last place where `starts` is true."""
         return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=tokens.ndim - 1)
 
     index = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
@@ -154,7 +154,7 @@ def _sparse(tokens: Any, rule: Rule, document_ids: Any, start: Coordinates | Non
     shape, size = tokens.shape, tokens.size
 
     def since(starts: Any) -> Any:
-        """The distance from the last place where `starts`, which each row begins with, held."""
+        """The distance from the last place where `starts` is true, as it is where a row begins."""
         places = np.flatnonzero(starts)
         steps = np.ones(size, np.int32)
         steps[0] = 0

@@ -159,15 +159,15 @@ def declarations(state: Any, stacked: str) -> dict[str, Declaration]:
 
     Args:
       state: the parameters of a module, perhaps abstract.
-      stacked: under this name parameters have the layers in front.
+      stacked: under this name parameters have a leading axis of layers.
     """
-    found: dict[str, Declaration] = {}
+    declared: dict[str, Declaration] = {}
     for path, variable in nnx.to_flat_state(state):
         of_layers = path[0] == stacked
         metadata = variable.get_metadata()
         axes = P(None, *metadata["axes"]) if of_layers else metadata["axes"]
-        found["/".join(map(str, path))] = Declaration(axes, metadata["inputs"], of_layers)
-    return found
+        declared["/".join(map(str, path))] = Declaration(axes, metadata["inputs"], of_layers)
+    return declared
 
 
 def state_shardings(mesh: Mesh, state: Any, declared: Mapping[str, Declaration]) -> Any:

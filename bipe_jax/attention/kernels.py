@@ -57,7 +57,7 @@ def _fold(
     heads: jax.Array,
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """q and k with the columns of all biases in front; `scale` is what multiplies q.k later."""
+    """q and k with the columns of all biases prepended; `scale` multiplies q.k later."""
     columns = [
         encoding.columns(of_query, of_key, heads, scale)
         for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
@@ -66,7 +66,7 @@ def _fold(
 
 
 def _pad(x: jax.Array, length: int) -> jax.Array:
-    """Zeros behind, along axis 1."""
+    """x with zeros appended along axis 1."""
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
 
