@@ -28,7 +28,7 @@ from bipe_jax.sharding import Declaration, P, constrain, context_shards, declara
 
 Params = dict[str, Any]  # a nested dict of arrays
 Inputs = Mapping[str, jax.Array]
-# (x, q, k, v, encodings, carried) -> (what attention gives, more), see `Decoder.__call__`.
+# (x, q, k, v, encodings, carried) -> (output of attention, other output), see `Decoder.__call__`.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
@@ -183,13 +183,13 @@ class Decoder(nnx.Module):
 
         Args:
           inputs: "tokens" and the coordinates, (B, L) each.
-          attend: (x, q, k, v, encodings, carried) of a layer -> (what attention gives, (B, L, N, H), and
-            any tree of arrays). x is what the projections read; q, k and v are as projected, not turned
-            yet; `encodings` is a `LayerEncodings`.
-          carried: a tree of arrays with the layers in front: what `attend` gets of its layer.
+          attend: (x, q, k, v, encodings, carried) of a layer -> (the output of attention, (B, L, N, H),
+            and any tree of arrays). x is the input of the projections, q, k and v their outputs, not
+            turned yet; `encodings` is a `LayerEncodings`.
+          carried: a tree of arrays with a leading axis of layers; `attend` gets its layer's slice.
 
         Returns:
-          (B, L, D) after the final norm, and what `attend` gave besides, layers in front.
+          (B, L, D) after the final norm, and the other output of `attend`, with a leading axis of layers.
         """
         config, encodings = self.config, self.config.encodings
         x = look_up(self.embed.table, inputs["tokens"])
@@ -238,12 +238,12 @@ class Decoder(nnx.Module):
 
 
 def _each(tree: Any, first: int, step: int) -> Any:
-    """The layers first, first + step, ... of arrays that have the layers in front."""
+    """The layers first, first + step, ... of arrays with a leading axis of layers."""
     return jax.tree.map(lambda x: x[first::step], tree) if step > 1 else tree
 
 
 def _in_order(*of_layers: jax.Array) -> jax.Array:
-    """What each layer of a period gave, periods in front (M, ...) each -> layers in front."""
+    """The outputs of each layer of a period, (periods, ...) each -> (layers, ...)."""
     if len(of_layers) == 1:
         return of_layers[0]
     together = jnp.stack(of_layers, axis=1)
@@ -266,7 +266,7 @@ def attend_causally(config: Plan, inputs: Inputs) -> Attend:
 
 
 def init(config: Plan, key: jax.Array) -> Params:
-    """Fresh parameters: a nested dict of float32 arrays, those of the layers stacked in front."""
+    """Fresh parameters: a nested dict of float32 arrays, those of the layers stacked along a leading axis."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, key), nnx.Param))
 
 

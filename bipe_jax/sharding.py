@@ -127,8 +127,8 @@ def parameter(value: jax.Array, axes: P, inputs: int = 0) -> nnx.Param[Any]:
 
     Args:
       value: at the start.
-      axes: the mesh axis of each dimension; parameters of stacked layers have theirs without the
-        layers in front.
+      axes: the mesh axis of each dimension; parameters of stacked layers leave out the
+        leading axis of layers.
       inputs: how many dimensions, from the first on, a product with the parameter sums over; 0: it is no
         matrix that a hidden state is multiplied with.
 
@@ -142,11 +142,11 @@ def parameter(value: jax.Array, axes: P, inputs: int = 0) -> nnx.Param[Any]:
 
 
 class Declaration(NamedTuple):
-    """What is declared of a parameter as it is stored: with the layers in front if it is stacked.
+    """What is declared of a parameter as it is stored: with a leading axis of layers if it is stacked.
 
     Attributes:
       axes: the mesh axis of each dimension.
-      inputs, stacked: as `parameter` says; whether the layers are in front.
+      inputs, stacked: as `parameter` says; whether the layers are stacked.
     """
 
     axes: P

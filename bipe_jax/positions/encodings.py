@@ -151,7 +151,7 @@ class Encodings:
         }
 
     def make_stacked(self, key: jax.Array) -> dict[str, Relative]:
-        """The other relative encodings, by name: parameters with the layers that have them in front."""
+        """The other relative encodings, by name: parameters stacked over the layers that have them."""
 
         def stacked(number: int, entry: Entry) -> Relative:
             keys = jax.random.split(jax.random.fold_in(key, number), len(entry.layers))
