@@ -5,13 +5,13 @@ python -m benchmarks.attention [--lengths=1024,4096] [--heads=12] [--width=64] [
 
 A batch has --tokens tokens, at least one sequence. Each round runs every backend once (--calls times
 in a row), in the opposite order of the round before. "xla" is JAX's own
-jax.nn.dot_product_attention, for comparison; it and "reference" hold L x L logits, and stop at the
-length where those take more than --limit_gib. bfloat16, on a CPU float32. Columns:
+jax.nn.dot_product_attention, for comparison; it and "reference" make L x L logits, and are skipped at
+lengths where those take more than --limit_gib. bfloat16, on a CPU float32. Columns:
 
-bias      none (as with RoPE, whose turning of q and k is not part of this), or ALiBi of the segment
-ms, min   of one call: median and quickest of the rounds
+bias      none (as with RoPE, whose rotation of q and k is not included), or ALiBi of the segment
+ms, min   of one call: median and fastest of the rounds
 TFLOP/s   at the median; 6 B L^2 N H operations: causal attention counts once, nothing recomputed
-MiB       temporaries that XLA allots: without q, k, v and their gradients
+MiB       temporaries that XLA allocates: without q, k, v and their gradients
 /xla      speed over that of "xla": the median of the rounds' ratios
 """
 
@@ -34,7 +34,7 @@ _TOKENS_PER_SEGMENT = 10
 
 
 def xla(q, k, v, encodings):
-    """jax.nn.dot_product_attention, with the bias as L x L numbers."""
+    """jax.nn.dot_product_attention, with the bias as an L x L array."""
     heads = jnp.arange(q.shape[2])
     bias = [encoding.bias(prepared, prepared, heads) for encoding, prepared in encodings]
     return jax.nn.dot_product_attention(
@@ -56,7 +56,7 @@ def runs_here(backend, q, encodings, limit: float) -> bool:
 
 
 def build(backend, arrays, encodings, segment, calls: int) -> Program:
-    """q's, k's and v's gradients, of a product with random numbers."""
+    """The gradients of q, k and v of a product with random numbers."""
     *qkv, cotangent = arrays
 
     def loss(q, k, v, cotangent, segment):
@@ -78,7 +78,7 @@ def build(backend, arrays, encodings, segment, calls: int) -> Program:
 
 
 def time_length(args, config, length: int) -> dict:
-    """(bias, backend) -> its times, or why it has none."""
+    """The times of each (bias, backend), or the reason why it has none."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     B = max(args.tokens // length, 1)
     rng = np.random.default_rng(length)

@@ -5,16 +5,16 @@ python -m benchmarks.data [--data=GLOBS] [--tokenizer=FILE] [--prepared=DIR] [--
 
 Each round runs every row once, in the opposite order of the round before. Rows:
 
-tokenise           SentencePiece alone, one thread, texts in memory: what the others are measured by
+tokenise           SentencePiece alone, one thread, texts in memory: the unit of the others
 read               decompress and parse
 annotate           coordinates, targets and weights of blocks
 stream, N workers  the whole stream, from files to annotated batches, N threads tokenising; `cpu` is
                    tokens a second of processor time
-prepared           the same from prepared data (prepared here, unless --prepared names it)
+prepared           the same from prepared data (made here, or that of --prepared)
 huggingface        `datasets` and `tokenizers` with the same pieces: documents joined and cut into
                    blocks, without coordinates (streaming, one process)
 
-Then the time to the first batch of a new stream, and of one that goes on from the middle.
+Then the time to the first batch of a new stream, and of one that is resumed in the middle.
 Medians; /tokenise is the median of the rounds' ratios.
 """
 
@@ -38,7 +38,7 @@ from configs import quickstart
 
 
 def huggingface(paths, tokens, length: int):
-    """An iterable of blocks, lists of token ids, of the same unigram model."""
+    """An iterable of blocks, which are lists of token ids of the same unigram model."""
     import datasets
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -65,7 +65,7 @@ def huggingface(paths, tokens, length: int):
 
 
 def batches_of(config, tokens, count: int):
-    """A function that takes batches of about so many tokens from a new stream: none is made before."""
+    """A function that takes batches of about so many tokens from a new stream, without prefetched ones."""
     size = config.batch_size * config.sequence_length
     calls = max(count // size, 1)
 
@@ -79,7 +79,7 @@ def batches_of(config, tokens, count: int):
 
 
 def measured(rows: dict, rounds: int) -> dict:
-    """name -> [(seconds, processor seconds, tokens)] of each round."""
+    """The (seconds, processor seconds, tokens) of each round, by name."""
     found = {name: [] for name in rows}
     for i in range(-1, rounds):
         for name in list(rows)[:: -1 if i % 2 else 1]:
@@ -195,7 +195,7 @@ def main():
 
 
 def starts(config, tokens, rounds: int) -> tuple[float, float]:
-    """Median seconds to the first batch of a new stream, and of one that goes on."""
+    """Median seconds to the first batch of a new stream, and of one that is resumed."""
     first, resumed = [], []
     with contextlib.closing(Batches(config, tokens)) as batches:
         for _ in range(1000):

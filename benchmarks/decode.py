@@ -3,11 +3,11 @@
 python -m benchmarks.decode [--size=quickstart|151m|1b6] [--encodings=bipe_rope,rope] [--dtype=float32]
   [--lengths=256,1024,4096] [--rows=1] [--tokens=16] [--rounds=5]
 
-Random parameters; each length has a cache of its own, which holds that many tokens. Each round decodes
+Random parameters; each length has its own cache of that many tokens. Each round decodes
 --tokens tokens with every encoding, in the opposite order of the round before. Columns:
 
-ms/token  one step of all rows, median over rounds, and the quickest
-whole     the same step without a cache: the forward pass over all tokens, to be compared
+ms/token  one step of all rows, median over rounds, and the fastest
+whole     the same step without a cache: the forward pass over all tokens, for comparison
 prefill   tokens/s at which the prompt is read
 MiB       of the cache
 """
@@ -41,14 +41,14 @@ def place(size: str, encoding: str, dtype: str) -> loaded.LoadedModel:
 
 
 def prompts(placed, rows: int, length: int) -> list[np.ndarray]:
-    """About every tenth token ends a segment."""
+    """A rule by which about every tenth token ends a segment."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, placed.config.model.vocab_size, (rows, length))
     return list(np.where(rng.random(tokens.shape) < 0.1, 1, tokens).astype(np.int32))
 
 
 def cached(placed, rows: int, length: int, tokens: int):
-    """(a program that decodes `tokens` tokens behind `length` others, seconds of reading those)."""
+    """A program that decodes `tokens` tokens after `length` others, and the seconds of reading those."""
     generator = decode.Generator(placed, length + 2)
     text = prompts(placed, rows, length)
     jax.block_until_ready(generator._read(text))

@@ -1,4 +1,4 @@
-"""Is the flash attention that a GPU runs right? Forward and gradients, for every encoding.
+"""Checks the flash attention that a GPU runs: forward and gradients, for every encoding.
 
 python -m benchmarks.gpu_check [--backend=cudnn] [--length=1000] [--heads=8] [--kv_heads=2]
   [--width=64]
@@ -9,8 +9,8 @@ with documents kept apart, heads in groups, and a length that is no multiple of 
 a relative error, ||got - expected|| / ||expected||. Columns:
 
 out, dq, dk, dv   the error of the result, and of the gradients of q, k and v
-no encoding       the smallest of the four for a reference whose encoding is left out: what the check
-                  would say of a backend that forgot the bias or the turning
+no encoding       the smallest of the four for a reference without the encoding: a control, as a backend
+                  without the bias or the rotation would give
 no documents      the same for a reference whose documents are not kept apart
 
 Exits with status 1 unless every error is below --limit and every control 10 times above it.
@@ -49,7 +49,7 @@ def attend(config, backend: str, inputs, q, k, v):
 
 
 def out_and_gradients(config, backend, inputs, qkv, cotangent, dtype) -> list:
-    """[out, dq, dk, dv], float64."""
+    """The list [out, dq, dk, dv] in float64."""
 
     def run(qkv, cotangent):
         out, backward = jax.vjp(lambda *qkv: attend(config, backend, inputs, *qkv), *qkv)
@@ -66,7 +66,7 @@ def errors(got, expected) -> list[float]:
 
 
 def check(encoding: str, args) -> dict:
-    """Column -> relative error."""
+    """The relative error of each column."""
     config = quickstart.get_config(encoding)
     config.model.heads, config.model.kv_heads = args.heads, args.kv_heads
     config.model.width = args.heads * args.width

@@ -1,4 +1,4 @@
-"""Trains a small model on passkey prompts and asks it for keys that it has not seen.
+"""Trains a small model on passkey prompts and tests it with unseen keys.
 
 python -m benchmarks.passkey --workdir=runs/passkey [--encoding=bipe_rope] [--steps=500]
   [--lengths=128,256,512] [--samples=20]
@@ -42,7 +42,7 @@ def write(path: str, used: tokenizer.Tokenizer, indices: range) -> None:
 
 
 def get_config(workdir: str, encoding: str, steps: int):
-    """The config, and the data that it names, which are written."""
+    """The config; writes the data that it names."""
     os.makedirs(workdir, exist_ok=True)
     paths = {name: os.path.join(workdir, f"{name}.jsonl") for name in ("train", "held_out")}
     model = os.path.join(workdir, "words.model")

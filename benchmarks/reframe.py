@@ -1,10 +1,10 @@
-"""What reframing costs in size and saves when a shard is gone on with near its end.
+"""The cost of reframing in bytes, and its gain when a shard is resumed near its end.
 
 python -m benchmarks.reframe --data='shards/*.jsonl.zst' [--text_mb=1000] [--level=3] [--rounds=9]
 
-The lines of --data, over and over, make one shard of a single frame; it is reframed, and the document
-behind the last place but one is read from both. Places are those that the training's state holds. The
-files are made in a temporary directory and deleted.
+The lines of --data, repeated, make one shard of a single frame; it is reframed, and the document after
+the last position but one is read from both. Positions are as in the training's state. The files are made
+in a temporary directory and deleted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def _write(spec: str, path: str, size: int, level: int) -> None:
 
 
 def _seconds_to_resume(path: str, rounds: int) -> list[float]:
-    """Opening the source and reading its last document, as a run that goes on does."""
+    """Opens the source and reads its last document, as a resumed run does."""
     places = [sources.files.START, sources.files.START]
     for _, place in sources.read_shard(path):
         places = [places[1], place]

@@ -6,18 +6,18 @@ python -m benchmarks.step [--config=quickstart] [--set=batch_size=8 ...] [--enco
 One table a length; batch_size changes so that a step has as many tokens at each. Each round runs
 every program once, in the opposite order of the round before. Columns:
 
-ms, min      of a step: the median of the rounds, and the quickest
-tokens/s     at that median, and at the quickest
-MFU          model FLOPs over the device's peak, at the median; causal attention counts once, what is
-             recomputed does not. GFLOP/s where the peak is not known
-MiB          at the peak: what XLA allots to the compiled step; on a GPU, what PyTorch allotted
+ms, min      of a step: the median of the rounds, and the fastest
+tokens/s     at that median, and at the fastest
+MFU          model FLOPs over the device's peak, at the median; causal attention counts once,
+             recomputation does not count. GFLOP/s where the peak is not known
+MiB          at the peak: allocated by XLA for the compiled step; on a GPU, by PyTorch
 /rope        tokens/s over those of rope, same program: the median of the rounds' ratios
 jax/this     bipe_jax's tokens/s over this program's: the median of the rounds' ratios; their minimum
 
 PyTorch (see torch_decoder.py for its variants) is first checked to be the same model. When it is timed
-on a GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX takes most of the memory for itself. On a CPU
-its threads wait for each other at every operation: with other work on the machine, its medians mean
-nothing, and only the quickest steps can be compared.
+on a GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX reserves most of the memory. On a CPU
+its threads wait for each other at every operation: with other work on the machine, compare only the
+fastest steps and not the medians.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def fit_together(configs, programs: int) -> bool:
 
 
 def time_all(args, variants, configs) -> dict:
-    """(encoding, program) -> its times, or why it has none."""
+    """The times of each (encoding, program), or the reason why it has none."""
     # Where they do not fit together PyTorch comes first: JAX keeps what it once had.
     builders = {
         (encoding, variant): functools.partial(build_torch, config, variant, args.steps)
@@ -130,12 +130,12 @@ def time_all(args, variants, configs) -> dict:
 
 
 def ratios(timed, other) -> list[float]:
-    """Of the speeds of the first and the second program, for each round."""
+    """The ratio of the speeds of the first and the second program, for each round."""
     return [b / a for a, b in zip(timed.seconds, other.seconds, strict=True)]
 
 
 def table(args, config, results) -> str:
-    """One line a program."""
+    """The table, one line a program."""
     tokens = config.batch_size * config.sequence_length
     flops = flops_per_token(config)
     peak = metrics.peak_flops(config, jax.devices()[0].device_kind)

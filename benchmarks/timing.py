@@ -19,7 +19,7 @@ class Timed(NamedTuple):
 
 
 def measure(builders: dict, rounds: int, together=True, release=gc.collect) -> dict:
-    """Each round runs each program once, in the opposite order of the round before.
+    """Runs each program once a round, in the opposite order of the round before.
 
     Args:
       builders: name -> function that makes a Program.

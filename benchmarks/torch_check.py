@@ -1,9 +1,9 @@
-"""Is the PyTorch decoder the same model, and its train step the same step?
+"""Checks that the PyTorch decoder is the same model, and its train step the same step.
 
 python -m benchmarks.torch_check
 
-prints, for each encoding, how far its logits and the first training steps are from bipe_jax's, on the
-CPU in float32. `step.py --torch=...` does this before it times anything.
+Prints, for each encoding, the differences of its logits and its first training steps from bipe_jax's, on
+the CPU in float32. `step.py --torch=...` does this before it times anything.
 """
 
 import functools

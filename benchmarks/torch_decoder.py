@@ -1,13 +1,13 @@
-"""The same decoder and train step in plain PyTorch, to compare speeds with: `step.py --torch=...`.
+"""The same decoder and train step in plain PyTorch, for comparing speeds: `step.py --torch=...`.
 
-torch_check.py shows that it is the same. Variants:
+torch_check.py checks that it is the same. Variants:
 
 eager    attention written out: the softmax of L x L logits, as in the code of BiPE's authors
 sdpa     F.scaled_dot_product_attention: flash attention, but L x L biases for ALiBi
 compile  torch.compile of "sdpa"
 
 bfloat16 is by autocast with float32 parameters. Nothing is recomputed in the backward pass, whatever
-`model.remat` says: where memory suffices that is PyTorch's quickest. The learning rate is constant,
+`model.remat` is: where memory suffices this is PyTorch's fastest. The learning rate is constant,
 the batch is computed in one part, and the output kernel is a parameter of its own.
 
 Shape letters: B batch, L length, N query heads, K key/value heads, H head width, D width,
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
     def bias(self, inputs):
-        """(B or 1, N or 1, L, L), with the causal mask in it; None where that mask is all."""
+        """Biases (B or 1, N or 1, L, L) with the causal mask; None where there is no other bias."""
         if self.alibi is None and not self.written_out:
             return None
         L = inputs["tokens"].shape[1]
@@ -176,7 +176,7 @@ def to_torch(batch: dict, device: str) -> dict:
 
 
 def make_step(config, decoder: Decoder, variant: str):
-    """A function of the inputs that makes one update; it returns the loss and the gradients' norm."""
+    """A function of the inputs that makes one update and returns the loss and the gradients' norm."""
     o = config.optimizer
     if o.name != "adamw":
         raise ValueError(f"the PyTorch train step has no optimizer.name={o.name!r}")
@@ -207,7 +207,7 @@ def make_step(config, decoder: Decoder, variant: str):
 
 
 def build(config, variant: str, batch: dict, steps: int, device: str):
-    """(a function that runs some steps and waits for them, bytes that were allotted at the peak)."""
+    """A function that runs some steps and waits for them, and the bytes allocated at the peak."""
     on_gpu = device == "cuda"
     if on_gpu:  # as JAX does there
         torch.set_float32_matmul_precision("high")
@@ -228,11 +228,11 @@ def build(config, variant: str, batch: dict, steps: int, device: str):
 
 
 def forget() -> None:
-    """Drops what torch.compile made, and its count of versions of one function."""
+    """Drops the programs of torch.compile, and its count of versions of one function."""
     torch._dynamo.reset()
 
 
 def release() -> None:
-    """Gives memory back that no model uses any more."""
+    """Frees memory that no model uses any more."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""ALiBi, alibi of the position; everything else as in bipe_rope_151m.py."""
+"""ALiBi: alibi of the position; everything else as in bipe_rope_151m.py."""
 
 from . import bipe_rope_151m
 

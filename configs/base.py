@@ -1,4 +1,4 @@
-"""Where the other configs start from: the defaults of all fields, which docs/config.md lists."""
+"""The defaults of all fields (docs/config.md), from which the other configs start."""
 
 from bipe_jax.config import defaults as get_config
 

@@ -1,4 +1,4 @@
-"""BiPE-ALiBi, alibi of the segment index, slopes times 96; everything else as in bipe_rope_151m.py."""
+"""BiPE-ALiBi: alibi of the segment index, slopes times 96; the rest as in bipe_rope_151m.py."""
 
 from . import bipe_rope_151m
 

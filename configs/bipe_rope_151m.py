@@ -1,7 +1,7 @@
-"""BiPE-RoPE, the authors' model and recipe (their README says 151M; 163.2 M parameters).
+"""BiPE-RoPE with the authors' model and recipe: 163.2 M parameters, 151M in their README.
 
-Learned intra-segment table of 1024 rows, RoPE of the segment index, 1024 tokens. The tokenizer is
-Llama's or any other SentencePiece model of 32000 pieces; the data are shards of the Pile:
+A learned table of 1024 offsets, RoPE of the segment index, 1024 tokens. The tokenizer is Llama's or any
+other SentencePiece model of 32000 pieces; the data are shards of the Pile:
 
 python -m bipe_jax.train --config=configs/bipe_rope_151m.py --workdir=runs/bipe_rope_151m \\
   --config.tokenizer.path=tokenizer.model --config.data.train='pile/train/*.jsonl.zst' \\

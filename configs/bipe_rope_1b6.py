@@ -1,7 +1,7 @@
 """BiPE-RoPE at 1.6 B parameters on 300 B tokens, a batch of 1024 blocks of 1024 tokens.
 
-The authors trained a model of this size and batch; its layers and width are not published with the
-facts that we have, so that the shape here is ours: 24 layers of width 2304.
+The authors trained a model of this size and batch, whose layers and width are not known here; 24 layers
+of width 2304 are this project's choice.
 """
 
 from . import bipe_rope_151m

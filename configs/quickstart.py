@@ -1,4 +1,7 @@
-"""Minutes on two CPU cores: --config=configs/quickstart.py, or :ENCODING for a baseline."""
+"""A small model, minutes on two CPU cores; --config=configs/quickstart.py:ENCODING for a baseline.
+
+ENCODING is a name in bipe_jax/positions/named.py, such as rope, alibi, t5 or nope.
+"""
 
 from bipe_jax.errors import UserError
 from bipe_jax.positions import NAMED

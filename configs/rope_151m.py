@@ -1,4 +1,4 @@
-"""RoPE, rope of the position; everything else as in bipe_rope_151m.py."""
+"""RoPE: rope of the position; everything else as in bipe_rope_151m.py."""
 
 from . import bipe_rope_151m
 

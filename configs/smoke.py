@@ -1,4 +1,4 @@
-"""Seconds: a tiny model on the quickstart's text, to see that everything works."""
+"""A tiny model on the quickstart's text, seconds on a CPU: a check that everything works."""
 
 from . import quickstart
 

@@ -1,4 +1,4 @@
-"""Intra-segment encoding or none, times inter-segment encoding (rope, alibi) or none."""
+"""A learned encoding of the offset or none, times rope, alibi or none of the segment."""
 
 from launch.algebra import product, sweep
 

@@ -1,4 +1,4 @@
-"""Learning rates half a decade apart, around those of the quickstart and of the authors' recipe."""
+"""Learning rates half a decade apart, around the quickstart's and the authors'."""
 
 from launch.algebra import sweep
 

@@ -1,4 +1,4 @@
-"""Every encoding that has a name, see bipe_jax/positions/named.py."""
+"""All encodings with a name (bipe_jax/positions/named.py)."""
 
 from bipe_jax.positions import NAMED
 from launch.algebra import sweep, zipit

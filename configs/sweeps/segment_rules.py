@@ -1,4 +1,4 @@
-"""Where segments end; "fixed:16" has nothing to do with the text, and so is the control."""
+"""Rules of segments; "fixed:16" ignores the text and is the control."""
 
 from launch.algebra import sweep
 

@@ -1,4 +1,4 @@
-"""What BiPE-ALiBi multiplies the slopes with; the authors: 96."""
+"""The factor of BiPE-ALiBi's slopes, which is 96 in the authors' code."""
 
 from launch.algebra import product, sweep
 
