@@ -37,7 +37,9 @@ def place(size: str, encoding: str, dtype: str) -> loaded.LoadedModel:
     config.model.dtype = dtype or config.model.dtype
     config.model.vocab_size = config.model.vocab_size or 32000
     config = plan.make(config).with_rule(Rule((1,)))
-    return loaded.place(config, jax.jit(functools.partial(model.init, config))(jax.random.key(0)))
+    return loaded.on_all_devices(
+        config, jax.jit(functools.partial(model.init, config))(jax.random.key(0))
+    )
 
 
 def prompts(placed, rows: int, length: int) -> list[np.ndarray]:

@@ -5,13 +5,11 @@ python -m bipe_jax.generate --checkpoint=runs/quickstart --prompt='ROMEO: ' [--t
 Prints the prompt and what follows it, until --max_new_tokens or the model begins a new document.
 """
 
-import argparse
 import itertools
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.training.compiling import enable_cache
 
 
 def generate(
@@ -50,10 +48,7 @@ def generate(
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.generate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
-    )
+    parser = cli.checkpoint_parser("bipe_jax.generate", __doc__)
     parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="(128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (0)")
@@ -66,9 +61,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:8")
     args = parser.parse_args()
-    checkpoint.quiet()
-    enable_cache()
-    processes.join()
+    cli.set_up()
     sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
     pieces = generate(
         args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed, args.extend

@@ -5,18 +5,16 @@ python -m bipe_jax.harness --checkpoint=runs/x --tasks=piqa,hellaswag [--num_few
 Prints the harness's table and writes harness.json. Needs the extra `eval`; most tasks download their data.
 """
 
-import argparse
 import dataclasses
 import logging
 import math
 import os
 import sys
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
-from bipe_jax.training.compiling import enable_cache
 from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.harness")
@@ -159,10 +157,7 @@ def plain(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.harness", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
-    )
+    parser = cli.checkpoint_parser("bipe_jax.harness", __doc__)
     parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")
     parser.add_argument("--include_path", help="a directory of tasks of your own (YAML)")
     parser.add_argument("--num_fewshot", type=int, help="examples in front (the task's)")
@@ -173,9 +168,7 @@ def main():
     parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:4")
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     args = parser.parse_args()
-    checkpoint.quiet()
-    enable_cache()
-    processes.join()
+    cli.set_up()
     results = run(
         args.checkpoint,
         [name for name in args.tasks.split(",") if name],

@@ -10,12 +10,10 @@ import logging
 import sys
 
 from bipe_jax import cli, plan, processes
-from bipe_jax.checkpoint import quiet
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.evaluation.evaluator import Settings, evaluate, resolve
 from bipe_jax.evaluation.tables import tables
 from bipe_jax.training import failures, observing
-from bipe_jax.training.compiling import enable_cache
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import workdir_argument
@@ -37,8 +35,8 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR is needed")
     if args.stop_at is not None and args.stop_at < 1:
         raise UserError(f"--stop_at={args.stop_at} must be at least 1")
-    quiet()
-    enable_cache()
+    cli.quiet()
+    cli.cache_programs()
 
     # What would be refused later, at the latest by the evaluation at the end, is refused now.
     config = plan.make(config)

@@ -145,7 +145,7 @@ def test_what_a_failed_read_leaves_prints_nothing(run):
     for file in (run / "checkpoints" / "8" / "params").rglob("d/*"):
         file.unlink()
     program = (
-        "import sys, time\nfrom bipe_jax import checkpoint, errors\ncheckpoint.quiet()\n"
+        "import sys, time\nfrom bipe_jax import checkpoint, cli, errors\ncli.quiet()\n"
         "try:\n    checkpoint.load(sys.argv[1], 8)\n"
         "except errors.UserError as error:\n    print(error)\n"
         "time.sleep(1)\n"

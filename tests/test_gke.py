@@ -261,6 +261,9 @@ def test_kubectl_gets_all_jobsets_and_a_failed_one_is_replaced(
     gke.submit([job(), job("second")], TPU, dry_run=False)
     calls = log.read_text().splitlines()
     assert calls[-1] == "apply -f -"
+    flags = "--ignore-not-found --output=jsonpath={.status.terminalState}"
+    asked = [call for call in calls if call.startswith("get")]
+    assert asked == [f"get jobset {name} {flags}" for name in ("first", "second")]
     deleted = [call for call in calls if call.startswith("delete")]
     assert deleted == (
         [f"delete jobset {name} --wait" for name in ("first", "second")]

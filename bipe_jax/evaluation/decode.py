@@ -348,23 +348,21 @@ class Generator:
         lengths = np.array([len(p) for p in prompts], np.int32)
         inputs = loaded.padded(prompts, width, loaded_model.rule)
         if not self._cacheable:
-            return self._whole(loaded_model.params, self._put(inputs), lengths), None
+            return self._whole(loaded_model.params, loaded_model.shard(inputs), lengths), None
         cache = self._empty(rows, self.size)
         logits = None
         for start in range(0, width, piece):
             part = {name: array[:, start : start + piece] for name, array in inputs.items()}
             counts = np.clip(lengths - start, 0, piece)
-            found, cache = self._extend(loaded_model.params, cache, self._put(part), counts)
+            found, cache = self._extend(
+                loaded_model.params, cache, loaded_model.shard(part), counts
+            )
             logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
         of_last = {
             name: sharding.place(array[:, -1], self._sharding(0)) for name, array in inputs.items()
         }
         tokens = of_last.pop("tokens")
         return logits, cache | {"next": segments.advance(of_last, tokens, loaded_model.rule)}
-
-    def _put(self, inputs: dict) -> dict:
-        placement = sharding.batch_sharding(self._model.mesh)
-        return {name: sharding.place(array, placement) for name, array in inputs.items()}
 
     def _sharding(self, leading: int) -> NamedSharding:
         """Rows are sharded over the devices, as a batch's are; `leading` dimensions are before them."""

@@ -144,7 +144,7 @@ class Harness(TemplateLM):
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Generating") as bar:
             for size, count, sampling, until in sorted(groups, key=lambda group: group[:2]):
                 numbers = groups[size, count, sampling, until]
-                rows = self._scorer.batch_rows(-size, len(numbers))
+                rows = self.loaded_model.batch_rows(-size, len(numbers))
                 for start in range(0, len(numbers), rows):
                     some = numbers[start : start + rows]
                     texts = [contexts[i] for i in some]

@@ -135,8 +135,6 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     """What tasks.json holds, but for the run's name. Raises UserError as `evaluate`."""
     tasks = check(settings)
     config, tokenizer = loaded_model.config, loaded_model.tokenizer
-    if tokenizer is None:
-        raise UserError("the checkpoint has no tokenizer, which tasks need to write prompts")
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
     hay = haystack.noise()
     if settings.haystack:
@@ -203,7 +201,7 @@ def _example(one: Asked, length: int, said: str, score: float) -> dict:
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
-    """Runs the tasks, prints a table and writes tasks.json, tasks.png and report.html.
+    """Runs the tasks, and writes tasks.json, tasks.png and report.html.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
@@ -224,9 +222,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
         files.write_json(Workdir(output).tasks, result)
         measured = read_file(output, Tasks)
         pictures.accuracy(result["name"], measured, Workdir(output).tasks_picture)
-        print(tables(result))
         page.write([output], Workdir(output).report)
-        print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
 

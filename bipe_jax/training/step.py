@@ -10,8 +10,16 @@ from bipe_jax import model, sharding
 from bipe_jax.loss import cross_entropy_sum
 from bipe_jax.plan import Plan
 from bipe_jax.training import spikes
-from bipe_jax.training.compiling import OPTIONS
 from bipe_jax.training.optimizer import learning_rate, make_optimizer
+
+# Options of XLA by platform; all others are at XLA's defaults. XLA_FLAGS is left to the user.
+OPTIONS = {
+    "cpu": {},
+    # Collectives run beside products instead of between them; off by default.
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    # libtpu overlaps collectives by default: `preflight` shows them as asynchronous.
+    "tpu": {},
+}
 
 
 def init_state(config: Plan, key) -> dict:

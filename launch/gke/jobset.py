@@ -73,7 +73,7 @@ def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
 def _remove_failed(name: str) -> None:
     """Deletes a JobSet that failed: applied again it would stay failed. One that runs, or is done, is
     left as it is."""
-    line = ["kubectl", "get", "jobset", name, "--ignore-not-wanted"]
+    line = ["kubectl", "get", "jobset", name, "--ignore-not-found"]
     line.append("--output=jsonpath={.status.terminalState}")
     state = subprocess.run(line, capture_output=True, text=True)
     if state.returncode:
