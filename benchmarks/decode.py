@@ -53,9 +53,9 @@ def cached(placed, rows: int, length: int, tokens: int):
     """(a program that decodes `tokens` tokens behind `length` others, seconds of reading those)."""
     generator = decode.Generator(placed, length + 2)
     text = prompts(placed, rows, length)
-    jax.block_until_ready(generator._read(text))
+    jax.block_until_ready(generator._prefill(text))
     start = time.perf_counter()
-    _, cache = jax.block_until_ready(generator._read(text))
+    _, cache = jax.block_until_ready(generator._prefill(text))
     reading = time.perf_counter() - start
     size = sum(x.nbytes for x in jax.tree.leaves(cache))
     held = [cache]

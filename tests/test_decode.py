@@ -65,7 +65,7 @@ def test_every_token_gets_the_logits_of_the_whole_forward_pass(case, monkeypatch
     model = model_of(case)
     generator = Generator(model, 60)
     found = [[] for _ in PROMPTS]
-    logits, cache = generator._read(PROMPTS)
+    logits, cache = generator._prefill(PROMPTS)
     texts = [list(p) for p in PROMPTS]
     for _ in range(NEW):
         for i, row in enumerate(np.asarray(logits)):

@@ -73,7 +73,7 @@ def test_a_rope_model_becomes_a_bipe_model(new, source, tmp_path, capsys):
     train(config, str(tmp_path), stop_at=2)
     said = capsys.readouterr().err
     assert f"Starting from step 6 of {source(ROPE)}\n" in said
-    assert f"Drawn, since that checkpoint has none: {TABLE}\n" in said
+    assert f"Initialised, since the checkpoint has none: {TABLE}\n" in said
     assert "Left out" not in said
     before, after = read_checkpoint(source(ROPE), 6), read_checkpoint(tmp_path, 2)
     found, expected = named(after["params"]), named(before["params"])

@@ -31,7 +31,7 @@ BLOCKS = 16
 
 
 def bins_to(largest: int) -> list[tuple[int, int]]:
-    """Bins of distances, both ends inclusive, that hold 0 … largest: 0, 1, 2-3, 4-7, …"""
+    """Bins of the distances 0 … largest, both ends inclusive: 0, 1, 2-3, 4-7, …."""
     return [(0, 0), *((1 << i, (2 << i) - 1) for i in range(largest.bit_length()))]
 
 

@@ -1,4 +1,4 @@
-"""How probable the targets of windows are (see `protocols`), on all devices."""
+"""Log-probabilities of the targets of windows (see `protocols`), on all devices."""
 
 import functools
 from collections.abc import Sequence
@@ -37,15 +37,15 @@ class Scorer:
           documents: (T,) int32 each.
 
         Returns:
-          For each window, log-probabilities (scored,) float32, and whether no token is more probable
-          than the target (scored,).
+          For each window, log-probabilities (scored,) float32, and whether the target is the most
+          probable token (scored,).
         """
         config, mesh = self._model.config, self._model.mesh
         rows = self._model.batch_rows(length, len(windows))
         most = max(w.scored for w in windows)
-        # Powers of two where they are few: programs for one number of targets serve others.
+        # A power of two if it is small, so that few programs are compiled.
         chunk = min(config.loss_chunk, 1 << (most - 1).bit_length())
-        parts = mesh.shape["context"]  # that the targets of a window are sharded over
+        parts = mesh.shape["context"]  # over which the targets of a window are sharded
         chunk = -(-chunk // parts) * parts
         count = -(-most // chunk) * chunk
         scores = []

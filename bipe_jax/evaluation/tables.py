@@ -7,10 +7,10 @@ from bipe_jax.report.text import table, visible
 
 
 def tables(result: dict, output: str) -> str:
-    """What was measured, as tables, and where it was written.
+    """The tables of an evaluation, and the paths of its files.
 
     Args:
-      result: of `evaluator.evaluate`. output: the directory with its files.
+      result: of `evaluator.evaluate`. output: the directory of the files.
     """
     head = (
         f"{result['protocol']}; {result['bos_rule']}; rule {result['segment_rule']}; trained at "
@@ -26,7 +26,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _perplexities(rows: list[dict]) -> str:
-    """Perplexity ± its standard error over documents, and what it was scored on."""
+    """Perplexity ± its standard error over documents, and statistics of the data."""
     head = ("data set", "length", "perplexity", "±", "bits/byte", "±", "tokens", "docs",
             "tokens/segment", "p99", "segments")  # fmt: skip
     lines = [
@@ -49,7 +49,7 @@ def _perplexities(rows: list[dict]) -> str:
 
 
 def _unseen(rows: list[dict]) -> str:
-    """How far each coordinate runs, and the share of the targets that lie beyond training's range."""
+    """The largest value of each coordinate, and the share of targets beyond the range in training."""
     head = ["beyond training", "length"]
     coordinates = list(dict.fromkeys(row["coordinate"] for row in rows))
     for name in coordinates:
