@@ -3,7 +3,7 @@
 python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=SOURCE]
 
 Prints tables and writes evaluation.json, extrapolation.png and report.html, by default into the run's
-directory. With --follow it evaluates each new checkpoint of a run that is still being trained.
+directory. With --follow it evaluates each new checkpoint of a run in training.
 """
 
 import argparse

@@ -308,7 +308,7 @@ def test_the_command_prints_the_manifest_or_one_line(capsys):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(yaml.safe_load_all(done.stdout)) == manifests(capsys, TPU, [job(steps=9)])
-    assert "--skip-preflight: nobody has checked" in done.stderr
+    assert "--skip-preflight: it is not checked" in done.stderr
     done = subprocess.run([*line[:3], "--frobnicate"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

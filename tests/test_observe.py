@@ -431,7 +431,7 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
     ]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     monkeypatch.setattr(sys, "argv", ["goodput", "no/such/run"])
-    with pytest.raises(UserError, match=r"no/such/run/events.jsonl is not there, or empty"):
+    with pytest.raises(UserError, match=r"no/such/run/events.jsonl does not exist or is empty"):
         goodput.main()
 
 

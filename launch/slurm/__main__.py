@@ -1,4 +1,4 @@
-"""Checks a run and submits it to SLURM (docs/slurm.md):
+"""Checks a run and submits it to SLURM (see docs/slurm.md).
 
 python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--dry-run] [-- FLAGS OF SBATCH]
 """
