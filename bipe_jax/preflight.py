@@ -1,9 +1,9 @@
-"""Compiles a config's train step for a TPU slice, without TPUs, and tells whether it fits.
+"""Compiles a config's train step for a TPU slice, without TPUs, and checks whether it fits.
 
 python -m bipe_jax.preflight --config=configs/bipe_rope_151m.py [--topology=v5e:16x16] [--search]
 
 A topology is a generation and a grid of chips, v5e:16x16; "*2" after it means two such slices. Needs
-the extra `preflight`. Exits with status 1 and names what to change if the step does not fit.
+the extra `preflight`. Exits with status 1 and advises changes if the step does not fit.
 """
 
 import itertools

@@ -71,7 +71,7 @@ def of(args: argparse.Namespace) -> Machines:
         raise UserError("one of --slice=v5e:4x4 and --gpus=h100:8 is needed")
     if args.slice:
         if args.nodes is not None:
-            raise UserError("--nodes is for --gpus: the slice says how many hosts it has")
+            raise UserError("--nodes is for --gpus: the number of hosts of a slice is known")
         return Machines(hardware.parse_slice(args.slice))
     kind, _, count = args.gpus.partition(":")
     if kind not in hardware.GPUS or not re.fullmatch("[1248]|16", count):

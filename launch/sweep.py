@@ -40,7 +40,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], 
     parser.add_argument("--output", default="", help="directory with a directory for each point")
     parser.add_argument("--on", default="local", help="local, slurm, gke or sky (local)")
     parser.add_argument("--jobs", type=int, default=None, help="local runs at a time (1)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.add_argument(
         "--collect",
         nargs="?",

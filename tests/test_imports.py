@@ -31,7 +31,6 @@ LONGEST = 400
 # Modules that are longer.
 LONG = {
     "bipe_jax.convert.modeling_bipe",  # goes to users of transformers as one file
-    # To be mended: delete a line as soon as it is.
 }
 
 

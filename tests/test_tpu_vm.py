@@ -489,7 +489,7 @@ def test_watch_waits_for_the_last_host(world, days, tmp_path):
 
 
 def test_watch_leaves_a_run_that_failed(world, days, tmp_path):
-    with pytest.raises(UserError, match=r"not to be started again: see .*/shared/failed"):
+    with pytest.raises(UserError, match=r"not to be restarted: see .*/shared/failed"):
         days([nothing] * 4 + [lambda: world.services("failed 1")], workdir=tmp_path / "shared")
     assert "delete" not in [pair[1] for pair in world.calls()]
 

@@ -76,7 +76,7 @@ def _with_all_devices(config: Plan) -> Plan:
 
 
 def with_exact_encodings(config: Plan) -> Plan:
-    """The config without kernels that round what acts on logits to the compute dtype."""
+    """The config without kernels that round terms of the logits to the compute dtype."""
     return config.replace({"model.attention": "chunked"}) if config.encodings.scoring else config
 
 

@@ -18,7 +18,7 @@ from bipe_jax.training import step
 
 ASSUMPTIONS = """\
 Estimate: the longest of the three, overlapped without loss, each at its peak rate: a bound, which a
-real step exceeds. Products: model FLOPs, plus what remat computes again. HBM: weights read for each
+real step exceeds. Products: model FLOPs, plus the recomputation of remat. HBM: weights read for each
 pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and layer, three
 times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed
 (tensor), keys and values gathered (context), over all links of a chip evenly."""
