@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """All positional encodings of a model, and those of one layer, which attention works with."""
 
 import dataclasses
@@ -149,7 +151,7 @@ class Encodings:
         }
 
     def make_stacked(self, key: jax.Array) -> dict[str, Relative]:
-        """The other relative encodings, by name: parameters with the layers that have them in front."""
+        """The other relative encodings, by name: parameters stacked over the layers that have them."""
 
         def stacked(number: int, entry: Entry) -> Relative:
             keys = jax.random.split(jax.random.fold_in(key, number), len(entry.layers))

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """The registry of kinds, and the parsing of entries (kind, coordinate, (option, value), ...)."""
 
 import math
@@ -145,7 +147,7 @@ def _parse_layers(key: str, kind: str, text: str, layers: int) -> tuple[int, ...
             f"{key}: {kind} layers={text!r} must be numbers of the {layers} layers from 0, such as "
             "'0,5', or remainders, such as '3/4' or '0,1,2/4'"
         )
-    found = tuple(n for n in range(layers) if (n % limit if slash else n) in chosen)
-    if not found:
+    numbered = tuple(n for n in range(layers) if (n % limit if slash else n) in chosen)
+    if not numbered:
         raise UserError(f"{key}: {kind} layers={text!r} is none of the model's {layers} layers")
-    return found
+    return numbered
