@@ -326,7 +326,7 @@ class Generator:
 
     def _check(self, prompts, max_new_tokens: int) -> None:
         if not prompts:
-            raise UserError("prompts is empty: give at least one")
+            raise UserError("there is no prompt: give at least one")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
         vocab_size = self._model.config.model.vocab_size

@@ -1,6 +1,6 @@
 """Spikes: steps whose loss or gradient is not finite, or far above those of the steps before.
 
-The update of a spike is never applied. `spikes.policy` chooses whether the run then continues, rewinds or stops.
+The update of a spike is never applied. `spikes.policy` chooses whether the run continues, rewinds or stops.
 """
 
 import collections
