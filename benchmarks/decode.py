@@ -37,7 +37,9 @@ def place(size: str, encoding: str, dtype: str) -> loaded.LoadedModel:
     config.model.dtype = dtype or config.model.dtype
     config.model.vocab_size = config.model.vocab_size or 32000
     config = plan.make(config).with_rule(Rule((1,)))
-    return loaded.place(config, jax.jit(functools.partial(model.init, config))(jax.random.key(0)))
+    return loaded.on_all_devices(
+        config, jax.jit(functools.partial(model.init, config))(jax.random.key(0))
+    )
 
 
 def prompts(placed, rows: int, length: int) -> list[np.ndarray]:
@@ -51,9 +53,9 @@ def cached(placed, rows: int, length: int, tokens: int):
     """A program that decodes `tokens` tokens after `length` others, and the seconds of reading those."""
     generator = decode.Generator(placed, length + 2)
     text = prompts(placed, rows, length)
-    jax.block_until_ready(generator._read(text))
+    jax.block_until_ready(generator._prefill(text))
     start = time.perf_counter()
-    _, cache = jax.block_until_ready(generator._read(text))
+    _, cache = jax.block_until_ready(generator._prefill(text))
     reading = time.perf_counter() - start
     size = sum(x.nbytes for x in jax.tree.leaves(cache))
     held = [cache]

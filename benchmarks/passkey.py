@@ -14,12 +14,11 @@ import json
 import os
 import random
 
-from bipe_jax import checkpoint, cli
+from bipe_jax import cli
 from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.tasks import generators, haystack, samples
-from bipe_jax.tasks.evaluation import Settings, evaluate
-from bipe_jax.training.compiling import enable_cache
+from bipe_jax.tasks.evaluation import Settings, evaluate, tables
 from bipe_jax.training.trainer import train
 from configs import quickstart
 
@@ -76,11 +75,11 @@ def main():
     parser.add_argument("--lengths", default="128,256,512", help="(128,256,512)")
     parser.add_argument("--samples", type=int, default=20, help="at each length and depth (20)")
     args = parser.parse_args()
-    checkpoint.quiet()
-    enable_cache()
+    cli.quiet()
+    cli.cache_programs()
     train(get_config(args.workdir, args.encoding, args.steps), args.workdir)
     lengths = tuple(int(length) for length in args.lengths.split(","))
-    evaluate(args.workdir, Settings(("passkey",), lengths, samples=args.samples))
+    print(tables(evaluate(args.workdir, Settings(("passkey",), lengths, samples=args.samples))))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
-"""The library's functions for models: load a checkpoint, apply the model."""
+"""Functions of the library for models: load a checkpoint, apply the model."""
 
 import jax
+from jax.typing import ArrayLike
 
 from bipe_jax import checkpoint, model, segments
+from bipe_jax.plan import Plan
 
 
-def load(path):
+def load(path: str) -> tuple[Plan, dict]:
     """Reads a checkpoint.
 
     Args:
       path: a run's workdir (its latest checkpoint) or one step's directory.
 
     Returns:
-      (config, params): a `plan.Plan`, which has the fields of the config as attributes, and a nested dict
-      of float32 arrays.
+      (config, params): a `plan.Plan`, with the fields of the config as attributes, and a nested dict of
+      float32 arrays.
 
     Raises:
-      bipe_jax.errors.UserError: there is no complete checkpoint.
+      bipe_jax.errors.UserError: no complete checkpoint exists.
     """
     meta, params = checkpoint.load(path)
     return meta.config, params
 
 
-def apply(config, params: dict, tokens) -> jax.Array:
-    """The model's logits. A pure function: `jax.jit(functools.partial(bipe_jax.apply, config))`.
+def apply(config: Plan, params: dict, tokens: ArrayLike) -> jax.Array:
+    """The model's logits, as a pure function: `jax.jit(functools.partial(bipe_jax.apply, config))`.
 
     Args:
       config: from `load`; its segment rule gives the coordinates of the tokens.

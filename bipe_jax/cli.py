@@ -1,4 +1,4 @@
-"""What the commands share: messages, their flags and config, and one line for a user's error."""
+"""What commands share: messages, set-up, flags and config, and one line for a user's error."""
 
 import argparse
 import contextlib
@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from bipe_jax import processes
@@ -21,13 +23,13 @@ _LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def user_errors():
-    """A UserError inside ends the program with its line and status 1; messages are shown."""
+    """A context that shows messages; a UserError inside ends the program with its line and status 1."""
     log_to_terminal()
     try:
         yield
     except UserError as error:
-        # Leaves at once: threads of a failed save would print their tracebacks below the line, and
-        # jax.distributed would wait for the other processes. What is to be closed is closed by now.
+        # Exits at once: threads of a failed save would print their tracebacks below the line, and
+        # jax.distributed would wait for the other processes.
         sys.stdout.flush()
         _LOG.error("error: %s", error)
         os._exit(USER_ERROR)
@@ -36,11 +38,72 @@ def user_errors():
             raise
         traceback.print_exc()
         sys.stdout.flush()
-        os._exit(1)  # else it and the others would wait for each other
+        os._exit(1)  # otherwise the processes would wait for each other
+
+
+def set_up() -> None:
+    """Prepares a command that runs a model and saves nothing."""
+    quiet()
+    cache_programs()
+    processes.join()
+
+
+def quiet() -> None:
+    """Keeps the messages of Orbax, asyncio and TensorStore off the terminal.
+
+    Orbax warns of options that are chosen on purpose, and prints each error that it also raises. asyncio
+    does so for every array of a failed save, some only when the program ends, and TensorStore's threads
+    for every array of a failed read.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    ordinary = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            ordinary(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def cache_programs() -> None:
+    """Keeps compiled programs in ~/.cache/bipe_jax, or in JAX_COMPILATION_CACHE_DIR.
+
+    A run that resumes, or another of the same shapes, starts without compiling. An empty
+    JAX_COMPILATION_CACHE_DIR turns it off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bipe_jax"))
+
+
+def checkpoint_parser(module: str, text: str | None) -> argparse.ArgumentParser:
+    """A parser of the flags of `python -m MODULE`, with --checkpoint."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
+    help_text = "a run's workdir, or one step's directory"
+    parser.add_argument("--checkpoint", required=True, help=help_text)
+    return parser
+
+
+def numbers(flag: str, text: str, kind: type) -> tuple:
+    """The numbers of --FLAG=N,N,...
+
+    Args:
+      kind: int or float.
+
+    Raises:
+      UserError: one is not a number of that kind.
+    """
+    try:
+        return tuple(kind(number) + 0 for number in text.split(",") if number)  # -0.0 + 0 is 0.0
+    except ValueError:
+        wanted = "whole numbers, such as 256,512" if kind is int else "numbers, such as 0,0.5,1"
+        raise UserError(f"--{flag}={text} must be {wanted}") from None
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses the flags of `python -m MODULE`; what is wrong with them is a UserError."""
+    """A parser of the flags of `python -m MODULE` that raises UserError."""
 
     def __init__(self, module: str, text: str | None):
         super().__init__(
@@ -54,12 +117,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_with_config(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
-        """The flags, and the config of --config=CONFIG with the fields of --config.KEY=VALUE.
+        """Parses the flags, and the config of --config=CONFIG and --config.KEY=VALUE.
 
-        No flag of absl is defined: those are for the program that imports this.
+        It defines no flag of absl, since those belong to the program that imports this module.
 
         Raises:
-          UserError: a flag is wrong; there is no such config or field; or a value is of another type.
+          UserError: a flag is wrong, a config or field does not exist, or a value has another type.
         """
         self.add_argument(
             "--config",
@@ -73,27 +136,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:
-    """The config of --config=CONFIG and --config.KEY=VALUE …, as the commands read it.
-
-    Raises:
-      UserError: there is no such config or field, or a value is of another type.
-    """
+    """The config of --config=CONFIG and --config.KEY=VALUE …, as `Parser.parse_with_config` reads it."""
     return Parser("bipe_jax.train", None).parse_with_config(arguments)[1]
 
 
 def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Sets the fields that --config.KEY=VALUE names. Raises UserError."""
+    """The config with the fields of --config.KEY=VALUE set. Raises UserError."""
     values, line = flags.FlagValues(), ["", *overrides]
     try:
         flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
         rest = values(line)
     except (AttributeError, KeyError) as error:
         reason: Any = error
-        while isinstance(reason, Exception):  # one is wrapped in the other
+        while isinstance(reason, Exception):  # they are nested
             reason = reason.args[0]
         reason = " ".join(str(reason).split())
         raise UserError(f"config has no field {reason} (docs/config.md has all fields)") from None
-    except Exception as error:  # of absl and ml_collections, of many kinds
+    except Exception as error:  # absl and ml_collections raise many kinds
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are --name=value")
@@ -101,10 +160,10 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 class _Terminal(logging.Handler):
-    """Writes messages to standard error, beside the progress bar.
+    """Writes messages to standard error.
 
-    Of several processes the first one writes what is for information; each writes its own warnings
-    and errors, with its name.
+    Of several processes only the first writes messages of level info; each writes its own warnings and
+    errors, with its name.
     """
 
     def emit(self, record):
@@ -120,7 +179,7 @@ _TERMINAL = _Terminal()
 
 
 def log_to_terminal() -> None:
-    """Shows the messages of bipe_jax and launch on standard error. Calling it again changes nothing."""
+    """Shows the messages of bipe_jax and launch on standard error. It can be called again."""
     for name in ("bipe_jax", "launch"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)

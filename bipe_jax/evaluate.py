@@ -3,25 +3,22 @@
 python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=SOURCE]
 
 Prints tables and writes evaluation.json, extrapolation.png and report.html, by default into the run's
-directory. With --follow it evaluates each new checkpoint of a run that is still being trained.
+directory. With --follow it evaluates each new checkpoint of a run in training.
 """
 
 import argparse
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.evaluator import Settings, evaluate
 from bipe_jax.evaluation.follow import follow
 from bipe_jax.evaluation.protocols import SAME_TOKENS
 from bipe_jax.evaluation.tables import tables
-from bipe_jax.training.compiling import enable_cache
 
 
 def main():
     settings, args = _settings()
-    checkpoint.quiet()
-    enable_cache()
-    processes.join()
+    cli.set_up()
     if args.follow:
         follow(args.checkpoint, settings, args.output)
         return
@@ -30,12 +27,9 @@ def main():
         print(tables(result, args.output or args.checkpoint))
 
 
-def _settings():
-    """What the command line asks for, and all its arguments. Raises UserError if they are malformed."""
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.evaluate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
-    )
+def _settings() -> tuple[Settings, argparse.Namespace]:
+    """The settings and all arguments of the command line. Raises UserError."""
+    parser = cli.checkpoint_parser("bipe_jax.evaluate", __doc__)
     parser.add_argument("--lengths", default="", help="such as 256,512,1024 (the config's)")
     parser.add_argument("--data", default="", help="such as 'texts/*.jsonl.zst' (the config's)")
     parser.add_argument("--sets", default="", help="names of sets, separated by | (the config's)")
@@ -49,12 +43,7 @@ def _settings():
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     parser.add_argument("--follow", action="store_true", help="evaluate each new checkpoint")
     args = parser.parse_args()
-    try:
-        lengths = tuple(int(length) for length in args.lengths.split(",") if length)
-    except ValueError:
-        raise UserError(
-            f"--lengths={args.lengths} must be whole numbers, such as 256,512"
-        ) from None
+    lengths = cli.numbers("lengths", args.lengths, int)
     if args.windows < 0:
         raise UserError(f"--windows={args.windows} must be at least 1")
     sets = tuple(name for name in args.sets.split("|") if name)

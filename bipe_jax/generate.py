@@ -1,29 +1,33 @@
-"""Continues a text with a checkpoint, token by token:
+"""Continues a text with a checkpoint, token by token.
 
 python -m bipe_jax.generate --checkpoint=runs/quickstart --prompt='ROMEO: ' [--temperature=0.8]
 
-Prints the prompt and what follows it, until --max_new_tokens or the model begins a new document.
+Prints the prompt and its continuation, until --max_new_tokens or the model begins a new document.
 """
 
-import argparse
 import itertools
+from collections.abc import Iterator
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.training.compiling import enable_cache
 
 
 def generate(
-    path: str, prompt: str, max_new_tokens: int, sampling: decode.Sampling, seed=0, extend=""
-):
+    path: str,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: decode.Sampling,
+    seed: int = 0,
+    extend: str = "",
+) -> Iterator[str]:
     """Yields pieces of the text that follows a prompt.
 
     Args:
       path: a checkpoint, see `checkpoint.load`. extend: see `positions.extend`.
 
     Raises:
-      UserError: the prompt is no UTF-8; as `checkpoint.load` and `decode.Generator.stream`.
+      UserError: the prompt is not UTF-8; and as `checkpoint.load` and `decode.Generator.stream`.
     """
     decode.check_sampling(sampling)
     try:
@@ -34,41 +38,41 @@ def generate(
     tokenizer = loaded_model.tokenizer
     tokens = tokenizer.encode(prompt)
     generator = decode.Generator(loaded_model, len(tokens) + max(max_new_tokens, 1))
-    held = tokens.tolist()
-    text = given = tokenizer.decode(tokens)
+    so_far = tokens.tolist()
+    text = printed = tokenizer.decode(tokens)
     for (token,) in generator.stream(
         [tokens], max_new_tokens, sampling=sampling, stop=tokenizer.ends, seed=seed
     ):
-        held.append(token)
-        text = tokenizer.decode(held)
-        # A character of several byte tokens is not whole before its last.
+        so_far.append(token)
+        text = tokenizer.decode(so_far)
+        # A character of several byte tokens is complete with its last.
         if not text.endswith("\ufffd"):
-            yield text[len(given) :]
-            given = text
-    if text != given:  # it ended within a character
-        yield text[len(given) :]
+            yield text[len(printed) :]
+            printed = text
+    if text != printed:  # an incomplete character
+        yield text[len(printed) :]
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.generate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
-    )
+    parser = cli.checkpoint_parser("bipe_jax.generate", __doc__)
     parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="(128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (0)")
     parser.add_argument(
-        "--top_k", type=int, default=0, help="of the k likeliest tokens; 0: all (0)"
+        "--temperature", type=float, default=0.0, help="0: the most probable token (0)"
     )
     parser.add_argument(
-        "--top_p", type=float, default=1.0, help="of the likeliest with this sum (1)"
+        "--top_k", type=int, default=0, help="sample from the k most probable tokens; 0: all (0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="sample from the top tokens with this sum (1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
     parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:8")
     args = parser.parse_args()
-    checkpoint.quiet()
-    enable_cache()
-    processes.join()
+    cli.set_up()
     sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
     pieces = generate(
         args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed, args.extend

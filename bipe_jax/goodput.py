@@ -1,4 +1,4 @@
-"""Where the wall time of a run went, over all its starts: python -m bipe_jax.goodput WORKDIR
+"""Prints the wall time of a run by part, over all its starts: python -m bipe_jax.goodput WORKDIR.
 
 Goodput is the share of the time since the first start in which the devices ran steps whose work was kept.
 """
@@ -14,10 +14,10 @@ from bipe_jax.workdir import Workdir, events, heartbeat
 
 _SHOWN = 5  # slow steps
 
-# What the table says of each part. "again" and "down" are no phases of a process.
+# The parts: the phases of a process, "again" and "down".
 _MEANING = {
     "step": "running steps whose work was kept",
-    "again": "running steps that were made again, after a kill or a rewind",
+    "again": "running steps that were repeated after a kill or a rewind",
     "starting": "imports, restoring, compiling, first steps",
     "data": "the devices waited for a batch",
     "saving": "the devices waited for a save",
@@ -29,15 +29,14 @@ _MEANING = {
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """Where the time went.
+    """The time of a run.
 
     Attributes:
-      seconds: by part, "step", "again", "starting", ...; they sum up to `end - begin`, as
-        one process of a run begins after the other.
-      begin, end: Unix times of the first start, and of the last sign of life.
-      starts: processes, one after the other.
-      step: the last that was complete; 0 if none was.
-      last: how the run ended or, as it has not, what it was at: a phase of the heartbeat.
+      seconds: by part, "step", "again", "starting", ...; their sum is `end - begin`.
+      begin, end: Unix times of the first start, and of the last event or heartbeat.
+      starts: number of processes, one after the other.
+      step: the last complete step; 0 if none.
+      last: how the run ended, or the phase of the last heartbeat if it has not.
       slow: slow steps, the slowest of each full line of metrics.
     """
 
@@ -51,51 +50,52 @@ class Account:
 
     @property
     def goodput(self) -> float:
+        """The share of the time in steps whose work was kept."""
         return self.seconds["step"] / max(self.end - self.begin, 1e-9)
 
 
-def account(happened: list[dict], beat: dict | None = None) -> Account:
-    """Sums up a run.
+def account(recorded: list[dict], beat: dict | None = None) -> Account:
+    """The account of a run.
 
-    Each event says how much of its process's time each phase has had so far, so that the last sign of life
-    of a process, an event or a heartbeat, is all that is needed of it. Time of steps beyond the one that a
-    later process goes on from is moved to "again".
+    Each event has the seconds of each phase of its process so far, so that only the last record of a
+    process, an event or a heartbeat, counts. Time of steps after the one from which a later process resumes
+    is moved to "again".
 
     Args:
-      happened: from `events.read`, not empty.
-      beat: the heartbeat, if it is there: it knows more of a process that was killed, or still runs.
+      recorded: from `events.read`, not empty.
+      beat: the heartbeat, if any, which may be later than the last event.
     """
     seconds = dict.fromkeys(_MEANING, 0.0)
-    made = _Made()
-    lives = _lives(happened, beat)
-    end = lives[0][0]["since"]
-    for life in lives:
-        seconds["down"] += max(life[0]["since"] - end, 0.0)
-        steps = [sign for sign in life if sign["step"] is not None]
-        for i, sign in enumerate(steps):
-            move = made.reach if i else made.go_on_from  # the first is where the process began
-            move(sign["step"], sign["seconds"]["step"])
-            if sign["event"] == "rewound":
-                made.go_on_from(sign["to"], sign["seconds"]["step"])
+    steps = _Steps()
+    processes = _by_process(recorded, beat)
+    end = processes[0][0]["since"]
+    for records in processes:
+        seconds["down"] += max(records[0]["since"] - end, 0.0)
+        with_step = [record for record in records if record["step"] is not None]
+        for i, record in enumerate(with_step):
+            move = steps.reach if i else steps.resume  # the first has the step that was restored
+            move(record["step"], record["seconds"]["step"])
+            if record["event"] == "rewound":
+                steps.resume(record["to"], record["seconds"]["step"])
         for phase in PHASES:
-            seconds[phase] += life[-1]["seconds"].get(phase, 0.0)
-        end = max(end, life[-1]["time"])
-    seconds["step"] -= made.again
-    seconds["again"] = made.again
-    last = lives[-1][-1]
+            seconds[phase] += records[-1]["seconds"].get(phase, 0.0)
+        end = max(end, records[-1]["time"])
+    seconds["step"] -= steps.again
+    seconds["again"] = steps.again
+    last = processes[-1][-1]
     return Account(
         seconds,
-        begin=lives[0][0]["since"],
+        begin=processes[0][0]["since"],
         end=end,
-        starts=len(lives),
-        step=made.step,
+        starts=len(processes),
+        step=steps.step,
         last=last.get("phase", last["event"]),
-        slow=[event["slow"] for event in happened if event["event"] == "slow"],
+        slow=[event["slow"] for event in recorded if event["event"] == "slow"],
     )
 
 
-class _Made:
-    """Seconds of steps by the steps that they made, so that they can be taken back."""
+class _Steps:
+    """Seconds of steps, of which those that are repeated are moved to `again`."""
 
     def __init__(self):
         self.again, self.step = 0.0, 0
@@ -106,7 +106,7 @@ class _Made:
         self._parts.append((self.step, step, seconds - self._seconds))
         self.step, self._seconds = step, seconds
 
-    def go_on_from(self, step: int, seconds: float) -> None:
+    def resume(self, step: int, seconds: float) -> None:
         while self._parts and self._parts[-1][1] > step:
             begin, end, spent = self._parts.pop()
             kept = max(step - begin, 0) / (end - begin) if end > begin else 0.0
@@ -116,35 +116,38 @@ class _Made:
         self.step, self._seconds = step, seconds
 
 
-def _lives(happened: list[dict], beat: dict | None) -> list[list[dict]]:
-    """Events by process, each followed by its last heartbeat where that is later."""
-    lives, beats = {}, [beat] if beat else []
-    for event in happened:
-        lives.setdefault(event["since"], []).append(event)
+def _by_process(recorded: list[dict], beat: dict | None) -> list[list[dict]]:
+    """Events by process, each followed by the process's last heartbeat if that is later."""
+    processes: dict[float, list[dict]] = {}
+    beats = [beat] if beat else []
+    for event in recorded:
+        processes.setdefault(event["since"], []).append(event)
         if event.get("before"):
             beats.append(event["before"])
-    for sign in beats:
-        life = lives.get(sign.get("since"))
-        if life and life[-1]["time"] < sign["time"]:
-            life.append({"event": "heartbeat"} | sign)
-    return list(lives.values())
+    for beat in beats:
+        records = processes.get(beat["since"]) if "since" in beat else None
+        if records and records[-1]["time"] < beat["time"]:
+            records.append({"event": "heartbeat"} | beat)
+    return list(processes.values())
 
 
-def table(workdir: str, account: Account) -> str:
+def table(workdir: str, run: Account) -> str:
+    """The account as text."""
+
     def date(moment):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
-    total = account.end - account.begin
+    total = run.end - run.begin
     lines = [
-        f"{workdir}: {account.starts} start{'s' * (account.starts > 1)}, "
-        f"{date(account.begin)} to {date(account.end)}, step {account.step}, {account.last}",
+        f"{workdir}: {run.starts} start{'s' * (run.starts > 1)}, "
+        f"{date(run.begin)} to {date(run.end)}, step {run.step}, {run.last}",
         "",
     ]
     for part, meaning in _MEANING.items():
-        spent = account.seconds[part]
+        spent = run.seconds[part]
         lines.append(f"{part:11}{_span(spent):>13} {spent / max(total, 1e-9):7.1%}  {meaning}")
-    lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {account.goodput:.1%}"]
-    for slow in sorted(account.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
+    lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {run.goodput:.1%}"]
+    for slow in sorted(run.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
         lines.append(
             f"slow: step {slow['step']} took {slow['took']:.1f} s, {slow['usual']:.1f} s are usual; it "
             f"waited in {slow['phase']}"
@@ -162,14 +165,14 @@ def _span(seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bipe_jax.goodput", description=__doc__)
-    parser.add_argument("workdir", help="of a run, which may still be running")
+    parser.add_argument("workdir", help="of a run, which may be running")
     workdir = parser.parse_args().workdir
-    happened = events.read(workdir)
-    if not happened:
+    recorded = events.read(workdir)
+    if not recorded:
         raise UserError(
-            f"{Workdir(workdir).events} is not there, or empty: name the workdir of a run"
+            f"{Workdir(workdir).events} does not exist or is empty: name a run's workdir"
         )
-    print(table(workdir, account(happened, heartbeat.read(workdir))))
+    print(table(workdir, account(recorded, heartbeat.read(workdir))))
 
 
 if __name__ == "__main__":

@@ -1,46 +1,54 @@
-"""Runs tasks of EleutherAI's lm-evaluation-harness on a checkpoint:
+"""Runs tasks of EleutherAI's lm-evaluation-harness on a checkpoint.
 
 python -m bipe_jax.harness --checkpoint=runs/x --tasks=piqa,hellaswag [--num_fewshot=5]
 
 Prints the harness's table and writes harness.json. Needs the extra `eval`; most tasks download their data.
 """
 
-import argparse
 import dataclasses
 import logging
 import math
 import os
 import sys
+from typing import Any
 
-from bipe_jax import checkpoint, cli, processes
+from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
-from bipe_jax.training.compiling import enable_cache
 from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger("bipe_jax.harness")
 
-MULTIPLES = (1, 4)  # of the training length: the last that the model can be run at is --max_length
-_KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness found
+MULTIPLES = (1, 4)  # of the training length; --max_length is the last that the model can be run at
+_KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # keys of the harness's results
 
 
-def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_fewshot=None,
-        limit=None, extend="", output="") -> dict:  # fmt: skip
+def run(
+    path: str,
+    tasks: list[str],
+    *,
+    max_length: int = 0,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    extend: str = "",
+    output: str = "",
+) -> dict:
     """Runs tasks and writes OUTPUT/harness.json.
 
     Args:
       path: a checkpoint, see `checkpoint.load`.
-      tasks: names, or patterns of them. include_path: a directory of tasks of one's own.
-      max_length: tokens; 0 takes 4 times the training length, or once where a learned table ends.
-      num_fewshot, limit: as the harness has them. extend: see `positions.extend`. output: "" takes `path`.
+      tasks: names, or patterns of names. include_path: a directory of further tasks.
+      max_length: tokens; 0 takes 4 times the training length, or once if the model has no more positions.
+      num_fewshot, limit: see the harness. extend: see `positions.extend`. output: "" takes `path`.
 
     Returns:
-      What `lm_eval.simple_evaluate` does.
+      The results of `lm_eval.simple_evaluate`.
 
     Raises:
-      UserError: the harness is not installed, an unknown task, data that cannot be had, or a wrong
-        checkpoint.
+      UserError: the harness is not installed, a task is unknown, its data is not available, or the
+        checkpoint is wrong.
     """
     try:
         import lm_eval
@@ -93,17 +101,17 @@ def run(path: str, tasks: list[str], *, max_length=0, include_path=None, num_few
     return results
 
 
-def find_tasks(patterns: list[str], include_path: str | None):
-    """The harness's task manager, and the names of tasks, groups and tags that match.
+def find_tasks(patterns: list[str], include_path: str | None) -> tuple[Any, list[str]]:
+    """The harness's task manager, and the names of matching tasks, groups and tags.
 
     Raises:
-      UserError: a pattern matches none, or there is no such directory.
+      UserError: a pattern matches nothing, or the directory does not exist.
     """
     from lm_eval import __version__
     from lm_eval.tasks import TaskManager
 
     if include_path and not os.path.isdir(include_path):
-        raise UserError(f"--include_path={include_path}: there is no such directory")
+        raise UserError(f"--include_path={include_path}: no such directory")
     if not patterns:
         raise UserError("--tasks is empty: name at least one task")
     manager = TaskManager(include_path=include_path)
@@ -115,42 +123,40 @@ def find_tasks(patterns: list[str], include_path: str | None):
     return manager, manager.match_tasks(patterns)
 
 
-def load_tasks(manager, names: list[str]) -> list:
+def load_tasks(manager: Any, names: list[str]) -> list:
     """Tasks and groups with their data.
 
     Raises:
-      UserError: a task's data or a package that it needs cannot be had; or it cannot be run here.
+      UserError: a task's data or a package that it needs is not available, or its kind is not supported.
     """
     tasks = []
     for name in names:
         try:
-            found = manager.load([name])
-            in_order = (
-                [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
-            )
-            tasks += in_order
-            manager.load(tasks)  # refuses a task that comes twice
-        except Exception as error:  # tasks are others' programs, and raise what they like
+            parts = manager.load([name])
+            group = parts["groups"].get(name)
+            tasks += [group] if group is not None else parts["tasks"].values()
+            manager.load(tasks)  # refuses duplicates
+        except Exception as error:  # tasks are others' code
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"--tasks: {name} cannot be loaded: {type(error).__name__}: {reason}"
             ) from None
-        for task in found["tasks"].values():
+        for task in parts["tasks"].values():
             if getattr(task, "MULTIMODAL", False):
-                raise UserError(f"--tasks: {name} is not of text alone")
+                raise UserError(f"--tasks: {name} is not only of text")
             if getattr(task, "UNSAFE_CODE", False):
                 raise UserError(
-                    f"--tasks: {name} runs what the model writes; that is not done here"
+                    f"--tasks: {name} runs code that the model writes, which is not supported"
                 )
     return tasks
 
 
-def plain(value):
-    """As JSON has it: None for what is not finite, text for what JSON does not know."""
+def plain(value: Any) -> Any:
+    """A value for JSON: None if it is not finite, text if its type is unknown to JSON."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
@@ -159,13 +165,10 @@ def plain(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.harness", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, or one step's directory"
-    )
+    parser = cli.checkpoint_parser("bipe_jax.harness", __doc__)
     parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")
     parser.add_argument("--include_path", help="a directory of tasks of your own (YAML)")
-    parser.add_argument("--num_fewshot", type=int, help="examples in front (the task's)")
+    parser.add_argument("--num_fewshot", type=int, help="examples before the question (the task's)")
     parser.add_argument("--limit", type=float, help="examples a task, or a share of them (all)")
     parser.add_argument(
         "--max_length", type=int, default=0, help="tokens of a text (4 times the training's)"
@@ -173,9 +176,7 @@ def main():
     parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:4")
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     args = parser.parse_args()
-    checkpoint.quiet()
-    enable_cache()
-    processes.join()
+    cli.set_up()
     results = run(
         args.checkpoint,
         [name for name in args.tasks.split(",") if name],

@@ -1,4 +1,4 @@
-"""Draws perplexity by length; several runs in one picture:
+"""Draws perplexity by length, of several runs in one picture.
 
 python -m bipe_jax.plot runs/quickstart runs/rope runs/alibi --output=comparison.png
 """

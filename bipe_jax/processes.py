@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree to stop, and notice that one has died."""
+"""The processes of a run: how they join, agree to stop, and detect that one has died."""
 
 import contextlib
 import os
@@ -6,46 +6,46 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from bipe_jax.errors import LOST, PREEMPTED, Transient, UserError
 
-_START_TIMEOUT = 300  # seconds that the first ones wait for the last: nodes may still pull images
-# A process that has not been heard of for so long is dead, and the others end too.
-_HEARTBEAT_TIMEOUT = 30  # seconds
-_SHUTDOWN_TIMEOUT = 60  # seconds that the first one to be done waits for the others
+_START_TIMEOUT = 300  # seconds to wait for all processes: nodes may still pull images
+_HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process is dead, and all end
+_SHUTDOWN_TIMEOUT = 60  # seconds that a process waits at its end for the others
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # processes that were started together
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _joined = False  # jax.distributed.is_initialized() is true after a failure too
 
 
 def start() -> None:
-    """Joins the other processes of the run. To be called once, before JAX touches a device.
+    """Joins the other processes of the run. It must be called once, before JAX uses a device.
 
-    They are those of the environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, if these are set; else those that JAX detects: a step of
-    SLURM (srun), Open MPI, a TPU pod, GKE. Else this process is the only one. From here on SIGTERM and
-    Ctrl-C do not end the process, as in `stop_signals`; a second Ctrl-C does, with the signal.
+    The environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID describe the processes, if set; otherwise JAX detects them: a step of SLURM (srun), Open
+    MPI, a TPU pod, GKE. Otherwise this process is the only one. From then on SIGTERM and Ctrl-C do not end
+    the process, as in `stop_signals`; a second Ctrl-C does, by the signal.
 
     Raises:
       UserError: the variables are wrong.
-      Transient: the other processes could not be reached. If some do not come in time, the process ends
+      Transient: the other processes could not be reached. If some do not join in time, the process exits
         with status LOST.
     """
-    _find()
+    _initialize_if_several()
     _listen(at_second=signal.SIG_DFL)
 
 
 def join() -> None:
-    """`start`, for programs that have nothing to save: SIGTERM and Ctrl-C end them as usual."""
-    if _find():
+    """Joins the other processes as `start`; SIGTERM and Ctrl-C end the process as usual."""
+    if _initialize_if_several():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _find() -> bool:
-    """Joins the other processes, and returns True; or False if nothing tells of any."""
+def _initialize_if_several() -> bool:
+    """Joins the other processes. Returns False if the environment describes none."""
     variables = [os.environ.get(name) for name in _VARIABLES]
     if any(variables):
         _initialize(*_read(variables))
@@ -53,7 +53,7 @@ def _find() -> bool:
     if any(os.environ.get(name) == "1" for name in _COUNTS):
         return False
     if os.environ.get("JAX_PLATFORMS") == "cpu":
-        # Beside what the TPUs of this machine compute, its coordinator would be in the way.
+        # The coordinator would clash with that of a program on this machine's TPUs.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
         _initialize()
@@ -65,26 +65,26 @@ def _find() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes: the only one, or the first of several."""
+    """Whether this process prints and writes: the only one, or the first of several."""
     return not _joined or jax.process_index() == 0
 
 
 def name() -> str:
-    """ "process 1 of 4", or "" for the only one."""
+    """The name of this process, such as "process 1 of 4"; "" for the only one."""
     if not _joined or jax.process_count() == 1:
         return ""
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
-def _initialize(*which) -> None:
+def _initialize(*settings: Any) -> None:
     global _joined
-    # When its own time is up, JAX aborts with C++'s stack and no word of what was waited for.
+    # After its own timeout, JAX aborts with a C++ stack trace and does not name the cause.
     waiting = threading.Timer(_START_TIMEOUT, _give_up)
     waiting.daemon = True
     waiting.start()
     try:
         jax.distributed.initialize(
-            *which,
+            *settings,
             initialization_timeout=2 * _START_TIMEOUT,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
@@ -92,7 +92,7 @@ def _initialize(*which) -> None:
         _joined = True
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        # A host may be away for longer than the others wait, as in maintenance.
+        # A host in maintenance may be away for longer than the others wait.
         raise Transient(
             f"the processes of the run did not find each other ({reason}): see that all were started, "
             "and that they reach the first one's port"
@@ -128,7 +128,7 @@ def _read(variables: list) -> tuple[str, int, int]:
 
 
 def _check_free(port: int) -> None:
-    """What JAX makes of a port that is taken is a crash. Raises Transient."""
+    """Raises Transient if a port is taken, since JAX would crash."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -140,17 +140,17 @@ def _check_free(port: int) -> None:
             ) from None
 
 
-# Stopping. A signal handler sets `_received` and does nothing else that could fail: the trainer asks.
+# Stopping. A signal handler only sets `_received`, which the trainer polls.
 _received: int | None = None  # the signal that asks this process to stop
-# Only Python's own handlers are replaced: what an embedding program has chosen, it keeps.
+# Only Python's own handlers are replaced, and not those of an embedding program.
 _DEFAULT = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def preempted(step: int) -> bool:
-    """Whether to save and stop after this step, since a process was asked to: by SIGTERM or Ctrl-C.
+    """Whether to save and stop after this step, since a process received SIGTERM or Ctrl-C.
 
     All processes call it once for every step, with numbers that count up from 1, and all get the same
-    answer. The only process of a run gets it at once, and needs no `jax.distributed` for it.
+    answer. A single process needs no `jax.distributed` for it.
     """
     if _one_of_several():
         return multihost_utils.reached_preemption_sync_point(step)
@@ -158,16 +158,16 @@ def preempted(step: int) -> bool:
 
 
 def interrupted() -> bool:
-    """Whether it was Ctrl-C that asked this process to stop."""
+    """Whether Ctrl-C asked this process to stop."""
     return _received == signal.SIGINT
 
 
 @contextlib.contextmanager
 def stop_signals():
-    """A context in which SIGTERM and Ctrl-C do not end the process: `preempted` tells of them.
+    """A context in which SIGTERM and Ctrl-C do not end the process, but `preempted` reports them.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Handlers that are not Python's own stay, as do all in
-    other threads than the main one, where Python sets none; afterwards all are as they were.
+    A second Ctrl-C raises KeyboardInterrupt at once. Handlers that are not Python's own are kept, as are all
+    in threads other than the main one, where Python sets none. All handlers are restored afterwards.
     """
     global _received
     before = _listen(at_second=signal.default_int_handler)
@@ -181,16 +181,16 @@ def stop_signals():
 
 
 def exit_at_signals() -> None:
-    """From here on SIGTERM and Ctrl-C end the process with PREEMPTED: nothing is left to save."""
+    """Makes SIGTERM and Ctrl-C end the process with PREEMPTED, once nothing is left to save."""
     for number in _DEFAULT:
         signal.signal(number, lambda *_: os._exit(PREEMPTED))
 
 
-def _listen(at_second) -> dict:
-    """Sets the handlers, and returns those that were there before, by signal.
+def _listen(at_second: Any) -> dict[signal.Signals, Any]:
+    """Sets the handlers, and returns the replaced ones by signal.
 
     Args:
-      at_second: the handler of Ctrl-C after the first.
+      at_second: the handler of a second Ctrl-C.
     """
 
     def handle(number, _):
@@ -199,11 +199,11 @@ def _listen(at_second) -> dict:
         if number == signal.SIGINT:
             signal.signal(number, at_second)
             if _one_of_several():
-                os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others of that
+                os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the others
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # Of several processes JAX itself listens for SIGTERM.
+    # With several processes JAX itself handles SIGTERM.
     numbers = [signal.SIGINT] if _one_of_several() else list(_DEFAULT)
     before = {n: _DEFAULT[n] for n in numbers if signal.getsignal(n) == _DEFAULT[n]}
     for number in before:
@@ -212,5 +212,5 @@ def _listen(at_second) -> dict:
 
 
 def _one_of_several() -> bool:
-    """Whether JAX coordinates this process with others, also if the program has seen to it itself."""
+    """Whether JAX coordinates this process with others, even if another program initialised it."""
     return _joined or jax.distributed.is_initialized()

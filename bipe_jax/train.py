@@ -10,12 +10,10 @@ import logging
 import sys
 
 from bipe_jax import cli, plan, processes
-from bipe_jax.checkpoint import quiet
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.evaluation.evaluator import Settings, evaluate, resolve
 from bipe_jax.evaluation.tables import tables
 from bipe_jax.training import failures, observing
-from bipe_jax.training.compiling import enable_cache
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import workdir_argument
@@ -29,7 +27,7 @@ def main(arguments: list[str]) -> None:
         "--workdir", required=True, help="directory of the run: checkpoints, metrics, plots"
     )
     parser.add_argument(
-        "--stop_at", type=int, help="train to this step, save and exit as though preempted"
+        "--stop_at", type=int, help="train to this step, save and exit as if preempted"
     )
     parser.add_argument("--profile", help="steps to trace into WORKDIR/profile, FIRST:LAST")
     args, config = parser.parse_with_config(arguments)
@@ -37,10 +35,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--workdir=DIR is needed")
     if args.stop_at is not None and args.stop_at < 1:
         raise UserError(f"--stop_at={args.stop_at} must be at least 1")
-    quiet()
-    enable_cache()
+    cli.quiet()
+    cli.cache_programs()
 
-    # What would be refused later, at the latest by the evaluation at the end, is refused now.
+    # All checks come before the training, those of the evaluation at its end too.
     config = plan.make(config)
     wandb_board.check(config)
     profile = trace.parse(args.profile, min(config.steps, args.stop_at or config.steps))
@@ -51,7 +49,7 @@ def main(arguments: list[str]) -> None:
     with observing.Observer(observing.process_start(), profile) as observer:
         try:
             done = train(config, args.workdir, args.stop_at, observer)
-        except KeyboardInterrupt:  # Ctrl-C, after the save
+        except KeyboardInterrupt:  # after the save
             done = False
             observer.preempted()
         if done:
@@ -66,6 +64,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Flags that cannot be read are a failure of the run too.
+    # Wrong flags are a failure of the run too.
     with cli.user_errors(), failures.recorded(workdir_argument(sys.argv)):
         main(sys.argv[1:])

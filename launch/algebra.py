@@ -1,4 +1,4 @@
-"""The algebra of sweeps: each function gives a list of points, and takes such lists.
+"""The algebra of sweeps: functions that combine lists of points.
 
 A point is a dict from keys of the config to values: {"optimizer.learning_rate": 1e-3, "seed": 0}.
 A sweep file has a function `get_sweep()` that returns a list of points; see configs/sweeps/.
@@ -13,7 +13,7 @@ Point = dict[str, object]
 
 
 def sweep(key: str, values: Iterable) -> list[Point]:
-    """A point for each value of one key."""
+    """One point for each value of a key."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise UserError(f"sweep({key!r}, {values!r}): the values must be a list")
     points = [{key: value} for value in values]
@@ -23,12 +23,12 @@ def sweep(key: str, values: Iterable) -> list[Point]:
 
 
 def product(*sweeps: Sequence[Point]) -> list[Point]:
-    """Each point of the first with each of the second, and so on; the last varies quickest."""
+    """All combinations of one point of each sweep; the last sweep varies fastest."""
     return [_joined("product", points) for points in _tuples(*sweeps)]
 
 
 def zipit(*sweeps: Sequence[Point]) -> list[Point]:
-    """The first points of all together, then the second points, and so on."""
+    """The sweeps in parallel: the first points of all combined, then the second points, and so on."""
     lengths = [len(points) for points in sweeps]
     if len(set(lengths)) > 1:
         raise UserError(
@@ -38,7 +38,7 @@ def zipit(*sweeps: Sequence[Point]) -> list[Point]:
 
 
 def chain(*sweeps: Sequence[Point]) -> list[Point]:
-    """The points of the first, then those of the second, and so on."""
+    """The sweeps one after the other."""
     return [point for points in sweeps for point in points]
 
 

@@ -1,6 +1,6 @@
 """Compares the points of a sweep: DIR/sweep.csv, DIR/extrapolation.png and DIR/report.html.
 
-The CSV has a line for each point, data set and length, and one for each point that has no evaluation.
+The CSV has a line for each point, data set and length, and one for each point without an evaluation.
 """
 
 import csv
@@ -31,7 +31,7 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-      name: of its directory. label: what is special about it, for people.
+      name: of its directory. label: the values that distinguish it, as text.
       values: of the keys that vary among the points.
       status: "finished", "failed", "running", "unfinished" or "not started".
       evaluation: if it is finished.
@@ -50,7 +50,7 @@ class Point:
 
 
 def collect(directory: str) -> None:
-    """Writes the files, prints the table and names what is not finished.
+    """Writes the files, prints the table and lists unfinished points.
 
     Raises:
       UserError: the directory has no points, or a file cannot be read or written.
@@ -90,7 +90,7 @@ def read(directory: str) -> list[Point]:
         if saved is not None:
             configs[name] = plan.of(config.from_json(saved))
     if not configs:
-        raise UserError(f"--collect={directory}: none of its directories holds a point of a sweep")
+        raise UserError(f"--collect={directory}: no directory in it is a point of a sweep")
     flat = {name: config.flatten(config.to_dict(of)) for name, of in configs.items()}
     varied = [
         key for key in config.FIELDS if len({json.dumps(of[key]) for of in flat.values()}) > 1
@@ -114,7 +114,7 @@ def read(directory: str) -> list[Point]:
 
 
 def _order(value) -> tuple:
-    """By text, but numbers, also those within texts, by their size."""
+    """A sort key: by text, with numbers in the text by size."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", words(value))
     return tuple(float(part) if i % 2 else part for i, part in enumerate(parts))
 
@@ -130,7 +130,7 @@ def _status(workdir: str, of_point) -> str:
 
 
 def _best(points: Sequence[Point], count: int) -> list[Point]:
-    """So many of the points, in their order: those with the lowest perplexity at the longest length."""
+    """The `count` points with the lowest perplexity at the longest length, in the order of `points`."""
 
     def score(point):
         longest = max(row.length for row in point.rows)
@@ -157,7 +157,7 @@ def _write_csv(points: Sequence[Point], path: str) -> None:
 
 
 def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
-    """A table of all points, with the perplexities at the ends of the range of lengths."""
+    """A table of all points, with the perplexities at the shortest and the longest length."""
     rows = [row for point in points for row in point.rows]
     sets = list(dict.fromkeys(row.set for row in rows))
     lengths = {row.length for row in rows}

@@ -1,4 +1,4 @@
-"""A training job, checked before anything is launched, and the commands that launch it."""
+"""Training jobs, which are checked before a launch, and the commands that launch them."""
 
 import dataclasses
 import logging
@@ -24,9 +24,9 @@ class Job:
 
     Attributes:
       config: as on the command line, "configs/quickstart.py" or "configs/quickstart.py:rope".
-      workdir: of the run, as the machines that run it see it.
+      workdir: of the run, as a path on the machines that run it.
       overrides: pairs of a key, such as "optimizer.learning_rate", and its value.
-      name: unique among the jobs that are launched together.
+      name: unique among jobs that are launched together.
     """
 
     config: str
@@ -39,7 +39,7 @@ class Job:
         return [f"--config={self.config}", *changes]
 
     def arguments(self) -> list[str]:
-        """What follows `python -m bipe_jax.train`."""
+        """The arguments of `python -m bipe_jax.train`."""
         return [*self.config_arguments(), f"--workdir={self.workdir}"]
 
 
@@ -47,11 +47,11 @@ def _text(value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def check(job: Job):
+def check(job: Job) -> plan.Plan:
     """The job's config, as the trainer will read it.
 
     Raises:
-      UserError: the config has no such key, a value does not fit, or the workdir is another config's.
+      UserError: a key is unknown, a value is wrong, or the workdir belongs to another config.
     """
     config = plan.make(cli.read_config(job.config_arguments()))
     if (recorded := Workdir(job.workdir).read_config()) is not None:
@@ -67,8 +67,8 @@ def preflight(job: Job, topology: str, skip: bool) -> None:
     """
     if skip:
         _LOG.info(
-            f"--skip-preflight: nobody has checked that {job.config} compiles for {topology} and fits "
-            "its memory"
+            f"--skip-preflight: it is not checked that {job.config} compiles for {topology} and fits its "
+            "memory"
         )
         return
     _LOG.info(f"Preflight: compiling {job.config} for {topology} ...")
@@ -81,25 +81,27 @@ def preflight(job: Job, topology: str, skip: bool) -> None:
         reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(
             f"preflight for {topology}: {reason.removeprefix('error: ')}; nothing was launched "
-            "(--skip-preflight launches all the same)"
+            "(--skip-preflight launches without this check)"
         )
     _LOG.info(done.stdout.rstrip())
 
 
-def need(program: str, what: str) -> None:
-    """Raises UserError if a program that launches is not on this machine."""
+def need(program: str, launcher: str) -> None:
+    """Raises UserError if a program that a launcher runs is not on this machine."""
     if shutil.which(program) is None:
-        raise UserError(f"{program} is not on this machine: {what} needs it; nothing was launched")
+        raise UserError(
+            f"{program} is not on this machine: {launcher} needs it; nothing was launched"
+        )
 
 
 def execute(command: list[str], dry_run: bool, stdin: str | None = None) -> None:
-    """Runs a command, or prints it alone.
+    """Runs a command, or only prints it.
 
     Args:
       stdin: its standard input.
 
     Raises:
-      UserError: it failed; what it printed is on the terminal.
+      UserError: it failed; its output is on the terminal.
     """
     if dry_run:
         print(shlex.join(command), flush=True)

@@ -1,7 +1,7 @@
-"""Runs the points of a sweep on this machine, some at a time, and shows how they stand.
+"""Runs the points of a sweep on this machine, some at a time, and shows their states.
 
-A run's output goes to WORKDIR/log.txt. The run holds a lock on that file as long as it lives, so that no
-other sweep starts it a second time, also after this program was killed.
+A run's output goes to WORKDIR/log.txt. The run holds a lock on that file while it lives, so that no other
+sweep starts it a second time, even after this program was killed.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from launch.table import Table
 
 _LOG = logging.getLogger(__name__)
 
-_PAUSE = 0.2  # seconds between looks at the runs
+_PAUSE = 0.2  # seconds between polls of the runs
 _CLEARING = 2.0  # seconds
 
 
 class Run:
-    """One point: "waiting", "running", "stopping", then "done", "stopped" or "failed"; or "done before"."""
+    """A point with a state: "waiting", "running", "stopping", "done", "stopped", "failed", "done before"."""
 
     def __init__(self, point: Checked):
         self.name, self.workdir = point.job.name, point.job.workdir
         self.steps = point.config.steps
         self.state = "done before" if finished(self.workdir, point.config) else "waiting"
-        self.why = ""  # it failed, or was started again
+        self.why = ""  # of a failure or a restart
         self._line = [sys.executable, *jobs.TRAIN[1:], *point.job.arguments()]
         self._process: subprocess.Popen | None = None
         self._began, self._took = 0.0, 0.0
@@ -44,12 +44,12 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds that it has run under this program."""
+        """Seconds of the run under this program."""
         return self._took + (time.monotonic() - self._began if self.alive else 0)
 
     @property
     def shown(self) -> str:
-        """Its state or, where its heartbeat says more, its phase."""
+        """The state or, with a heartbeat, the phase."""
         beat = heartbeat.read_alive(self.workdir) if self.state == "running" else None
         mine = beat and self._process and beat.get("pid") == self._process.pid
         return beat["phase"] if beat and mine else self.state
@@ -58,8 +58,8 @@ class Run:
     def log(self) -> str:
         return Workdir(self.workdir).log
 
-    def locked(self):
-        """Locks the run's log: its descriptor. Raises UserError if a living process holds it."""
+    def locked(self) -> contextlib.AbstractContextManager[int]:
+        """A context with the run's log locked: its descriptor. Raises UserError if a process holds it."""
         refusal = (
             f"{self.workdir} is being trained by another process (another sweep?): wait for it, or stop "
             "it; nothing was launched"
@@ -69,7 +69,7 @@ class Run:
     def start(self) -> None:
         try:
             with self.locked() as log:
-                # A session of its own: Ctrl-C on the terminal is for the sweep, which passes SIGTERM on.
+                # In a session of its own Ctrl-C does not reach it; the sweep passes SIGTERM on.
                 self._process = subprocess.Popen(
                     self._line,
                     stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ class Run:
                     stderr=log,
                     start_new_session=True,
                 )
-        except (OSError, UserError) as error:  # its directory is gone: the other runs are not
+        except (OSError, UserError) as error:  # of this directory; the other runs continue
             self.state, self.why = "failed", str(error)
             return
         self._began, self.state = time.monotonic(), "running"
@@ -87,8 +87,8 @@ class Run:
             self._process.send_signal(number)
             self.state = "stopping"
 
-    def look(self) -> None:
-        """Notices that the process has ended, and starts it again if that is the rule."""
+    def poll(self) -> None:
+        """Updates the state if the process has ended, and restarts it by the rule of `restart`."""
         if self._process is None or (code := self._process.poll()) is None:
             return
         _clear(self._process.pid)
@@ -106,33 +106,33 @@ class Run:
 
 
 def _clear(group: int) -> None:
-    """Kills what a process that ended may have left, which would hold the lock."""
+    """Kills child processes that remain after a process ended, since they would hold the lock."""
     end = time.monotonic() + _CLEARING
     with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < end:  # dead ones count until init has seen them
+        while time.monotonic() < end:  # until init has reaped them
             os.killpg(group, signal.SIGKILL)
             time.sleep(0.01)
 
 
 def run(points: Sequence[Checked], at_once: int) -> int:
-    """Runs what is not finished; a run that fails does not stop the others.
+    """Runs unfinished points; a run that fails does not stop the others.
 
-    SIGINT, SIGTERM and SIGHUP are passed on as SIGTERM, and the runs' last saves are waited for. A
-    second SIGINT kills them.
+    SIGINT, SIGTERM and SIGHUP are passed on as SIGTERM, and the runs save before they end. A second SIGINT
+    kills them.
 
     Returns:
       The exit status: 0 if all points are done, 1 if some failed, 42 if it was stopped.
 
     Raises:
-      UserError: a directory cannot be written, or its run is still alive; nothing was launched.
+      UserError: a directory cannot be written, or its run is alive; nothing was launched.
     """
     runs = [Run(point) for point in points]
     for run in runs:
         beat = heartbeat.read_alive(run.workdir)
-        if beat and beat["host"] != socket.gethostname():  # which the lock may not know of
+        if beat and beat["host"] != socket.gethostname():  # the lock may be only of this host
             raise UserError(
-                f"{run.workdir} is being trained on {beat['host']} ({beat['phase']}); if that is dead, "
-                "remove its heartbeat.json; nothing was launched"
+                f"{run.workdir} is being trained on {beat['host']} ({beat['phase']}); if that process is "
+                "dead, remove its heartbeat.json; nothing was launched"
             )
     for run, point in zip(runs, points, strict=True):
         record(run.workdir, point.config)
@@ -145,15 +145,15 @@ def run(points: Sequence[Checked], at_once: int) -> int:
             _loop(runs, at_once, interrupts, table)
         finally:
             for run in runs:
-                run.signal(signal.SIGTERM)  # none is alive, unless something went wrong here
-    return _tell(runs, stopped=bool(interrupts))
+                run.signal(signal.SIGTERM)  # some are alive only after an error here
+    return _summarise(runs, stopped=bool(interrupts))
 
 
 def _loop(runs: Sequence[Run], at_once: int, interrupts: list[int], table: Table) -> None:
     passed_on = 0
     while True:
         for run in runs:
-            run.look()
+            run.poll()
         if len(interrupts) > passed_on:
             again = passed_on and interrupts[-1] == signal.SIGINT
             passed_on = len(interrupts)
@@ -175,7 +175,7 @@ def _loop(runs: Sequence[Run], at_once: int, interrupts: list[int], table: Table
 
 @contextlib.contextmanager
 def _handling(handle) -> Iterator[None]:
-    """Calls handle(number) for signals that are to end the sweep, unless they were ignored (nohup)."""
+    """A context that calls handle(number) for signals that end the sweep, unless ignored (nohup)."""
     before = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -190,8 +190,8 @@ def _handling(handle) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _tell(runs: Sequence[Run], stopped: bool) -> int:
-    """Says what failed and what is left; the exit status."""
+def _summarise(runs: Sequence[Run], stopped: bool) -> int:
+    """Logs failures and unfinished points, and returns the exit status."""
     for run in runs:
         if run.state == "failed":
             _LOG.info(f"failed: {run.name}: {run.why} (see {run.log})")

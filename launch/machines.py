@@ -1,5 +1,6 @@
-"""What the launchers for GKE and SkyPilot share: the machines of a job, its checks and its name."""
+"""The common part of the launchers for clouds: the machines of a job, its checks and its name."""
 
+import argparse
 import dataclasses
 import hashlib
 import logging
@@ -19,7 +20,7 @@ PORT = 8476  # of the coordinator, on the run's first machine
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """What one run gets: TPU slices, or nodes with GPUs; one process a host.
+    """The machines of one run: TPU slices, or nodes with GPUs; each host has one process.
 
     Attributes:
       slice: the TPU slices, or None. gpu: a kind of GPU, or "". gpus: of one node. nodes: with GPUs.
@@ -32,12 +33,12 @@ class Machines:
 
     @property
     def devices(self) -> int:
-        """That JAX sees in the whole run."""
+        """The number of devices of the whole run, as JAX counts them."""
         return self.slice.devices if self.slice else self.gpus * self.nodes
 
 
 class Parser(cli.Parser):
-    """Of a launcher's own flags."""
+    """A parser of a launcher's own flags."""
 
     def __init__(self, module: str):
         job = "of the job: --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …]"
@@ -51,26 +52,26 @@ class Parser(cli.Parser):
             default=[],
             help="SOURCE:PATH, to mount: gs://BUCKET or the name of a volume; again for more",
         )
-        self.add_argument("--spot", action="store_true", help="machines that may be taken away")
+        self.add_argument("--spot", action="store_true", help="machines that may be preempted")
         self.add_argument(
             "--skip-preflight",
             action="store_true",
-            help="launch what was not compiled for the slice",
+            help="launch without compiling for the slice",
         )
-        self.add_argument("--dry-run", action="store_true", help="print it, launch nothing")
+        self.add_argument("--dry-run", action="store_true", help="print the job, launch nothing")
 
 
-def of(args) -> Machines:
+def of(args: argparse.Namespace) -> Machines:
     """The machines of parsed flags.
 
     Raises:
-      UserError: there are none, or they are not known.
+      UserError: the flags name none, or unknown ones.
     """
     if bool(args.slice) == bool(args.gpus):
         raise UserError("one of --slice=v5e:4x4 and --gpus=h100:8 is needed")
     if args.slice:
         if args.nodes is not None:
-            raise UserError("--nodes is for --gpus: the slice says how many hosts it has")
+            raise UserError("--nodes is for --gpus: the number of hosts of a slice is known")
         return Machines(hardware.parse_slice(args.slice))
     kind, _, count = args.gpus.partition(":")
     if kind not in hardware.GPUS or not re.fullmatch("[1248]|16", count):
@@ -84,11 +85,11 @@ def of(args) -> Machines:
     return Machines(None, kind, int(count), nodes)
 
 
-def volumes(args, to_launch: list[jobs.Job]) -> list[tuple[str, str]]:
-    """Pairs (source, path) of parsed flags, which hold all workdirs.
+def volumes(args: argparse.Namespace, to_launch: list[jobs.Job]) -> list[tuple[str, str]]:
+    """The volumes of parsed flags, as pairs (source, path).
 
     Raises:
-      UserError: one is not SOURCE:PATH, or a workdir is in none of them.
+      UserError: a volume is not SOURCE:PATH, or a workdir is in no volume.
     """
     pairs = []
     for text in args.volume:
@@ -113,7 +114,7 @@ def job_of(arguments: list[str]) -> jobs.Job:
     """The job of --config=FILE --workdir=DIR [--name=NAME] [--config.KEY=VALUE …].
 
     Raises:
-      UserError: one is missing, or there are others.
+      UserError: a flag is missing or unknown.
     """
     flags, overrides = {}, []
     for argument in arguments:
@@ -132,10 +133,10 @@ def job_of(arguments: list[str]) -> jobs.Job:
 
 
 def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -> list[jobs.Job]:
-    """The jobs as they are to be launched: they say how many devices they need, and are checked.
+    """The checked jobs, with the number of devices in their configs.
 
     Raises:
-      UserError: a config is wrong, or not of this repository, or does not fit the slice.
+      UserError: a config is wrong, not in this repository, or does not fit the slice.
     """
     done = []
     for job in to_launch:
@@ -145,11 +146,11 @@ def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -
                 f"--config={job.config} must be a path inside this repository, such as "
                 "configs/quickstart.py: the machines get its files alone"
             )
-        # Machines that do not find each other would train as many runs.
+        # Otherwise machines that do not join each other would train separate runs.
         overrides = dict(job.overrides) | {"mesh.devices": machines.devices}
         job = dataclasses.replace(job, overrides=tuple(overrides.items()))
         config = jobs.check(job)
-        if not machines.slice:  # nothing compiles the step first
+        if not machines.slice:  # GPUs have no preflight
             shape = sharding.mesh_shape(config, machines.devices)
             sharding.check_batch(config, AbstractMesh(shape, sharding.AXES))
         done.append(job)
@@ -162,12 +163,12 @@ def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -
 
 
 def names(to_launch: list[jobs.Job], most: int) -> list[str]:
-    """Names of at most `most` letters, digits and hyphens, as the DNS has them (RFC 1035).
+    """Names of the jobs, of at most `most` letters, digits and hyphens, for the DNS (RFC 1035).
 
-    A name that must be changed for that ends in a hash of what it was, so that it stays unique.
+    A name that had to be changed ends in a hash of the original, so that it stays unique.
 
     Raises:
-      UserError: two jobs have the same.
+      UserError: two jobs have the same name.
     """
     done = {}
     for job in to_launch:

@@ -1,7 +1,7 @@
 """The points of a sweep: read from its file, applied to a config, checked, and named.
 
-A point's directory is KEY-VALUE--KEY-VALUE--ID, made of the keys that the point sets. ID is a hash of
-what the config computes. Neither depends on the other points of the sweep.
+A point's directory is KEY-VALUE--KEY-VALUE--ID, with the keys that the point sets. ID is a hash of the
+fields that change results. Neither depends on the other points of the sweep.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from bipe_jax.workdir import Workdir, files
 from launch import jobs
 from launch.algebra import Point
 
-# How a run is run, not what it computes: the id leaves these out, unless the sweep varies them, so that
-# a sweep may be resumed on another mesh.
+# Fields that do not change results. The id ignores them unless the sweep varies them, so that a sweep may
+# be resumed on another mesh.
 _HOW = re.compile(
     r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
     r"|data\.(evaluation|workers|on_error|max_bad_share)"
@@ -35,7 +35,7 @@ class Checked:
     """A point that passed all checks.
 
     Attributes:
-      job: to be launched; its name is that of the point's directory.
+      job: its name is that of the point's directory.
       config: as the trainer will read it.
     """
 
@@ -44,13 +44,13 @@ class Checked:
 
 
 def read(path: str) -> list[Point]:
-    """What get_sweep() of a sweep file returns.
+    """The points that get_sweep() of a sweep file returns.
 
     Raises:
-      UserError: there is no such file or function, it raises, or returns no points.
+      UserError: the file or function does not exist, raises, or returns no points.
     """
     if not os.path.isfile(path):
-        raise UserError(f"--sweep={path}: there is no such file")
+        raise UserError(f"--sweep={path}: no such file")
     try:
         points = file.call(path, "get_sweep")
     except UserError as error:
@@ -71,17 +71,17 @@ def check(
     output: str,
     path: str,
 ) -> list[Checked]:
-    """All points, each applied to the config and checked as the trainer would.
+    """Applies all points to the config, and checks them as the trainer does.
 
     Args:
       config: FILE or FILE:ARGUMENT.
       overrides: of all points, pairs of a key and its value's text.
-      output: directory that the points' directories are in.
+      output: the parent of the points' directories.
       path: the sweep's file, for messages.
 
     Raises:
-      UserError: a key does not exist, a value does not fit, two points are the same, or a directory
-        belongs to another config.
+      UserError: a key is unknown, a value is wrong, two points are the same, or a directory belongs to
+        another config.
     """
     cli.read_config(jobs.Job(config, "", tuple(overrides)).config_arguments())
     checked, numbers = [], {}
@@ -101,12 +101,12 @@ def check(
                     f"it has the same name and config as point {numbers[identity]}: {name}"
                 )
             job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
-            read = jobs.check(job)
-            resolve(Settings(), read)  # as the trainer does before it trains
+            parsed = jobs.check(job)
+            resolve(Settings(), parsed)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         numbers[identity] = number
-        checked.append(Checked(job, read))
+        checked.append(Checked(job, parsed))
     return checked
 
 
@@ -116,7 +116,7 @@ def _meant(key: str) -> str:
 
 
 def name_of(point: Point, config) -> str:
-    """The name of a point's directory; `config` is the one that it was applied to."""
+    """The name of a point's directory; `config` has the point applied."""
     flat = flatten(config)
     parts = [f"{short_key(key)}-{short_value(flat[key])}" for key in sorted(point)]
     readable = "--".join(parts)[:_LONGEST_NAME].rstrip("-_.")
@@ -124,7 +124,7 @@ def name_of(point: Point, config) -> str:
 
 
 def _id(point: Point, flat: dict) -> str:
-    """A hash of the fields that are not at their defaults, of which there may be new ones."""
+    """A hash of the fields that are not at their defaults, so that new fields do not change it."""
     usual = flatten(defaults())
     own = {
         key: value
@@ -143,7 +143,7 @@ def short_key(key: str) -> str:
 
 
 def words(value, between: str = ", ", within: str = " ") -> str:
-    """A value for people: (("rope", "segment"),) is "rope segment", and () is "none"."""
+    """A value as text: (("rope", "segment"),) is "rope segment", and () is "none"."""
     if isinstance(value, (tuple, list)):
         return between.join(words(inner, within, within) for inner in value) or "none"
     if isinstance(value, float):
@@ -157,16 +157,13 @@ def short_value(value) -> str:
 
 
 def shortened(text: str, gap: str = "…") -> str:
-    """A long text's ends."""
+    """Both ends of a long text."""
     half = _LONGEST_VALUE // 2 - 1
     return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}{gap}{text[-half:]}"
 
 
-# What a point's directory says of it.
-
-
 def record(workdir: str, config) -> None:
-    """Writes WORKDIR/point.json, by which a point is known before it begins to train."""
+    """Writes WORKDIR/point.json, which identifies a point before it has been trained."""
     path = Workdir(workdir).point
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -176,7 +173,7 @@ def record(workdir: str, config) -> None:
 
 
 def recorded(workdir: str) -> dict | None:
-    """The config of the point, or of the run, in a directory; None if there is neither."""
+    """The config of the point, or of the run, in a directory; None if neither exists."""
     directory = Workdir(workdir)
     configs = map(files.read_json, (directory.point, directory.config))
     return next(
@@ -185,16 +182,16 @@ def recorded(workdir: str) -> dict | None:
 
 
 def finished(workdir: str, config) -> bool:
-    """Whether nothing is left: the last step's checkpoint is complete, and it is what was evaluated.
+    """Whether the last step's checkpoint is complete and evaluated.
 
     An evaluation at other lengths or on other data than the config's does not count: the trainer, run
-    again, makes the evaluation alone.
+    again, only evaluates.
     """
     last = Workdir(workdir).latest_step()
     evaluation = files.read_json(Workdir(workdir).evaluation)
     if last is None or last < config.steps or not evaluation or evaluation.get("step") != last:
         return False
-    wanted = resolve(Settings(), config)
+    settings = resolve(Settings(), config)
     rows = evaluation.get("results")
     lengths = {row.get("length") for row in rows} if isinstance(rows, list) else set()
-    return evaluation.get("data") == wanted.data and lengths == set(wanted.lengths)
+    return evaluation.get("data") == settings.data and lengths == set(settings.lengths)

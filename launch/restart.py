@@ -1,22 +1,22 @@
-"""Whether a run that ended is to be started again: the one rule of all supervisors.
+"""The rule of all supervisors: whether a run that ended is restarted.
 
-python -m launch.restart --workdir=runs/x --code=137   (status 0: start again; 1: no; 2: a wrong call)
+python -m launch.restart --workdir=runs/x --code=137   (status 0: restart; 1: no; 2: wrong arguments)
 
-| exit code | meaning                                            | again?                          |
-|-----------|----------------------------------------------------|---------------------------------|
-| 0         | all steps are done                                 | no                              |
-| any       | WORKDIR/failed is there: a user's error, its line  | no                              |
-| 1         | WORKDIR is not there: it was never made, or a disk | no                              |
-|           | has vanished, in whose place nothing is to be made |                                 |
-| 42        | preempted, saved                                   | yes                             |
-| other     | died, or lost a peer                               | while checkpoints advance; else |
-|           |                                                    | 3 times                         |
+| exit code | meaning                                         | restart?                              |
+|-----------|-------------------------------------------------|---------------------------------------|
+| 0         | all steps are done                              | no                                    |
+| any       | WORKDIR/failed exists: a user's error           | no                                    |
+| 1         | WORKDIR does not exist: it was never made, or a | no                                    |
+|           | disk is missing                                 |                                       |
+| 42        | preempted, saved                                | yes                                   |
+| other     | died, or lost a peer                            | while checkpoints advance; else 3     |
+|           |                                                 | times                                 |
 
-It answers at once, since it needs no JAX. What it counts is in WORKDIR/restarts.json; if that cannot be
-written, the answer is no. Where each host of a run decides for itself, its count is in a
-WORKDIR/restarts-HOST.json (--host), or one death that all hosts see would count as many. A run that is given
-up is counted anew: who starts it again has mended something. A run whose workdir is not known (--workdir=)
-is not started again.
+It needs no JAX, and answers at once. WORKDIR/restarts.json has its count of crashes; if that file cannot be
+written, the answer is no. If each host of a run decides for itself, its count is in
+WORKDIR/restarts-HOST.json (--host), since otherwise one death that all hosts see would count many times. The
+count of a run that is given up is reset, since its user restarts it after a repair. A run whose workdir is
+not known (--workdir=) is not restarted.
 """
 
 import argparse
@@ -26,13 +26,13 @@ import sys
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
 from bipe_jax.workdir import Workdir, files
 
-_MOST = 3  # crashes at one step
+_MOST = 3  # crashes at the same step
 
 
 def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
-    """(start again?, why), of a run, or of a host's part of it, that ended with a code.
+    """Whether to restart a run, or a host's part of it, that ended with a code, and the reason.
 
-    Counts crashes in WORKDIR/restarts.json, or WORKDIR/restarts-HOST.json.
+    It counts crashes in WORKDIR/restarts.json, or WORKDIR/restarts-HOST.json.
     """
     run = Workdir(workdir)
     if code == DONE:
@@ -44,7 +44,7 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     if code == USER_ERROR and not os.path.isdir(workdir):
         return (
             False,
-            f"{workdir} is not there: see the run's last line, or whether a disk is missing",
+            f"{workdir} does not exist: see the run's last line, or whether a disk is missing",
         )
     step = run.latest_step()
     resuming = f"resuming from step {step or 0}"
@@ -65,7 +65,7 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
 
 
 def _crashes(path: str, step: int | None) -> int:
-    """Counted so far at a step."""
+    """The count of crashes so far at a step."""
     counted = files.read_json(path) or {}
     crashes = counted.get("crashes")
     return crashes if counted.get("step") == step and isinstance(crashes, int) else 0
@@ -74,11 +74,13 @@ def _crashes(path: str, step: int | None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.restart", description=__doc__)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--code", type=int, required=True, help="with which the run ended")
-    parser.add_argument("--host", default="", help="that decides for itself, of several")
+    parser.add_argument("--code", type=int, required=True, help="exit status of the run")
+    parser.add_argument(
+        "--host", default="", help="name of this host, if each host decides for itself"
+    )
     args = parser.parse_args()
     again, why = decide(args.workdir, args.code, args.host)
-    print(("starting again: " if again else "not starting again: ") + why, file=sys.stderr)
+    print(("restarting: " if again else "not restarting: ") + why, file=sys.stderr)
     return 0 if again else 1
 
 

@@ -1,20 +1,20 @@
-"""Keeps a trainer running on this machine: starts it, and starts it again until it is done.
+"""Keeps a trainer running on this machine: starts it, and restarts it until it is done.
 
 python -m launch.supervise --workdir=W -- python -m bipe_jax.train --config=... --workdir=W
 
-- When the trainer ends, `launch.restart` says whether to start it again. The pause before that doubles
+- When the trainer ends, `launch.restart` decides whether to restart it. The pause before a restart doubles
   while no new checkpoint appears.
 - SIGTERM and SIGINT reach the trainer as SIGTERM, which makes it save; the supervisor then ends too.
-- A trainer whose WORKDIR/heartbeat.json says that it is training and stays as it is for --stale seconds
-  hangs: it is killed, and counts as dead. Starting, saving and evaluating may take six times as long.
-- One supervisor a workdir and host: WORKDIR/supervisor.lock is held while it or its trainer lives.
+- A trainer whose WORKDIR/heartbeat.json is stale, unchanged for --stale seconds while training, hangs: it is
+  killed, and counts as dead. Starting, saving and evaluating may take six times as long.
+- Each workdir and host has one supervisor: WORKDIR/supervisor.lock is locked while it or its trainer lives.
 
-On a slice of several hosts each has a supervisor with a --host of its own. When one host's trainer dies,
-the others' are ended by jax.distributed within a minute, and each supervisor starts its own again. The
-pause must then be longer than that minute, or the new process would meet the old run's coordinator.
+On a slice of several hosts each has a supervisor with its own --host. When one host's trainer dies,
+jax.distributed ends the others within a minute, and each supervisor restarts its own. The pause must be
+longer than that minute, or the new process would meet the old run's coordinator.
 
-Ends with 0: all steps are done; 1: not to be started again; 42: told to stop, and saved; 128 + N: told to
-stop, and killed by signal N before it had saved. It needs no JAX.
+Exits with 0: all steps are done; 1: not to be restarted; 42: stopped after a save; 128 + N: stopped, and
+killed by signal N before a save. It needs no JAX.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from launch import restart
 
 _LONGEST = 600.0  # seconds of a pause
 _POLL = 0.2
-_PATIENCE = 6  # times --stale: other phases than training renew no heartbeat
+_PATIENCE = 6  # times --stale: phases other than training renew no heartbeat
 
 
 class Supervisor:
-    """The life of one trainer and those that follow it.
+    """Runs a trainer and restarts it.
 
     Attributes:
       pause: seconds before the first restart.
@@ -43,20 +43,28 @@ class Supervisor:
       grace: seconds between SIGTERM and SIGKILL.
     """
 
-    def __init__(self, command, workdir, host="", pause=5.0, stale=600.0, grace=300.0):
+    def __init__(
+        self,
+        command: list[str],
+        workdir: str,
+        host: str = "",
+        pause: float = 5.0,
+        stale: float = 600.0,
+        grace: float = 300.0,
+    ):
         self.command, self.workdir, self.host = command, workdir, host
         self.pause, self.stale, self.grace = pause, stale, grace
-        self.told_to_stop = False
+        self.stopping = False
 
     def run(self) -> int:
-        """Until the trainer is done, not to be started again, or this is told to stop.
+        """Runs until the trainer is done or not to be restarted, or a signal stops it.
 
         Returns:
           The exit status.
 
         Raises:
           UserError: the run has another supervisor.
-          OSError: there is no such program, or the workdir is not writable.
+          OSError: the program does not exist, or the workdir is not writable.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -65,61 +73,60 @@ class Supervisor:
         refusal = f"{self.workdir} has a supervisor, or its trainer, on this machine already"
         with files.locked(path, refusal) as lock:
             pause = self.pause
-            while not self.told_to_stop:
+            while not self.stopping:
                 step = Workdir(self.workdir).latest_step()
                 code = self._train(lock)
-                if self.told_to_stop:
-                    _say(f"told to stop; the trainer ended with status {code}")
+                if self.stopping:
+                    _log(f"stopping; the trainer ended with status {code}")
                     return code
                 again, why = restart.decide(self.workdir, code, self.host)
                 if not again:
-                    _say(f"not starting again: {why}")
+                    _log(f"not restarting: {why}")
                     return DONE if code == DONE else USER_ERROR
                 advanced = Workdir(self.workdir).latest_step() != step
                 pause = self.pause if advanced else min(pause, _LONGEST)
-                _say(f"starting again in {pause:g} s: {why}")
+                _log(f"restarting in {pause:g} s: {why}")
                 self._sleep(pause)
                 pause *= 2
         return PREEMPTED
 
     def _stop(self, number, _) -> None:
-        self.told_to_stop = True
+        self.stopping = True
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.told_to_stop:
+        while time.monotonic() < end and not self.stopping:
             time.sleep(_POLL)
 
     def _train(self, lock: int) -> int:
-        """Starts the trainer and watches it: the status it ended with, 128 + N for signal N."""
-        # In a session of its own, so that Ctrl-C in a terminal does not reach it beside our SIGTERM.
-        # It holds the lock as well: should the supervisor be killed, the trainer that it leaves behind
-        # keeps another from starting a second one.
+        """Runs the trainer once. Returns its exit status, 128 + N for signal N."""
+        # In a session of its own Ctrl-C does not reach it besides our SIGTERM. It inherits the lock: if the
+        # supervisor is killed, the trainer that remains keeps another from starting a second one.
         trainer = subprocess.Popen(self.command, start_new_session=True, pass_fds=(lock,))
         beat, beat_at, killed_at = heartbeat.read(self.workdir), time.monotonic(), None
         while trainer.poll() is None:
             now = time.monotonic()
-            # Compared with the one before, since the clocks of hosts differ.
+            # Compared with the previous heartbeat, since the clocks of hosts differ.
             if (latest := heartbeat.read(self.workdir)) != beat:
                 beat, beat_at = latest, now
             if killed_at is None:
                 hangs = now - beat_at > self._limit(beat)
                 if hangs:
-                    _say(f"no heartbeat for {now - beat_at:.0f} s: the trainer hangs, killing it")
-                if hangs or self.told_to_stop:
+                    _log(f"no heartbeat for {now - beat_at:.0f} s: the trainer hangs, killing it")
+                if hangs or self.stopping:
                     trainer.terminate()
                     killed_at = now
             elif now - killed_at > self.grace:
-                _say(f"SIGTERM was not heeded for {self.grace:g} s: SIGKILL")
+                _log(f"the trainer did not end within {self.grace:g} s of SIGTERM: SIGKILL")
                 killed_at = float("inf")
                 _kill(trainer.pid)
             time.sleep(_POLL)
-        _kill(trainer.pid)  # what it may have left, such as the readers of data
+        _kill(trainer.pid)  # remaining child processes, such as data workers
         code = trainer.returncode
         return code if code >= 0 else 128 - code
 
     def _limit(self, beat: dict | None) -> float:
-        """Seconds that a heartbeat may stay as it is."""
+        """Seconds after which an unchanged heartbeat is stale."""
         training = beat is not None and beat["phase"] == heartbeat.TRAINING
         return self.stale if training else self.stale * _PATIENCE
 
@@ -129,7 +136,7 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"supervise: {text}", file=sys.stderr, flush=True)
 
 
@@ -155,13 +162,13 @@ def main() -> int:
     named = workdir_argument(command)
     same = named and os.path.realpath(named) == os.path.realpath(args.workdir)
     if "bipe_jax.train" in command and not same:
-        # A user's error that the trainer records elsewhere, or nowhere, would be met again and again.
+        # A user's error that the trainer records elsewhere, or nowhere, would be repeated for ever.
         parser.error(f"the trainer's command must have --workdir={args.workdir} too")
     supervisor = Supervisor(command, args.workdir, args.host, args.pause, args.stale, args.grace)
     try:
         return supervisor.run()
     except (UserError, OSError) as error:
-        _say(str(error))
+        _log(str(error))
         return USER_ERROR
 
 

@@ -1,13 +1,14 @@
-"""Trains all points of a sweep, on this machine or through a launcher, and compares them:
+"""Trains all points of a sweep, on this machine or through a launcher, and compares them.
 
 python -m launch.sweep --config=configs/quickstart.py --sweep=configs/sweeps/positions.py \\
   --output=runs/positions [--on=local|slurm|gke|sky] [--jobs=2] [--config.KEY=VALUE ...] [-- BACKEND FLAGS]
 python -m launch.sweep --collect=runs/positions
 
-All points are checked before the first starts. The same command again resumes the points that are
-not finished. See docs/sweeps.md.
+All points are checked before the first starts. The same command again resumes unfinished points. See
+docs/sweeps.md.
 """
 
+import argparse
 import importlib
 import logging
 import os
@@ -23,11 +24,11 @@ from launch import jobs, local, points
 _LOG = logging.getLogger("launch.sweep")
 
 _BACKENDS = ("slurm", "gke", "sky")
-_SHARED = ("slurm",)  # whose runs have the file system of this machine
+_SHARED = ("slurm",)  # backends whose runs share the file system of this machine
 
 
-def _parse(argv: list[str]):
-    """(arguments, overrides, the backend's flags)."""
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], list[str]]:
+    """The arguments, the overrides, and the backend's flags."""
     argv, backend = _split(argv, "--")
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     for argument in overrides:
@@ -39,7 +40,7 @@ def _parse(argv: list[str]):
     parser.add_argument("--output", default="", help="directory with a directory for each point")
     parser.add_argument("--on", default="local", help="local, slurm, gke or sky (local)")
     parser.add_argument("--jobs", type=int, default=None, help="local runs at a time (1)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.add_argument(
         "--collect",
         nargs="?",
@@ -96,7 +97,7 @@ def _needed(args, name: str) -> str:
 
 
 def _unfinished(checked: Sequence[points.Checked]) -> list[points.Checked]:
-    """Says which points there is nothing to do for, and returns the others."""
+    """The unfinished points; the others are logged."""
     left = []
     for point in checked:
         if points.finished(point.job.workdir, point.config):
@@ -114,9 +115,7 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
             f"--on={args.on} cannot be used here ({error}); nothing was launched"
         ) from None
     if args.on not in _SHARED and not os.path.isdir(args.output):
-        _LOG.info(
-            f"{args.output} is not on this machine: which points are finished is not known here"
-        )
+        _LOG.info(f"{args.output} is not on this machine: finished points are not known here")
     left = []
     for point in _unfinished(checked):
         if beat := heartbeat.read_alive(point.job.workdir):

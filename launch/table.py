@@ -1,4 +1,4 @@
-"""How the runs of a sweep stand: one table that is drawn anew on a terminal, plain lines elsewhere."""
+"""The states of a sweep's runs: a live table on a terminal, plain lines elsewhere."""
 
 import shutil
 import sys
@@ -21,23 +21,26 @@ class Table:
         self._runs = runs
         self._live = sys.stderr.isatty()
         self._note = ""
-        self._drawn, self._at = 0, -_EVERY  # lines that stand on the terminal, and since when
-        self._said: dict[str, tuple] = {}
+        self._drawn, self._at = 0, -_EVERY  # lines on the terminal, and the time of drawing
+        self._shown: dict[
+            str, tuple
+        ] = {}  # the last state that was shown, by run; of all runs by ""
 
     def note(self, text: str) -> None:
-        """A line below the table."""
+        """Shows a line below the table."""
         self._note = text
         if not self._live:
             print(text, file=sys.stderr, flush=True)
 
     def show(self) -> None:
+        """Shows the current states, if they have changed."""
         if not self._live:
-            return self._say()
+            return self._print_changes()
         states = [run.state for run in self._runs]
         now = (states, self._note)
-        if time.monotonic() - self._at < _EVERY and now == self._said.get(""):
+        if time.monotonic() - self._at < _EVERY and now == self._shown.get(""):
             return None
-        self._said[""], self._at = now, time.monotonic()
+        self._shown[""], self._at = now, time.monotonic()
         size = shutil.get_terminal_size()
         lines = [line[: size.columns - 1] for line in self.lines(size.lines - 2, size.columns)]
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
@@ -45,16 +48,16 @@ class Table:
         sys.stderr.flush()
         self._drawn = len(lines)
 
-    def _say(self) -> None:
+    def _print_changes(self) -> None:
         for run in self._runs:
             now = (run.state, run.why)
-            if self._said.get(run.name, ("waiting", "")) != now:
-                self._said[run.name] = now
+            if self._shown.get(run.name, ("waiting", "")) != now:
+                self._shown[run.name] = now
                 why = f" ({run.why})" if run.why else ""
                 print(f"{run.name}: {run.state}{why}", file=sys.stderr, flush=True)
 
     def lines(self, height: int, width: int) -> list[str]:
-        """The table in so many lines at most: if there is no room for all, what happens comes first."""
+        """The table in at most `height` lines; without room for all runs, active ones come first."""
         room = max(height - 3, 1)
         runs = self._runs
         if len(runs) > room:
@@ -70,7 +73,7 @@ class Table:
 
 
 def _row(run, longest: int) -> tuple[str, ...]:
-    """longest: characters of the name, of which the ends say most."""
+    """The cells of a run, with both ends of a name of more than `longest` characters."""
     now = metrics.latest(run.workdir)
     half = (longest - 1) // 2
     return (

@@ -1,20 +1,20 @@
-"""Runs the trainer on one machine, under a controller that starts it again: a JobSet, a managed job.
+"""Runs the trainer on one machine, under a controller that restarts it: a JobSet, a managed job.
 
 python -m launch.worker --config=configs/quickstart.py --workdir=/runs/x   (as bipe_jax.train)
 
-| status | what happened                                   | the controller is to |
-|--------|-------------------------------------------------|----------------------|
-| 0      | all steps are done                              | be done              |
-| 42     | preempted, saved                                | start it again       |
-| 43     | it died, or lost another machine                | start it again       |
-| 44     | a user's error, or it died too often (launch.restart) | give up        |
+| status | meaning                                               | the controller's action |
+|--------|-------------------------------------------------------|-------------------------|
+| 0      | all steps are done                                    | none                    |
+| 42     | preempted, saved                                      | restart                 |
+| 43     | it died, or lost another machine                      | restart                 |
+| 44     | a user's error, or it died too often (launch.restart) | give up                 |
 
-launch.restart has the rule. It is asked at the start of the next attempt, and by the run's first
-machine alone: a machine that vanishes cannot ask at its end, and a crash is to be counted once. That an
-attempt did not end well is known from the file WORKDIR/running, which only a good end removes.
+The rule is that of launch.restart. Only the run's first machine applies it, at the start of the next attempt:
+a machine that vanishes cannot do so at its end, and a crash must be counted once. The file WORKDIR/running
+marks an attempt that did not end well, since only a good end removes it.
 
-Where PEERS="x-w-{}-{}.x 2 4" is set, it waits until all of these 2 x 4 machines have an address: nodes
-can come hours apart, and trainers do not wait for each other so long.
+If PEERS="x-w-{}-{}.x 2 4" is set, it waits until all of these 2 x 4 machines have an address: nodes can
+start hours apart, and trainers do not wait so long for each other.
 
 It needs no JAX. SIGTERM is passed on to the trainer, which saves.
 """
@@ -32,12 +32,12 @@ from bipe_jax.workdir import Workdir, workdir_argument
 from launch import restart
 
 STOP = 44
-_LOOK = 5  # seconds between two looks for machines that are not there yet
+_POLL = 5  # seconds between polls for missing machines
 _RANKS = ("JOB_GLOBAL_INDEX", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
 
 
 def first() -> bool:
-    """Whether this is the first machine of the run; a controller that sets no rank has one machine."""
+    """Whether this is the first machine of the run; without ranks there is only one."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
@@ -49,8 +49,8 @@ def wait_for_peers(peers: str) -> None:
     while missing := [name for name in missing if not _has_address(name)]:
         if len(missing) != shown:
             shown = len(missing)
-            _say(f"waiting for {shown} machines, such as {missing[0]}")
-        time.sleep(_LOOK)
+            _log(f"waiting for {shown} machines, such as {missing[0]}")
+        time.sleep(_POLL)
 
 
 def _has_address(name: str) -> bool:
@@ -61,7 +61,7 @@ def _has_address(name: str) -> bool:
 
 
 def run(command: list[str]) -> int:
-    """The status of a command that gets the SIGTERM that this process gets."""
+    """Runs a command, passes SIGTERM on to it, and returns its status."""
     child = None
     stopped = False
 
@@ -79,7 +79,7 @@ def run(command: list[str]) -> int:
 
 
 def attempt(workdir: str, command: list[str]) -> int:
-    """Runs the command unless the last attempts died too often; this module's status.
+    """Runs the command unless the last attempts died too often. Returns a status of the table above.
 
     Raises:
       OSError: the workdir cannot be written.
@@ -87,10 +87,10 @@ def attempt(workdir: str, command: list[str]) -> int:
     directory = Workdir(workdir)
     if first():
         os.makedirs(workdir, exist_ok=True)
-        # Whoever starts a run again after a user's error is the user, who has mended it.
+        # After a user's error only the user restarts a run, having corrected it.
         if os.path.exists(directory.running) and not directory.read_failure():
             again, why = restart.decide(workdir, LOST)
-            _say(why)
+            _log(why)
             if not again:
                 os.remove(directory.running)
                 return STOP
@@ -103,7 +103,7 @@ def attempt(workdir: str, command: list[str]) -> int:
     elif directory.read_failure():
         status = STOP
     else:
-        _say(f"the trainer died with code {code}")
+        _log(f"the trainer died with code {code}")
         return LOST
     if first():
         with contextlib.suppress(FileNotFoundError):
@@ -111,7 +111,7 @@ def attempt(workdir: str, command: list[str]) -> int:
     return status
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"launch.worker: {text}", file=sys.stderr, flush=True)
 
 
@@ -119,16 +119,16 @@ def main() -> int:
     arguments = sys.argv[1:]
     workdir = workdir_argument(arguments)
     if not workdir:
-        _say("--workdir=DIR is needed")
+        _log("--workdir=DIR is needed")
         return STOP
-    # As process 1 of a container it would get no SIGTERM without a handler.
+    # Process 1 of a container receives no SIGTERM without a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
     if peers := os.environ.get("PEERS"):
         wait_for_peers(peers)
     try:
         return attempt(workdir, [sys.executable, "-m", "bipe_jax.train", *arguments])
     except OSError as error:
-        _say(f"error: {workdir}: {error}")
+        _log(f"error: {workdir}: {error}")
         return STOP
 
 

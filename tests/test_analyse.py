@@ -9,9 +9,10 @@ import numpy_reference
 import pytest
 import tiny
 
-from bipe_jax import analyse, model, segments
+from bipe_jax import model, segments
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation import attention_distance, loaded
+from bipe_jax.evaluation.attention_distance import BY
 
 NAMED = {
     "none": ((), ()),
@@ -62,17 +63,17 @@ def blocks_of(config, count, length):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("encoding", NAMED)
 def test_measures_equal_a_float64_softmax_of_all_logits(encoding, kv_heads, weights, monkeypatch):
-    monkeypatch.setattr(analyse, "CHUNK", 8)  # 3 chunks and a rest
+    monkeypatch.setattr(attention_distance, "CHUNK", 8)  # 3 chunks and a rest
     config, params = tiny_model(encoding, model__kv_heads=kv_heads)
     config = config.replace({"evaluation.batch_tokens": 54})  # 2 of the 3 blocks at a time
     blocks = blocks_of(config, 3, 27)  # beyond the training length
-    placed = loaded.place(config, params)
-    bins, means, uniform = analyse.measure(placed, blocks)
+    loaded_model = loaded.on_all_devices(config, params)
+    bins, means, uniform = attention_distance.measure(loaded_model, blocks)
 
-    coordinates = segments.coordinates(blocks, placed.rule)
+    coordinates = segments.coordinates(blocks, loaded_model.rule)
     numpy_reference.logits(config, params, {"tokens": blocks, **coordinates})
     B, L = blocks.shape
-    for by in analyse.BY:
+    for by in BY:
         at = coordinates[by]
         wanted = np.zeros((len(weights), 4, len(bins[by])))
         alike = np.zeros(len(bins[by]))
@@ -103,18 +104,18 @@ def test_the_model_goes_on_as_ever(encoding):
     config, params = tiny_model(encoding, model__kv_heads=2)
     tokens = blocks_of(config, 2, 24)
     inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
-    attend = analyse.attend_and_measure(config, inputs, {"segment": 3})
+    attend = attention_distance.attend_and_measure(config, inputs, {"segment": 3})
     got, _, found = model.run(config, params, inputs, attend)
     np.testing.assert_allclose(got, model.hidden(config, params, inputs)[0], atol=1e-5)
     assert found["segment"].shape == (2, 2, 4, 3)
 
 
 def test_bins():
-    assert analyse.bins_to(0) == [(0, 0)]
-    assert analyse.bins_to(1) == [(0, 0), (1, 1)]
-    assert analyse.bins_to(4) == [(0, 0), (1, 1), (2, 3), (4, 7)]
+    assert attention_distance.bins_to(0) == [(0, 0)]
+    assert attention_distance.bins_to(1) == [(0, 0), (1, 1)]
+    assert attention_distance.bins_to(4) == [(0, 0), (1, 1), (2, 3), (4, 7)]
     for largest in range(70):
-        bins = analyse.bins_to(largest)
+        bins = attention_distance.bins_to(largest)
         assert [bins[bin_of(d)][0] <= d <= bins[bin_of(d)][1] for d in range(largest + 1)]
         assert bins[-1][0] <= largest <= bins[-1][1]
 
@@ -127,7 +128,9 @@ def test_memory_grows_linearly_with_length():
         inputs = {"tokens": tokens, **segments.coordinates(tokens, config.segment_rule)}
 
         def run(params, inputs):
-            return analyse._measures(config, {"segment": 9, "position": 14}, params, inputs)
+            return attention_distance._measures(
+                config, {"segment": 9, "position": 14}, params, inputs
+            )
 
         return jax.jit(run).lower(params, inputs).compile().memory_analysis().temp_size_in_bytes
 
@@ -142,13 +145,13 @@ def test_the_sets_take_turns_and_short_documents_do_not():
         return np.array([ord(c) for c in text], np.int32)
 
     def chosen(longest, limit):
-        rows = analyse.choose(documents, encode, longest, limit)
+        rows = attention_distance.choose(documents, encode, longest, limit)
         return ["".join(map(chr, row)) for row in rows]
 
     assert chosen(6, 3) == ["longer", "brothe", "longes"]
     assert chosen(6, 9) == ["longer", "brothe", "longes", "sister", "larges"]
     assert chosen(4, 2) == ["long", "tiny"]
-    assert analyse.choose(documents, encode, 8, 2).shape == (0, 8)
+    assert attention_distance.choose(documents, encode, 8, 2).shape == (0, 8)
 
 
 def test_the_command(run, command, tmp_path):
@@ -158,7 +161,7 @@ def test_the_command(run, command, tmp_path):
     assert (result["kind"], result["name"], result["documents"]) == ("attention", "a", 3)
     rows = result["results"]
     places = [(row["length"], row["by"], row["layer"], row["head"]) for row in rows]
-    wanted = {(n, by, i, h) for n in (32, 128) for by in analyse.BY for i in (0, 1) for h in (0, 1)}
+    wanted = {(n, by, i, h) for n in (32, 128) for by in BY for i in (0, 1) for h in (0, 1)}
     assert len(places) == len(wanted) and set(places) == wanted
     for row in [*rows, *result["uniform"]]:
         assert sum(b["weight"] for b in row["bins"]) == pytest.approx(1)
@@ -185,4 +188,4 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
         ("--output=.*file is not writable: File exists", {"output": str(tmp_path / "file")}),
     ):
         with pytest.raises(UserError, match=wanted):
-            analyse.analyse(**{"path": run, **given})
+            attention_distance.analyse(**{"path": run, **given})

@@ -488,10 +488,10 @@ def test_a_failed_save_leaves_nothing(converted, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     program = (
         "import os, resource, signal, sys\n"
-        "from bipe_jax import checkpoint\n"
+        "from bipe_jax import cli\n"
         "from bipe_jax.convert import authors, incoming\n"
         "from bipe_jax.errors import UserError\n"
-        "checkpoint.quiet()\n"
+        "cli.quiet()\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
         "for destination in sys.argv[2:]:\n"

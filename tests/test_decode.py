@@ -46,9 +46,9 @@ NEW = 12
 
 
 @functools.cache
-def placed(case):
+def model_of(case):
     config = tiny_plan(**CASES[case])
-    return loaded.place(config, draw(config))
+    return loaded.on_all_devices(config, draw(config))
 
 
 def full_logits(model, tokens):
@@ -62,10 +62,10 @@ def full_logits(model, tokens):
 def test_every_token_gets_the_logits_of_the_whole_forward_pass(case, monkeypatch):
     """Prompts of different lengths, read in several pieces, then token by token."""
     monkeypatch.setattr(decode, "PIECE", 16)
-    model = placed(case)
+    model = model_of(case)
     generator = Generator(model, 60)
     found = [[] for _ in PROMPTS]
-    logits, cache = generator._read(PROMPTS)
+    logits, cache = generator._prefill(PROMPTS)
     texts = [list(p) for p in PROMPTS]
     for _ in range(NEW):
         for i, row in enumerate(np.asarray(logits)):
@@ -94,7 +94,7 @@ def test_an_encoding_that_depends_on_later_tokens_is_computed_anew(monkeypatch):
 
     monkeypatch.setitem(registry.RELATIVE, "rope", Stretched)
     config = tiny_plan(**CASES["bipe_rope"])
-    model = loaded.place(config, draw(config))
+    model = loaded.on_all_devices(config, draw(config))
     forward = jax.jit(functools.partial(bipe_jax.apply, config))
     prompts = [np.append(prompt, 1) for prompt in PROMPTS[2:4]]  # padding would be new segments
     for prompt, answer in zip(prompts, Generator(model, 60)(prompts, 3), strict=True):
@@ -106,7 +106,7 @@ def test_an_encoding_that_depends_on_later_tokens_is_computed_anew(monkeypatch):
 
 
 def test_one_program_serves_all_prompts_up_to_a_bucket():
-    model = placed("bipe_rope")
+    model = model_of("bipe_rope")
     generator = Generator(model, 90)
     for length in (33, 40, 64):
         generator([draw_tokens(0, 1, length)[0]], 5)
@@ -149,7 +149,7 @@ def test_probabilities_equal_a_plain_loop(sampling):
 
 
 def test_draws_follow_the_probabilities_and_the_seed():
-    model, sampling = placed("rope"), Sampling(0.8, 10, 0.9)
+    model, sampling = model_of("rope"), Sampling(0.8, 10, 0.9)
     prompt = PROMPTS[3]
     generator = Generator(model, 60)
     firsts = np.array(
@@ -186,7 +186,7 @@ def test_an_extended_model_decodes_as_its_config_says(run, spec):
 
 
 def test_rows_end_before_their_stop_tokens():
-    generator = Generator(placed("bipe_alibi"), 60)
+    generator = Generator(model_of("bipe_alibi"), 60)
     whole = [answer.tolist() for answer in generator(PROMPTS, NEW)]
     stop = frozenset({whole[0][3], whole[1][5]})
     for answer, cut in zip(whole, generator(PROMPTS, NEW, stop=stop), strict=True):
@@ -197,7 +197,7 @@ def test_rows_end_before_their_stop_tokens():
 
 
 def test_wrong_input_is_refused_by_name():
-    generator = Generator(placed("rope"), 60)
+    generator = Generator(model_of("rope"), 60)
     for prompts, count, line in (
         ([], 1, "no prompt"),
         ([PROMPTS[0], np.zeros(0, np.int32)], 1, "prompt 1 is empty"),
@@ -219,7 +219,7 @@ def test_wrong_input_is_refused_by_name():
         with pytest.raises(UserError, match=f"seed={seed} must be from 0"):
             generator(PROMPTS, 1, seed=seed)
     config = tiny_plan(position__absolute=(("learned", "position"),), position__relative=())
-    model = loaded.place(config, draw(config))
+    model = loaded.on_all_devices(config, draw(config))
     with pytest.raises(UserError, match="table of position ends at 16 tokens"):
         Generator(model, 17)
     Generator(model, 16)([PROMPTS[4]], 8)
@@ -238,7 +238,7 @@ def test_eight_devices_give_what_one_gives():
     assert done.returncode == 0, done.stderr[-2000:]
     devices, answers = json.loads(done.stdout)
     assert devices == 8
-    assert answers == [a.tolist() for a in Generator(placed("three levels"), 60)(PROMPTS, NEW)]
+    assert answers == [a.tolist() for a in Generator(model_of("three levels"), 60)(PROMPTS, NEW)]
 
 
 def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path):
@@ -295,6 +295,6 @@ def test_a_text_that_ends_within_a_character_is_given_whole(run, monkeypatch):
 
 
 if __name__ == "__main__":
-    model = placed("three levels")
+    model = model_of("three levels")
     answers = Generator(model, 60)(PROMPTS, NEW)
     print(json.dumps([jax.device_count(), [answer.tolist() for answer in answers]]))

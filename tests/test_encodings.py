@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 from test_model import annotated, close, draw, draw_tokens
 from tiny import tiny_plan
 
-from bipe_jax import analyse, model, positions
+from bipe_jax import model, positions
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation import attention_distance, loaded
 from bipe_jax.evaluation.decode import Generator
 from bipe_jax.positions import registry
 from bipe_jax.positions.kind import Relative
@@ -71,12 +71,12 @@ def test_decoding_by_layer_equals_the_whole_forward_pass(relative):
 
 def check_decoding(config):
     """Each drawn token is the most probable one of the whole forward pass."""
-    placed = loaded.place(config, draw(config))
+    loaded_model = loaded.on_all_devices(config, draw(config))
     forward = jax.jit(functools.partial(model.apply, config))
     prompts = [draw_tokens(i, 1, n)[0].astype(np.int32) for i, n in enumerate((1, 19))]
-    for prompt, answer in zip(prompts, Generator(placed, 60)(prompts, 10), strict=True):
+    for prompt, answer in zip(prompts, Generator(loaded_model, 60)(prompts, 10), strict=True):
         row = np.concatenate([prompt, answer])[None]
-        logits = np.asarray(forward(placed.params, annotated(row)))[0]
+        logits = np.asarray(forward(loaded_model.params, annotated(row)))[0]
         picked = logits[np.arange(len(prompt) - 1, row.size - 1), answer]
         assert (picked > logits[len(prompt) - 1 : -1].max(axis=-1) - 1e-4).all()
 
@@ -234,7 +234,7 @@ def test_every_method_of_a_kind_reaches_training_decoding_and_analysis(kinds, ki
     inputs = annotated(draw_tokens(0, 2, 24))
     hidden = jax.jit(lambda p, i: model.hidden(config, p, i)[0])(params, inputs)
     close(hidden, plain_forward(config, kind, params, inputs), atol=3e-5)
-    attend = analyse.attend_and_measure(config, inputs, {"segment": 3})
+    attend = attention_distance.attend_and_measure(config, inputs, {"segment": 3})
     close(model.run(config, params, inputs, attend)[0], hidden, atol=1e-5)
     check_decoding(config)
 

@@ -71,15 +71,17 @@ def test_what_context_is_left_out_of_blocks_and_kept_by_sliding():
 @pytest.mark.parametrize("name", ["same-tokens", "non-overlapping", "sliding:12"])
 def test_numbers_equal_a_plain_loop(run, name):
     """Each target by itself: full logits of the tokens before it, in float64 from there on."""
-    placed = changed(loaded.load(run), {"evaluation.windows": 8})
-    config, rule = placed.config, placed.rule
+    loaded_model = changed(loaded.load(run), {"evaluation.windows": 8})
+    config, rule = loaded_model.config, loaded_model.rule
     generator = np.random.default_rng(0)
     held = [generator.integers(0, 512, n, dtype=np.int32) for n in (150, 190, 31)]
-    sizes = placed.tokenizer.byte_lengths()
+    sizes = loaded_model.tokenizer.byte_lengths()
     protocol = protocols.protocol(name, LENGTHS)
     documents = [{"set": "s", "tokens": tokens} for tokens in held]
-    found = perplexity.Evaluation(placed, documents, sizes, LENGTHS, protocol)(placed.params)
-    forward = jax.jit(lambda inputs: model.apply(config, placed.params, inputs))
+    found = perplexity.Evaluation(loaded_model, documents, sizes, LENGTHS, protocol)(
+        loaded_model.params
+    )
+    forward = jax.jit(lambda inputs: model.apply(config, loaded_model.params, inputs))
     assert [row["length"] for row in found["results"]] == list(LENGTHS)
     for row in found["results"]:
         length = row["length"]
@@ -195,7 +197,7 @@ def test_bootstrapped_errors():
 
 def test_errors_are_over_documents(run):
     """Sixteen copies of two documents: a quarter of the error of the two."""
-    placed = changed(loaded.load(run), {"evaluation.windows": 1000})
+    loaded_model = changed(loaded.load(run), {"evaluation.windows": 1000})
     generator = np.random.default_rng(1)
     two = [
         {"set": "s", "tokens": generator.integers(low, 512, 200, dtype=np.int32)}
@@ -203,10 +205,12 @@ def test_errors_are_over_documents(run):
     ]
     protocol = protocols.protocol("non-overlapping", (64,))
 
-    sizes = placed.tokenizer.byte_lengths()
+    sizes = loaded_model.tokenizer.byte_lengths()
 
     def row(documents):
-        found = perplexity.Evaluation(placed, documents, sizes, (64,), protocol)(placed.params)
+        found = perplexity.Evaluation(loaded_model, documents, sizes, (64,), protocol)(
+            loaded_model.params
+        )
         return found["results"][0]
 
     assert row(two)["loss_error"] / row(two * 16)["loss_error"] == pytest.approx(4, rel=0.15)
@@ -222,14 +226,14 @@ def test_errors_are_over_documents(run):
 
 def test_memory_grows_linearly_with_length(run):
     """Bytes that XLA allots to the compiled scorer: 8 times the length takes at most 9 times as much."""
-    placed = loaded.load(run)
+    loaded_model = loaded.load(run)
 
     def size(length):
         tokens = np.zeros((1, length), np.int32)
-        batch = {"tokens": tokens, **segments.coordinates(tokens, placed.rule)}
+        batch = {"tokens": tokens, **segments.coordinates(tokens, loaded_model.rule)}
         places = np.arange(length - 32, length)[None]
-        scorer = scoring.Scorer(placed)
-        lowered = scorer._run.lower(placed.params, batch, places, tokens[:, -32:], chunk=32)
+        scorer = scoring.Scorer(loaded_model)
+        lowered = scorer._run.lower(loaded_model.params, batch, places, tokens[:, -32:], chunk=32)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert size(16384) <= 9 * size(2048)
@@ -276,18 +280,20 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     elif "original" in options:
         blocks = [row["segments_per_block"] for row in plain["results"] if row["length"] == 32]
         assert min(blocks) / 2 < options["original"] < max(blocks) * 2
-    placed = loaded.load(run)
+    loaded_model = loaded.load(run)
     relative = (("rope", "segment", *options.items()),)
-    config = placed.config.replace({"position.relative": relative})
-    placed = loaded.place(config, placed.params, placed.tokenizer)
+    config = loaded_model.config.replace({"position.relative": relative})
+    loaded_model = loaded.on_all_devices(config, loaded_model.params, loaded_model.tokenizer)
     documents = list(
-        documents_of(placed.config, placed.tokenizer, resolve(Settings(), placed.config))
+        documents_of(
+            loaded_model.config, loaded_model.tokenizer, resolve(Settings(), loaded_model.config)
+        )
     )
     protocol = protocols.protocol("same-tokens", (32, 256))
-    sizes = placed.tokenizer.byte_lengths()
-    by_config = perplexity.Evaluation(placed, documents, sizes, (32, 256), protocol)
+    sizes = loaded_model.tokenizer.byte_lengths()
+    by_config = perplexity.Evaluation(loaded_model, documents, sizes, (32, 256), protocol)
     for row, wanted, before in zip(
-        result["results"], by_config(placed.params)["results"], plain["results"], strict=True
+        result["results"], by_config(loaded_model.params)["results"], plain["results"], strict=True
     ):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
         if row["length"] == 256:
@@ -359,12 +365,12 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
 
 @pytest.mark.parametrize("scale", [math.nan, 1e3])
 def test_diverged_parameters_are_refused(run, scale):
-    placed = loaded.load(run)
+    loaded_model = loaded.load(run)
     documents = [{"set": "s", "tokens": np.arange(100, dtype=np.int32)}]
     protocol = protocols.protocol("same-tokens", (32,))
-    sizes = placed.tokenizer.byte_lengths()
-    found = perplexity.Evaluation(placed, documents, sizes, (32,), protocol)
-    params = jax.tree.map(lambda x: x * scale, placed.params)
+    sizes = loaded_model.tokenizer.byte_lengths()
+    found = perplexity.Evaluation(loaded_model, documents, sizes, (32,), protocol)
+    params = jax.tree.map(lambda x: x * scale, loaded_model.params)
     with pytest.raises(UserError, match=r"loss of s at 32 tokens is .* diverged"):
         found(params)
 

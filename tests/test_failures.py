@@ -58,7 +58,7 @@ def test_a_supervisor_starts_a_trainer_with_a_wrong_config_once(tmp_path):
     done = run(*line, "--workdir", str(tmp_path / "run"))
     assert done.returncode == USER_ERROR
     assert done.stderr.splitlines()[1:] == [
-        "supervise: not starting again: a wrong input: config.steps=0 must be at least 1"
+        "supervise: not restarting: a wrong input: config.steps=0 must be at least 1"
     ]
 
 

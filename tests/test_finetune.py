@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from bipe_jax import checkpoint, errors, model, plan, positions
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.training import finetune
+from bipe_jax.training import finetune, trainer
 from bipe_jax.training.trainer import train
 
 ROPE = {"position.absolute": (), "position.relative": (("rope", "position"),)}
@@ -73,14 +72,14 @@ def test_a_rope_model_becomes_a_bipe_model(new, source, tmp_path, capsys):
     train(config, str(tmp_path), stop_at=2)
     said = capsys.readouterr().err
     assert f"Starting from step 6 of {source(ROPE)}\n" in said
-    assert f"Drawn, since that checkpoint has none: {TABLE}\n" in said
-    assert "Left out" not in said
+    assert f"Initialised, since the checkpoint has none: {TABLE}\n" in said
+    assert "Not used" not in said
     before, after = read_checkpoint(source(ROPE), 6), read_checkpoint(tmp_path, 2)
     found, expected = named(after["params"]), named(before["params"])
     table = found.pop(TABLE)
     assert_equal(found, expected)
     # The table is the one that a run from scratch would draw, and that no update moved.
-    drawn = named(model.init(config, jax.random.key(7)))[TABLE]
+    drawn = named(model.init(plan.make(config), jax.random.key(7)))[TABLE]
     np.testing.assert_allclose(table, drawn, rtol=1e-5, atol=1e-8)
     # The optimizer is a new one: it has counted two steps, and the schedule starts again.
     counts = {int(x) for n, x in named(after["optimizer"]).items() if n.endswith("count")}
@@ -96,7 +95,8 @@ def test_what_the_model_has_not_is_left_out_by_name(new, source, tmp_path, capsy
     train(config, str(tmp_path), stop_at=1)
     said = capsys.readouterr().err
     assert f"Starting from step 4 of {source(BIPE)}/checkpoints/4\n" in said
-    assert f"Left out, since this model has none: {TABLE}\n" in said and "Drawn" not in said
+    assert f"Not used, since this model has none: {TABLE}\n" in said
+    assert "Initialised" not in said
     found = named(read_checkpoint(tmp_path, 1)["params"])
     expected = named(read_checkpoint(source(BIPE), 4)["params"])
     assert expected.pop(TABLE).shape == (32, 32)
@@ -107,7 +107,7 @@ def test_what_the_model_has_not_is_left_out_by_name(new, source, tmp_path, capsy
 def test_a_model_is_trained_on_with_scaled_angles(changes, spec, new, source, tmp_path):
     """The first loss is that of the checkpoint's parameters by the float64 reference."""
     config = new(changes, initial_checkpoint=source(changes))
-    config.position.relative = positions.extend(config, spec).position.relative
+    config.position.relative = positions.extend(plan.make(config), spec)
     config.sequence_length = 64
     if changes is BIPE:
         config.position.absolute = (("learned", "offset", ("size", 32)),)
@@ -165,7 +165,7 @@ def refuse(monkeypatch, tmp_path):
     def line(config):
         plan.make(config)
         with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
-            patch.setattr(sys.modules["bipe_jax.train"], "compile_on", compiled)
+            patch.setattr(trainer, "compile_on", compiled)
             train(config, str(tmp_path / "refused"))
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -204,7 +204,7 @@ def test_a_table_keeps_its_trained_size_only_if_the_config_says_so(new, source, 
     assert "table of offset has 64 rows" in line and "but 32 in config.initial_checkpoint=" in line
     assert "give that entry ('size', 32)" in line
     longer.position.absolute = (("learned", "offset", ("size", 32)),)
-    assert finetune.source(longer).step == 6
+    assert finetune.source(plan.make(longer)).step == 6
     shorter = new(OF_POSITION, sequence_length=16, loss_chunk=16)
     shorter.initial_checkpoint = source(OF_POSITION)
     assert "give that entry ('size', 32)" in refuse(shorter)
@@ -232,12 +232,12 @@ def test_a_checkpoint_that_is_not_whole_is_refused(new, source, refuse, tmp_path
         gc.collect()  # here: Orbax leaves coroutines behind that complain as they go
     # Parameters that are not those of the config beside them.
     meta, params = checkpoint.load(source(ROPE))
-    meta.config.model.layers = config.model.layers = 3
+    config.model.layers = 3
     state = {"step": np.int32(1), "params": params, "optimizer": {"count": np.int32(1)}}
     with checkpoint.Checkpoints(tmp_path / "odd", 1) as checkpoints:
-        checkpoints.save(state, {}, meta.config, meta.tokenizer)
+        checkpoints.save(state, {}, meta.config.replace({"model.layers": 3}), meta.tokenizer)
     config.initial_checkpoint = str(tmp_path / "odd")
-    assert "layers/attention/key has the shape (2, 32, 2, 16) in it, the model's is (3, " in refuse(
+    assert "layers/attention/key has the shape (2, 32, 2, 16), the model's has (3, " in refuse(
         config
     )
 

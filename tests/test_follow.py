@@ -133,7 +133,7 @@ def test_unfinished_and_damaged_checkpoints(run, tmp_path, monkeypatch):
     (run / "checkpoints" / "16.orbax-checkpoint-tmp").mkdir()
     assert checkpoint.steps(run) == [4, 8, 12]
     assert checkpoint.steps(tmp_path / "none") == []
-    monkeypatch.setattr(follow, "_VANISHING", 0.3)
+    monkeypatch.setattr(follow, "_DELETION", 0.3)
     shutil.rmtree(run / "checkpoints" / "8" / "params")
     with pytest.raises(UserError, match="no complete checkpoint"):
         follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
@@ -145,7 +145,7 @@ def test_what_a_failed_read_leaves_prints_nothing(run):
     for file in (run / "checkpoints" / "8" / "params").rglob("d/*"):
         file.unlink()
     program = (
-        "import sys, time\nfrom bipe_jax import checkpoint, errors\ncheckpoint.quiet()\n"
+        "import sys, time\nfrom bipe_jax import checkpoint, cli, errors\ncli.quiet()\n"
         "try:\n    checkpoint.load(sys.argv[1], 8)\n"
         "except errors.UserError as error:\n    print(error)\n"
         "time.sleep(1)\n"

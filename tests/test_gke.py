@@ -261,6 +261,9 @@ def test_kubectl_gets_all_jobsets_and_a_failed_one_is_replaced(
     gke.submit([job(), job("second")], TPU, dry_run=False)
     calls = log.read_text().splitlines()
     assert calls[-1] == "apply -f -"
+    flags = "--ignore-not-found --output=jsonpath={.status.terminalState}"
+    asked = [call for call in calls if call.startswith("get")]
+    assert asked == [f"get jobset {name} {flags}" for name in ("first", "second")]
     deleted = [call for call in calls if call.startswith("delete")]
     assert deleted == (
         [f"delete jobset {name} --wait" for name in ("first", "second")]
@@ -305,7 +308,7 @@ def test_the_command_prints_the_manifest_or_one_line(capsys):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(yaml.safe_load_all(done.stdout)) == manifests(capsys, TPU, [job(steps=9)])
-    assert "--skip-preflight: nobody has checked" in done.stderr
+    assert "--skip-preflight: it is not checked" in done.stderr
     done = subprocess.run([*line[:3], "--frobnicate"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

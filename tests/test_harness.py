@@ -40,7 +40,7 @@ PASSAGES = ["A short one.\n", "Long. " * 60, "Ünïcode ☂ and\nlines\n"]
 
 
 @pytest.fixture(scope="module")
-def placed(run):
+def loaded_model(run):
     return loaded.load(run)
 
 
@@ -83,11 +83,11 @@ def tasks(tmp_path_factory):
 class Plain:
     """Each token by itself, from all logits, in float64."""
 
-    def __init__(self, placed, max_length):
-        self.encode = placed.tokenizer.encode
-        self.bos, self.max_length = placed.tokenizer.bos_id, max_length
-        self._apply = jax.jit(functools.partial(bipe_jax.apply, placed.config))
-        self._params = placed.params
+    def __init__(self, loaded_model, max_length):
+        self.encode = loaded_model.tokenizer.encode
+        self.bos, self.max_length = loaded_model.tokenizer.bos_id, max_length
+        self._apply = jax.jit(functools.partial(bipe_jax.apply, loaded_model.config))
+        self._params = loaded_model.params
 
     def logits(self, tokens):
         padded = np.zeros((1, self.max_length), np.int32)
@@ -127,8 +127,8 @@ def requests(kind, arguments):
     return [Instance(request_type=kind, doc={}, arguments=a, idx=0) for a in arguments]
 
 
-def test_tasks_on_local_files_give_what_a_plain_loop_gives(placed, tasks):
-    model, plain = harness_model.Harness(placed, 96), Plain(placed, 96)
+def test_tasks_on_local_files_give_what_a_plain_loop_gives(loaded_model, tasks):
+    model, plain = harness_model.Harness(loaded_model, 96), Plain(loaded_model, 96)
     manager = TaskManager(include_path=tasks, include_defaults=False)
     names = ["local_choice", "local_rolling", "local_writing"]
     results = lm_eval.simple_evaluate(
@@ -151,11 +151,11 @@ def test_tasks_on_local_files_give_what_a_plain_loop_gives(placed, tasks):
     tokens = list(plain.encode("To be"))
     for _ in range(8):
         tokens.append(int(plain.logits(tokens)[len(tokens) - 1].argmax()))
-    text = placed.tokenizer.decode(tokens)[len("To be") :]
+    text = loaded_model.tokenizer.decode(tokens)[len("To be") :]
     assert answer == text.split("\n\n")[0]
 
 
-def test_requests_are_answered_each_by_itself(placed):
+def test_requests_are_answered_each_by_itself(loaded_model):
     """Empty contexts, what is longer than the window, unicode; in any batch and any order."""
     pairs = [
         ("", "Alone"),
@@ -165,7 +165,7 @@ def test_requests_are_answered_each_by_itself(placed):
         ("☂", "☂☂ é\n"),
         ("a", ""),
     ]
-    model, plain = harness_model.Harness(placed, 64), Plain(placed, 64)
+    model, plain = harness_model.Harness(loaded_model, 64), Plain(loaded_model, 64)
     found = model.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
         if not context:
@@ -177,7 +177,7 @@ def test_requests_are_answered_each_by_itself(placed):
     again = model.loglikelihood(requests("loglikelihood", pairs[::-1]), disable_tqdm=True)[::-1]
     for (one, greedy), (other, also) in zip(found, again, strict=True):
         assert one == pytest.approx(other, abs=1e-5) and greedy == also
-    narrow = changed(placed, {"evaluation.batch_tokens": 64})
+    narrow = changed(loaded_model, {"evaluation.batch_tokens": 64})
     alone = harness_model.Harness(narrow, 64).loglikelihood(
         requests("loglikelihood", pairs), disable_tqdm=True
     )
@@ -186,8 +186,8 @@ def test_requests_are_answered_each_by_itself(placed):
 
     # What the model itself would write is greedy.
     start = plain.encode("To be or")
-    more = decode.Generator(placed, 64)([start], 6)[0]
-    whole = placed.tokenizer.decode([*start, *more])
+    more = decode.Generator(loaded_model, 64)([start], 6)[0]
+    whole = loaded_model.tokenizer.decode([*start, *more])
     if plain.encode(whole).tolist() == [*start, *more]:  # else it reads back otherwise
         (answer,) = model.loglikelihood(
             requests("loglikelihood", [("To be or", whole[len("To be or") :])]), disable_tqdm=True
@@ -195,8 +195,8 @@ def test_requests_are_answered_each_by_itself(placed):
         assert answer[1]
 
 
-def test_generation_ends_at_the_first_stop_string(placed, monkeypatch):
-    model = harness_model.Harness(placed, 128)
+def test_generation_ends_at_the_first_stop_string(loaded_model, monkeypatch):
+    model = harness_model.Harness(loaded_model, 128)
     contexts = ["To be", "import numpy", "x" * 500, "A"]
 
     def generate(**given):
@@ -206,25 +206,25 @@ def test_generation_ends_at_the_first_stop_string(placed, monkeypatch):
         )
 
     whole = generate(until=[])
-    tokens = np.array(placed.tokenizer.encode(contexts[2]))[20 - 128 :]
-    answer = decode.Generator(placed, 128)([tokens], 20, stop=placed.tokenizer.ends)[0]
-    text = placed.tokenizer.decode([*tokens, *answer])
-    assert whole[2] == text[len(placed.tokenizer.decode(tokens)) :]
+    tokens = np.array(loaded_model.tokenizer.encode(contexts[2]))[20 - 128 :]
+    answer = decode.Generator(loaded_model, 128)([tokens], 20, stop=loaded_model.tokenizer.ends)[0]
+    text = loaded_model.tokenizer.decode([*tokens, *answer])
+    assert whole[2] == text[len(loaded_model.tokenizer.decode(tokens)) :]
     stops = [whole[0][3:5], whole[1][4:7]]  # which lie across tokens
     for text, cut in zip(whole, generate(until=stops), strict=True):
         places = [p for stop in stops if (p := text.find(stop)) >= 0]
         assert cut == (text[: min(places)] if places else text)
     with monkeypatch.context() as patch:  # one token may complete several
-        patch.setattr(type(placed.tokenizer), "decode", lambda _, ids: "<>" * len(ids))
+        patch.setattr(type(loaded_model.tokenizer), "decode", lambda _, ids: "<>" * len(ids))
         assert generate(until=[">", "<"])[0] == "" and generate(until=[">"])[0] == "<"
     drawn = generate(until=[], do_sample=True, temperature=1.0)
     assert drawn != whole and drawn == generate(until=[], do_sample=True, temperature=1.0)
 
 
-def test_what_merges_with_its_context_is_scored(placed):
+def test_what_merges_with_its_context_is_scored(loaded_model):
     """A continuation that leaves no token of its own would else be certain, and be chosen."""
-    model, plain = harness_model.Harness(placed, 64), Plain(placed, 64)
-    piece = next(p for p in placed.tokenizer.pieces() if len(p) > 3 and p.isalpha())
+    model, plain = harness_model.Harness(loaded_model, 64), Plain(loaded_model, 64)
+    piece = next(p for p in loaded_model.tokenizer.pieces() if len(p) > 3 and p.isalpha())
     pairs = [
         (piece[:i], piece[i:])
         for i in range(1, len(piece))
@@ -237,9 +237,9 @@ def test_what_merges_with_its_context_is_scored(placed):
         assert total == pytest.approx(wanted[0], rel=1e-5) and greedy == wanted[1]
 
 
-def test_what_is_asked_several_times_is_answered_anew(placed):
+def test_what_is_asked_several_times_is_answered_anew(loaded_model):
     """Tasks draw several answers to one context; in batches of one row, too."""
-    model = harness_model.Harness(changed(placed, {"evaluation.batch_tokens": 64}), 64)
+    model = harness_model.Harness(changed(loaded_model, {"evaluation.batch_tokens": 64}), 64)
     # Without a temperature, from the model's own probabilities.
     asked = requests("generate_until", [("To be", {"max_gen_toks": 8, "do_sample": True})] * 4)
     answers = model.generate_until(asked, disable_tqdm=True)
@@ -255,15 +255,17 @@ def test_a_learned_table_of_position_is_filled_and_no_further():
         sequence_length=48,
         model__vocab_size=259,
     )
-    placed = loaded.place(config, model.init(config, jax.random.key(0)), Characters())
+    loaded_model = loaded.on_all_devices(
+        config, model.init(config, jax.random.key(0)), Characters()
+    )
     assert default_lengths(config, harness.MULTIPLES) == (48,)
-    (answer,) = harness_model.Harness(placed, 48).generate_until(
+    (answer,) = harness_model.Harness(loaded_model, 48).generate_until(
         requests("generate_until", [("x" * 100, {"until": [], "max_gen_toks": 20})]),
         disable_tqdm=True,
     )
     assert len(answer) == 20
     with pytest.raises(UserError, match="table of position ends at 48 tokens"):
-        harness_model.Harness(placed, 49)
+        harness_model.Harness(loaded_model, 49)
 
 
 class Characters:
@@ -280,8 +282,10 @@ class Characters:
 
 def test_texts_begin_with_the_end_where_there_is_no_beginning():
     config = tiny_plan(model__vocab_size=259)
-    placed = loaded.place(config, model.init(config, jax.random.key(0)), Characters())
-    harnessed, plain = harness_model.Harness(placed, 32), Plain(placed, 32)
+    loaded_model = loaded.on_all_devices(
+        config, model.init(config, jax.random.key(0)), Characters()
+    )
+    harnessed, plain = harness_model.Harness(loaded_model, 32), Plain(loaded_model, 32)
     pairs = [("", "ab"), ("  ", "ab"), ("a", "b")]
     tokens = [[0, 98, 99], [0, 33, 33, 98, 99], [98, 99]]
     found = harnessed.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
@@ -293,13 +297,13 @@ def test_texts_begin_with_the_end_where_there_is_no_beginning():
     assert rolling == pytest.approx(found[0][0], rel=1e-5)
     asked = requests("generate_until", [("", {"until": [], "max_gen_toks": 4})])
     (answer,) = harnessed.generate_until(asked, disable_tqdm=True)
-    more = decode.Generator(placed, 32)([np.array([0])], 4, stop=frozenset({0}))[0]
-    assert answer == placed.tokenizer.decode(more)
+    more = decode.Generator(loaded_model, 32)([np.array([0])], 4, stop=frozenset({0}))[0]
+    assert answer == loaded_model.tokenizer.decode(more)
 
 
-def test_wrong_requests_are_refused_by_name(placed):
+def test_wrong_requests_are_refused_by_name(loaded_model):
     with pytest.raises(UserError, match="--max_length=8 is less than a continuation of"):
-        harness_model.Harness(placed, 8).loglikelihood(
+        harness_model.Harness(loaded_model, 8).loglikelihood(
             requests("loglikelihood", [("a", "many words " * 10)]), disable_tqdm=True
         )
     for given, line in (
@@ -308,15 +312,15 @@ def test_wrong_requests_are_refused_by_name(placed):
         ({"max_gen_toks": 2, "do_sample": True, "top_p": 0}, "top_p=0.0 must be above 0"),
     ):
         with pytest.raises(UserError, match=line):
-            harness_model.Harness(placed, 8).generate_until(
+            harness_model.Harness(loaded_model, 8).generate_until(
                 requests("generate_until", [("a", {"until": [], **given})]), disable_tqdm=True
             )
 
 
-def test_a_diverged_model_is_refused(placed):
+def test_a_diverged_model_is_refused(loaded_model):
     """The harness takes the first choice where all are NaN, which may be the right one."""
-    params = jax.tree.map(lambda x: x * np.nan, placed.params)
-    diverged = harness_model.Harness(dataclasses.replace(placed, params=params), 64)
+    params = jax.tree.map(lambda x: x * np.nan, loaded_model.params)
+    diverged = harness_model.Harness(dataclasses.replace(loaded_model, params=params), 64)
     with pytest.raises(UserError, match="the model has diverged"):
         diverged.loglikelihood(requests("loglikelihood", [("a", " word")]), disable_tqdm=True)
 

@@ -195,7 +195,7 @@ def test_generate(case, load, torch):
 @pytest.mark.parametrize("case", ["bipe_rope", "bipe_alibi", "rope"])
 def test_generate_as_we_decode(case, load, torch):
     prompts = prompts_of(2, 60, 21)
-    ours = decode.Generator(loaded.place(*built(case)), 60 + 2 * NEW)
+    ours = decode.Generator(loaded.on_all_devices(*built(case)), 60 + 2 * NEW)
     answers = ours([p.astype(np.int32) for p in prompts], 2 * NEW)
     theirs = generate(load(case), padded(torch, prompts), max_new_tokens=2 * NEW)
     assert theirs.tolist() == [answer.tolist() for answer in answers]

@@ -24,7 +24,6 @@ LAZY = {
         "bipe_jax.convert.llama", "bipe_jax.convert.to_hf",
     },
     "bipe_jax.harness": {"bipe_jax.evaluation.harness_model.Harness"},
-    "bipe_jax.preflight": {"jax.experimental.topologies"},
     "launch.sweep": {"launch.collect.collect"},
 }  # fmt: skip
 

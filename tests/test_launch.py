@@ -82,7 +82,7 @@ def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_pat
     """And is not made: a network's disk may come back to its place."""
     gone = tmp_path / "gone"
     again, why = restart.decide(str(gone), 1)
-    assert not again and why.startswith(f"{gone} is not there: ")
+    assert not again and why.startswith(f"{gone} does not exist: ")
     assert not gone.exists()
     assert restart.decide(str(gone), 137)[0]  # killed before it made it
     (tmp_path / "run" / "restarts.json").mkdir(parents=True)

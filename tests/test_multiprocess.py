@@ -18,15 +18,15 @@ from configs import smoke
 # Trains several runs, one after the other, and says what became of each.
 PROGRAM = """
 import json, sys
-from bipe_jax import analyse, checkpoint, cli, generate, processes
+from bipe_jax import checkpoint, cli, generate, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.evaluator import evaluate
-from bipe_jax.evaluation import decode
+from bipe_jax.evaluation import attention_distance, decode
 from bipe_jax.training.trainer import train
 from configs import smoke
 
 cli.log_to_terminal()
-checkpoint.quiet()
+cli.quiet()
 cli.log_to_terminal()
 processes.start()
 found = {}
@@ -41,7 +41,7 @@ workdir = next(iter(found))
 found["evaluation"] = evaluate(workdir)["results"]
 sampling = decode.Sampling(temperature=0.8)
 found["text"] = "".join(generate.generate(workdir, "ROMEO: I", 12, sampling))
-found["attention"] = analyse.analyse(workdir, (32,))["results"]
+found["attention"] = attention_distance.analyse(workdir, (32,))["results"]
 print(json.dumps(found))
 """
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from bipe_jax import goodput
+from bipe_jax import goodput, plan
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.training import metrics, spikes
 from bipe_jax.training.observing import heartbeat_writer, process_start, trace, wandb_board
@@ -431,7 +431,7 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
     ]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     monkeypatch.setattr(sys, "argv", ["goodput", "no/such/run"])
-    with pytest.raises(UserError, match=r"no/such/run/events.jsonl is not there, or empty"):
+    with pytest.raises(UserError, match=r"no/such/run/events.jsonl does not exist or is empty"):
         goodput.main()
 
 
@@ -601,7 +601,7 @@ def test_weights_and_biases_keeps_every_line_of_a_run_that_goes_back(config, tmp
     config.log.wandb = "a-project"
     logged = [(3, 1.5), (6, float("inf")), (3, 1.25), (6, 1.0)]  # rewound to step 0
     for part in (logged, [(6, 0.5), (9, 0.25)]):
-        board = wandb_board.WandbBoard(config, str(tmp_path))
+        board = wandb_board.WandbBoard(plan.make(config), str(tmp_path))
         for step, loss in part:
             board.add(step, {"loss": loss if np.isfinite(loss) else None, "time/data": 0.5})
         board.close(failed=False)
@@ -625,7 +625,7 @@ def test_weights_and_biases_keeps_every_line_of_a_run_that_goes_back(config, tmp
     assert any(m.glob_name == "*" and m.step_metric == "step" for m in defined)
     config.log.wandb = "a/b"
     with pytest.raises(UserError, match=r"config.log.wandb='a/b': Invalid project name"):
-        wandb_board.WandbBoard(config, str(tmp_path))
+        wandb_board.WandbBoard(plan.make(config), str(tmp_path))
 
 
 def test_the_log_goes_to_weights_and_biases_too(config, tmp_path, tokenizer_file, monkeypatch):

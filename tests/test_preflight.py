@@ -15,11 +15,11 @@ import jax
 import pytest
 from tiny import tiny_plan
 
-from bipe_jax import model, preflight, sharding
+from bipe_jax import model, sharding
 from bipe_jax.errors import UserError
 from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import CHIPS
-from bipe_jax.training import roofline, step
+from bipe_jax.training import compiled, roofline, step
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "base")
@@ -143,7 +143,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[preflight\]'"):
-        preflight.describe("v5e:2x2", tiny_plan())
+        compiled.describe("v5e:2x2", tiny_plan())
 
 
 def test_collectives_are_counted_once_for_each_turn_of_a_loop():
@@ -178,7 +178,7 @@ ENTRY %main (p: s32[]) -> s32[] {
   %d = f32[5]{0} all-reduce-start(%y), channel_id=9, to_apply=%sum.1
 }
 """
-    assert preflight.collectives(hlo) == {
+    assert compiled.collectives(hlo) == {
         "all-gather": (24, 24 * 32 * 4 * 2),
         "all-reduce": (25, 24 * 11 * 4 + 5 * 4),
     }

@@ -422,7 +422,7 @@ def test_wrong_input_is_refused_by_name(tmp_path, three):
     for name in ("torn", "binary"):
         with pytest.raises(UserError, match=rf"{name}/tasks.json is not JSON: "):
             report.build([str(tmp_path / name)])
-    with pytest.raises(UserError, match="none: there is no such directory"):
+    with pytest.raises(UserError, match="none: no such directory"):
         report.build([str(tmp_path / "none")])
     with pytest.raises(UserError, match="rope is given twice"):
         report.build([three[0], three[0] + "/"])

@@ -140,7 +140,7 @@ def test_decoding_follows_the_whole_forward_pass(scaling):
     """Dynamic NTK turns all keys anew when a new segment begins, as each token does here."""
     config = config_with("segment", theta=4.0, scaling=scaling, factor=8.0, original=3.0)
     config = config.replace({"segments.rule": "fixed:1"})
-    model = loaded.place(config, draw(config))
+    model = loaded.on_all_devices(config, draw(config))
     prompts = [
         draw_tokens(seed, 1, length)[0].astype(np.int32) for seed, length in ((1, 2), (2, 9))
     ]

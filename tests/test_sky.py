@@ -201,7 +201,7 @@ def test_each_job_is_launched_unless_it_is_on(tmp_path, monkeypatch, capsys):
     assert [re.sub("/.*/", "", line) for line in launched] == [
         f"jobs launch --yes --detach-run {name}.yaml" for name in ("first", "third")
     ]
-    assert "second is not finished: left as it is" in capsys.readouterr().err
+    assert "second is not finished: kept" in capsys.readouterr().err
     (made,) = tasks(capsys, TPU)
     assert yaml.safe_load((tmp_path / "first.yaml").read_text()) == made
 

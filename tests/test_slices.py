@@ -34,11 +34,11 @@ def test_a_name_says_chips_hosts_and_devices(text, count, chips, hosts, host_chi
 
 DESCRIBE = """
 import sys
-from bipe_jax import preflight
+from bipe_jax.training import compiled
 from configs.smoke import get_config
 
 for text in sys.argv[1:]:
-    devices = preflight.describe(text, get_config()).devices
+    devices = compiled.describe(text, get_config()).devices
     print(text, len(devices), len({device.process_index for device in devices}))
 """
 

@@ -267,9 +267,7 @@ def test_users_errors_are_not_requeued(cluster, overrides, tmp_path):
         assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
         key = WRONG[i].partition("=")[0].rpartition(".")[2]
         assert key in (tmp_path / str(i) / "failed").read_text()
-        assert (
-            "not starting again: a wrong input: config" in (tmp_path / f"slurm-{i}.out").read_text()
-        )
+        assert "not restarting: a wrong input: config" in (tmp_path / f"slurm-{i}.out").read_text()
 
 
 def test_cancelled_by_its_user(cluster, overrides, slowly, tmp_path):

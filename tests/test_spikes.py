@@ -267,12 +267,12 @@ def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisone
 
 _PROGRAM = """
 import json, os, signal, sys
-from bipe_jax import checkpoint, cli
+from bipe_jax import cli
 from bipe_jax.training.trainer import train
 from test_spikes import poison, with_nan
 config, workdir, bad, last = json.loads(sys.argv[1])
 cli.log_to_terminal()
-checkpoint.quiet()
+cli.quiet()
 seen = []
 
 def on_batch(key):

@@ -164,7 +164,7 @@ def sweep_file(tmp_path, body: str) -> str:
         ("return sweep('seed', [1])", ["--config.steps"], "--config.KEY=VALUE"),
         ("return sweep('seed', [1])", ["--config.stepz=3"], "no field 'stepz'"),
         ("return sweep('seed', [1])", ["--config=configs/none.py"], "no file 'configs/none.py'"),
-        ("return sweep('seed', [1])", ["--sweep=none.py"], "--sweep=none.py: there is no such file"),
+        ("return sweep('seed', [1])", ["--sweep=none.py"], "--sweep=none.py: no such file"),
         ("return sweep('seed', [1])", ["--sweep=README.md"], "must be a Python file"),
         ("return sweep('seed', [1])", ["--on=mars"], "--on=mars is unknown: use local, slurm, gke, sky"),
         ("return sweep('seed', [1])", ["--jobs=x"], "argument --jobs: invalid int value: 'x'"),
@@ -573,7 +573,7 @@ def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, 
 
 
 def test_collect_refuses_what_is_no_sweep(tmp_path):
-    for path, says in (("none", "No such file"), (".", "none of its directories holds a point")):
+    for path, says in (("none", "No such file"), (".", "no directory in it is a point")):
         with pytest.raises(UserError, match=says):
             sweep.main([f"--collect={tmp_path / path}"])
     with pytest.raises(UserError, match="--output is needed"):

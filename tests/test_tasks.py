@@ -78,8 +78,8 @@ class Reader:
     tokenizer = None
     calls = []
 
-    def __init__(self, placed, longest):
-        self.longest, self.tokenizer = longest, placed.tokenizer
+    def __init__(self, loaded_model, longest):
+        self.longest, self.tokenizer = longest, loaded_model.tokenizer
 
     def answer(self, prompt):
         return " " + ", ".join(read(prompt)) + "."
@@ -95,7 +95,7 @@ class Reader:
 
 
 @pytest.fixture
-def placed(tokenizer):
+def loaded_model(tokenizer):
     """A model without parameters: enough for a generator that does not use them."""
     rule = segments.resolve("sentence", tokenizer.pieces())
     config = tiny_plan(rule.separators, evaluation__batch_tokens=2 * LONG)
@@ -113,9 +113,9 @@ ALL = (*generators.TASKS, "niah-multikey:9", "niah-multiquery:2", "variable-trac
 
 
 @pytest.mark.parametrize("source", [False, True])
-def test_who_reads_the_prompt_knows_all_answers(placed, reader, lines, source):
+def test_who_reads_the_prompt_knows_all_answers(loaded_model, reader, lines, source):
     settings = Settings(ALL, (1000, LONG), samples=3, haystack=lines if source else "")
-    found = evaluation.measure(placed, settings)
+    found = evaluation.measure(loaded_model, settings)
     assert len(found["results"]) == len(ALL) * 2 * 5
     assert {row["task"] for row in found["results"]} == set(ALL)
     for row in found["results"]:
@@ -130,10 +130,12 @@ def test_who_reads_the_prompt_knows_all_answers(placed, reader, lines, source):
         assert all(answer in example["said"] for answer in example["answers"])
 
 
-def test_wrong_and_partly_wrong_answers(placed, reader, monkeypatch):
+def test_wrong_and_partly_wrong_answers(loaded_model, reader, monkeypatch):
     def scores(answer):
         monkeypatch.setattr(reader, "answer", lambda _, prompt: answer(prompt))
-        found = evaluation.measure(placed, Settings(lengths=(LONG,), depths=(0.5,), samples=4))
+        found = evaluation.measure(
+            loaded_model, Settings(lengths=(LONG,), depths=(0.5,), samples=4)
+        )
         return {row["task"]: row["accuracy"] for row in found["results"]}
 
     assert set(scores(lambda prompt: " 123, 4567890 and ABCDE").values()) == {0}
@@ -150,12 +152,12 @@ def test_wrong_and_partly_wrong_answers(placed, reader, monkeypatch):
     }
 
 
-def test_errors_are_binomial(placed, reader, monkeypatch):
+def test_errors_are_binomial(loaded_model, reader, monkeypatch):
     turn = itertools.count()
     said = lambda _, prompt: " " + (read(prompt)[0] if next(turn) % 5 else "7654321")  # noqa: E731
     monkeypatch.setattr(reader, "answer", said)
     settings = Settings(("niah-single",), (1500,), (0.5,), 20)
-    (row,) = evaluation.measure(placed, settings)["results"]
+    (row,) = evaluation.measure(loaded_model, settings)["results"]
     assert row["accuracy"] == 0.8
     assert row["error"] == pytest.approx((0.8 * 0.2 / 20) ** 0.5)
 
@@ -302,7 +304,7 @@ def test_samples_differ_by_what_they_are_of(tokenizer):
     assert len(same) == 1  # lengths are compared on the same facts
 
 
-def test_nothing_depends_on_what_else_is_run(placed, reader, monkeypatch):
+def test_nothing_depends_on_what_else_is_run(loaded_model, reader, monkeypatch):
     """Other tasks, lengths, depths, more samples and other batches: the same prompts and scores."""
     asked = []
     answer = Reader.answer
@@ -315,7 +317,7 @@ def test_nothing_depends_on_what_else_is_run(placed, reader, monkeypatch):
 
     def run(settings, batch_tokens):
         asked.clear()
-        model = changed(placed, {"evaluation.batch_tokens": batch_tokens})
+        model = changed(loaded_model, {"evaluation.batch_tokens": batch_tokens})
         found = evaluation.measure(model, settings)["results"]
         return {(r["task"], r["length"], r["depth"]): r for r in found}, set(asked)
 
@@ -331,9 +333,9 @@ def test_nothing_depends_on_what_else_is_run(placed, reader, monkeypatch):
     assert 0 < row["accuracy"] < 1
 
 
-def test_each_length_is_run_in_batches_of_one_shape(placed, reader):
+def test_each_length_is_run_in_batches_of_one_shape(loaded_model, reader):
     settings = Settings(lengths=(1000, 2000), samples=3)
-    evaluation.measure(changed(placed, {"evaluation.batch_tokens": 8500}), settings)
+    evaluation.measure(changed(loaded_model, {"evaluation.batch_tokens": 8500}), settings)
     shapes = {(longest, rows) for longest, _, rows in reader.calls}
     assert shapes == {(1000, 8), (2000, 4)}
     rooms = {room for _, room, _ in reader.calls}
@@ -342,12 +344,12 @@ def test_each_length_is_run_in_batches_of_one_shape(placed, reader):
     assert prompts <= sum(rows for *_, rows in reader.calls) < prompts + 8 * 2 * len(rooms)
 
 
-def test_lengths_of_their_own_accord(placed, reader):
+def test_lengths_of_their_own_accord(loaded_model, reader):
     """Multiples of the training length, those that all tasks fit into."""
-    trained = changed(placed, {"sequence_length": 128})
+    trained = changed(loaded_model, {"sequence_length": 128})
     found = evaluation.measure(trained, Settings(("passkey", "niah-single"), samples=1))
     assert {row["length"] for row in found["results"]} == {256, 512, 1024, 2048}
-    trained = changed(placed, {"sequence_length": 4})
+    trained = changed(loaded_model, {"sequence_length": 4})
     with pytest.raises(UserError, match="4 tokens are too few for passkey"):
         evaluation.measure(trained, Settings(("passkey",), samples=1))
 
@@ -367,8 +369,8 @@ def test_haystacks_of_sources(lines, tmp_path):
         haystack.of_source(str(blank), 100)
 
 
-def test_wrong_input_is_refused_in_a_line(placed, reader, others, tmp_path):
-    def refused(line, tokenizer=placed.tokenizer, config=placed.config, **settings):
+def test_wrong_input_is_refused_in_a_line(loaded_model, reader, others, tmp_path):
+    def refused(line, tokenizer=loaded_model.tokenizer, config=loaded_model.config, **settings):
         given = {"tasks": ("passkey",), "lengths": (500,), "samples": 2} | settings
         with pytest.raises(UserError, match=line):
             evaluation.measure(loaded.LoadedModel(config, {}, None, tokenizer), Settings(**given))
@@ -390,7 +392,7 @@ def test_wrong_input_is_refused_in_a_line(placed, reader, others, tmp_path):
     refused("has no tokenizer", tokenizer=None)
     refused("passkey: the tokenizer cannot spell", tokenizer=others["no bytes"])
     table = {"position.absolute": (("learned", "position", ("size", 400)),)}
-    config = placed.config.replace(table)
+    config = loaded_model.config.replace(table)
     refused("table of position ends at 400 tokens.*500", config=config, lengths=(500,))
 
 

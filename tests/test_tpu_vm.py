@@ -246,9 +246,9 @@ def test_a_grid_that_its_type_does_not_stand_for_is_named():
         (["--slice=v5e:4x4*"], "unknown"),
         (["--slice=v7:4x4"], "unknown"),
         (["--slice=tpu7x:2x2x1"], "GKE alone"),
-        (["--zone=us-west4"], "--zone=us-west4 is not the form of a zone"),
+        (["--zone=us-west4"], "--zone=us-west4 does not have the form of a zone"),
         (["--zone=mars"], "--zone=mars"),
-        (["--nfs=/share"], "--nfs=/share is not the form"),
+        (["--nfs=/share"], "--nfs=/share must be SERVER"),
         (["--workdir=gs://bucket/x"], "absolute path"),
         (["--workdir=runs/x"], "absolute path"),
         (["--config.optimizer.learning_rat=1"], "learning_rat"),
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_launched(world, wrong, says):
 
 
 def test_a_name_that_google_refuses(world):
-    with pytest.raises(UserError, match="'My_run' is no name"):
+    with pytest.raises(UserError, match="'My_run' is not a valid name"):
         call("create", name="My_run")
 
 
@@ -316,13 +316,13 @@ def test_all_can_be_repeated(world, tmp_path, capsys):
     world.hosts(2)
     workdir = tmp_path / "shared"
     call("delete")
-    assert "x is not there" in capsys.readouterr().err
+    assert "x does not exist" in capsys.readouterr().err
     assert world.calls() == [("queued-resources", "describe")]
 
     call("create")
     assert world.calls() == [("queued-resources", "describe"), ("queued-resources", "create")]
     call("create")
-    assert "x is there already: WAITING_FOR_RESOURCES" in capsys.readouterr().err
+    assert "x exists already: WAITING_FOR_RESOURCES" in capsys.readouterr().err
     assert world.calls() == [("queued-resources", "describe")]
     with pytest.raises(
         UserError, match="x is there in us-west4-a as v5litepod-4, not v5litepod-16"
@@ -336,14 +336,14 @@ def test_all_can_be_repeated(world, tmp_path, capsys):
     assert said.count("x is WAITING_FOR_RESOURCES: waiting") == 1 and said.count(" ready ") == 2
     assert [pair[1] for pair in world.calls()] == ["describe"] * 4 + ["scp", "ssh"]
     call("bootstrap")
-    assert capsys.readouterr().err.count("was there already") == 2
+    assert capsys.readouterr().err.count("was installed already") == 2
 
     call("run", workdir=workdir)
     assert capsys.readouterr().err.count(" running started") == 2
     call("run", workdir=workdir)
-    assert capsys.readouterr().err.count(" running it ran already") == 2
+    assert capsys.readouterr().err.count(" running it runs already") == 2
     assert world.starts() == [["restart"], ["restart"]]
-    with pytest.raises(UserError, match="another run is there: stop it first"):
+    with pytest.raises(UserError, match="another run exists: stop it first"):
         call("run", "--config.steps=7", workdir=workdir)
     assert world.starts() == [["restart"], ["restart"]]
 
@@ -359,7 +359,7 @@ def test_all_can_be_repeated(world, tmp_path, capsys):
 
     call("delete")
     call("delete")
-    assert world.services() == [] and "x is not there" in capsys.readouterr().err
+    assert world.services() == [] and "x does not exist" in capsys.readouterr().err
     call("status")
     assert "x: absent" in capsys.readouterr().err
     with pytest.raises(UserError, match="x is absent: create it first"):
@@ -391,7 +391,7 @@ def test_another_commit_is_not_run_unasked(world, clone, tmp_path):
         call("run", workdir=tmp_path / "shared")
     world.becomes("x", "ACTIVE")
     (world.root / "x-w-0" / "service").write_text("active 0")
-    with pytest.raises(UserError, match="a run of another commit is there: stop it first"):
+    with pytest.raises(UserError, match="a run of another commit exists: stop it first"):
         call("bootstrap")
 
 
@@ -471,7 +471,7 @@ def test_watch_brings_a_preempted_slice_back_until_the_run_is_done(world, days, 
     assert did.count("create") == 2 and did.count("delete") == 1 and did.count("scp") == 3
     said = capsys.readouterr().err
     assert "Connection refused; trying again" in said and "x: done" in said
-    assert "x is still there, and paid for" in said
+    assert "x still exists, and costs money" in said
 
     call("watch", "--delete")
     assert not world.services()
@@ -489,7 +489,7 @@ def test_watch_waits_for_the_last_host(world, days, tmp_path):
 
 
 def test_watch_leaves_a_run_that_failed(world, days, tmp_path):
-    with pytest.raises(UserError, match=r"not to be started again: see .*/shared/failed"):
+    with pytest.raises(UserError, match=r"not to be restarted: see .*/shared/failed"):
         days([nothing] * 4 + [lambda: world.services("failed 1")], workdir=tmp_path / "shared")
     assert "delete" not in [pair[1] for pair in world.calls()]
 
@@ -497,7 +497,7 @@ def test_watch_leaves_a_run_that_failed(world, days, tmp_path):
 def test_watch_gives_up_what_google_refuses(world, days):
     with pytest.raises(UserError, match="x is FAILED"):
         days([lambda: world.becomes("x", "FAILED")])
-    with pytest.raises(UserError, match="x is FAILED and does not come back"):
+    with pytest.raises(UserError, match="x is FAILED and will not recover"):
         call("create")
 
 
@@ -600,7 +600,7 @@ def test_as_a_program(world):
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: --zone=us-west4 is not the form of a zone, such as us-west4-a"
+        "error: --zone=us-west4 does not have the form of a zone, such as us-west4-a"
     ]
     with contextlib.suppress(FileNotFoundError):
         assert not world.calls()

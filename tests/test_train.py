@@ -291,7 +291,7 @@ def test_disk_full_while_saving_loses_nothing(config, tmp_path):
         "from bipe_jax.training.trainer import train\n"
         "import json\n"
         "config = json.loads(sys.argv[1])\n"
-        "checkpoint.quiet()\n"
+        "cli.quiet()\n"
         "files.PAUSES = (0.1, 0.1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with cli.user_errors():\n"

@@ -113,7 +113,7 @@ def test_it_waits_for_all_machines(monkeypatch, capfd):
         return name in there
 
     monkeypatch.setattr(worker, "_has_address", address)
-    monkeypatch.setattr(worker, "_LOOK", 0)
+    monkeypatch.setattr(worker, "_POLL", 0)
     worker.wait_for_peers("x-w-{}-{}.x 2 2")
     assert there == set(asked) and asked.count("x-w-0-0.x") == 1
     assert capfd.readouterr().err == "launch.worker: waiting for 2 machines, such as x-w-0-1.x\n"

@@ -12,7 +12,6 @@ A model that came from elsewhere is step 0, without optimizer/, data/ and checks
 python -m bipe_jax.checkpoint verify runs/quickstart    says of each checkpoint whether it is intact
 """
 
-from bipe_jax.checkpoint.quiet import quiet
 from bipe_jax.checkpoint.reading import (
     Meta,
     describe,
@@ -25,6 +24,6 @@ from bipe_jax.checkpoint.reading import (
 from bipe_jax.checkpoint.saving import Checkpoints, check_free, save_model
 
 __all__ = [
-    "Checkpoints", "Meta", "check_free", "describe", "load", "meta_to_json", "plan_from_json", "quiet",
+    "Checkpoints", "Meta", "check_free", "describe", "load", "meta_to_json", "plan_from_json",
     "read_params", "save_model", "steps",
 ]  # fmt: skip

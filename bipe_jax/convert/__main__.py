@@ -10,7 +10,7 @@ import argparse
 
 import jax
 
-from bipe_jax import checkpoint, cli
+from bipe_jax import cli
 
 
 def _from_authors(args) -> None:
@@ -62,7 +62,7 @@ def main():
     outgoing.add_argument("destination", help="a directory that does not exist, or is empty")
     outgoing.set_defaults(run=_to_hf)
     args = parser.parse_args()
-    checkpoint.quiet()
+    cli.quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here
     args.run(args)
 

@@ -1,15 +1,16 @@
 """Decoding with a cache of keys and values that carries the segment state.
 
-Each row of the cache holds the tokens of one text so far; the coordinates of the next token follow
-from the last (`segments.advance`). Prompts of different lengths are set in from the left, in pieces
-of a fixed size, so that one program serves all prompts up to the cache's length.
+Each row of the cache holds the tokens of one text; the coordinates of the next token follow from the
+last (`segments.advance`). Prompts of different lengths are added from the left, in pieces of a fixed
+size, so that one program serves all prompts up to the cache's length.
 
-Shape letters: B rows, T tokens that are added at a time, S tokens that the cache holds, K key/value
-heads, H head width, V vocabulary.
+Shape letters: B rows, T tokens that are added at a time, S size of the cache, K key/value heads, H head
+width, V vocabulary.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,17 +29,17 @@ from bipe_jax.positions import LayerEncodings
 
 PIECE = 256  # tokens of a prompt that are computed at a time
 _SMALLEST = 64  # tokens of the smallest cache
-_NEVER = np.iinfo(np.int32).max  # the index of an empty place: no query comes after it
+_NEVER = np.iinfo(np.int32).max  # the index of an empty slot: no query comes after it
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn.
+    """How the next token is sampled.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token.
       top_k: only the k most probable tokens; 0: all.
-      top_p: only the most probable tokens that reach this probability together (Holtzman et al. 2020,
-        section 3.1), at least one.
+      top_p: only the most probable tokens that reach this probability together, at least one (Holtzman
+        et al. 2020, section 3.1).
     """
 
     temperature: float = 0.0
@@ -47,7 +48,7 @@ class Sampling(NamedTuple):
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError for values that make no sense."""
+    """Raises UserError if a value is out of its range."""
     temperature, top_k, top_p = sampling
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature={temperature} must be a number of at least 0")
@@ -58,7 +59,7 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def probabilities(sampling: Sampling, logits: jax.Array) -> jax.Array:
-    """Logits (B, V) float32 -> the probabilities (B, V) that `Sampling` draws from."""
+    """The probabilities (B, V) that tokens are sampled with, from logits (B, V) float32."""
     B, V = logits.shape
     if sampling.temperature == 0:
         return jax.nn.one_hot(logits.argmax(axis=-1), V)
@@ -86,10 +87,10 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
     """A cache without tokens.
 
     Returns:
-      "length": (B,) tokens that are in it. "next": coordinates of the token that follows, (B,) int32
-      each. "coordinates": those that encodings that act on logits need, (B, S) int32 each. "layers":
-      "key" and "value" (layers, B, K, S, H) in `model.dtype`, keys as attention has them; and "features",
-      what layers computed from their input for such encodings, (layers, B, S, ...).
+      "length": (B,) number of tokens. "next": coordinates of the next token, (B,) int32 each.
+      "coordinates": those that encodings that act on logits need, (B, S) int32 each. "layers": "key" and
+      "value" (layers, B, K, S, H) in `model.dtype`, keys as attention sees them; and "features" that layers
+      computed for such encodings, (layers, B, S, ...).
     """
     m = config.model
     shape = (m.layers, rows, m.kv_heads, size)
@@ -109,16 +110,18 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
     }
 
 
-def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tuple[jax.Array, dict]:
+def extend(
+    config: Plan, params: dict, cache: dict, inputs: dict, counts: jax.Array
+) -> tuple[jax.Array, dict]:
     """Adds tokens to a cache.
 
     Args:
       inputs: "tokens" and their coordinates, (B, T) each.
-      counts: (B,) how many of each row's T tokens are to be added; the rest is padding.
+      counts: (B,) how many of each row's T tokens to add; the rest is padding.
 
     Returns:
-      Logits of the token after each row's last one, (B, V) float32 (of no meaning where the count is
-      0), and the cache, whose "next" is left as it was.
+      Logits of the token after each row's last one, (B, V) float32 (undefined where the count is 0), and
+      the cache, with "next" unchanged.
     """
     B, T = inputs["tokens"].shape
     size = cache["layers"]["key"].shape[3]
@@ -135,17 +138,16 @@ def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tup
         new = Side(index, None, [of_tokens for _, of_tokens in acting])
         before = encodings.scoring(prepared | cached["features"])
         old = Side(cached_index, None, [of_tokens for _, of_tokens in before])
-        # As they lie when they are read.
         cached_k, cached_v = (jnp.moveaxis(cached[name], 1, 2) for name in ("key", "value"))
-        cached_k, beyond = jnp.split(cached_k, [k.shape[-1]], axis=-1)  # of layers with wider keys
+        cached_k, excess = jnp.split(cached_k, [k.shape[-1]], axis=-1)  # layers may differ in width
         parts = (cached_k, cached_v, old), (k, v, new)
         mixed = in_parts(q, parts, new, [encoding for encoding, _ in acting], heads)
-        # A layer without one of the encodings keeps what is there.
+        # A layer without one of the encodings keeps its cached features.
         own = {
             name: features.get(name, jax.tree.map(lambda x: x[:, :T], of_cache))
             for name, of_cache in cached["features"].items()
         }
-        k = jnp.concatenate([k, jnp.zeros((*k.shape[:-1], beyond.shape[-1]), k.dtype)], axis=-1)
+        k = jnp.concatenate([k, jnp.zeros((*k.shape[:-1], excess.shape[-1]), k.dtype)], axis=-1)
         return mixed, {"key": k, "value": v, "features": own}
 
     x, kernel, added = model.run(config, params, inputs, attend, cache["layers"])
@@ -176,28 +178,30 @@ def extend(config: Plan, params: dict, cache: dict, inputs: dict, counts) -> tup
 
 
 def _last(features: dict, length) -> dict:
-    """Of each row the features (B, 1, ...) of its last token; zeros where it has none."""
+    """The features (B, 1, ...) of each row's last token; zeros for an empty row."""
 
     def last(leaf):
         rows = jnp.arange(len(length))
-        found = leaf[rows, jnp.maximum(length - 1, 0)][:, None]
-        has_one = (length > 0).reshape(-1, *[1] * (found.ndim - 1))
-        return jnp.where(has_one, found, jnp.zeros_like(found))
+        of_last = leaf[rows, jnp.maximum(length - 1, 0)][:, None]
+        exists = (length > 0).reshape(-1, *[1] * (of_last.ndim - 1))
+        return jnp.where(exists, of_last, jnp.zeros_like(of_last))
 
     return jax.tree.map(last, features)
 
 
-def after_last(x, kernel, counts) -> jax.Array:
-    """Hidden states (B, T, D) -> logits (B, V) behind the last of each row's `counts` tokens."""
+def after_last(x: jax.Array, kernel: jax.Array, counts: jax.Array) -> jax.Array:
+    """Logits (B, V) after the last of each row's `counts` tokens, from hidden states (B, T, D)."""
     last = jnp.maximum(counts - 1, 0)[:, None, None]
     return model.logits(jnp.take_along_axis(x, last, axis=1), kernel)[:, 0]
 
 
-def step(config, params: dict, rule: segments.Rule, cache: dict, tokens) -> tuple[jax.Array, dict]:
+def step(
+    config: Plan, params: dict, rule: segments.Rule, cache: dict, tokens: jax.Array
+) -> tuple[jax.Array, dict]:
     """Adds one token (B,) to each row; its coordinates are the cache's "next".
 
     Returns:
-      Logits (B, V) float32 of the token behind it, and the cache.
+      Logits (B, V) float32 of the token after it, and the cache.
     """
     inputs = {name: array[:, None] for name, array in cache["next"].items()}
     counts = jnp.ones_like(tokens)
@@ -208,15 +212,14 @@ def step(config, params: dict, rule: segments.Rule, cache: dict, tokens) -> tupl
 class Generator:
     """Continues texts with one model, on all devices.
 
-    It compiles one program for prompts of more than PIECE / 2 tokens, one for each power of two below
-    that, and one for a token at a time; for each number of rows (a power of two) anew.
+    For each number of rows (a power of two) it compiles one program for prompts of more than PIECE / 2
+    tokens, one for each power of two below that, and one for a token at a time.
 
     Args:
-      loaded_model: the model.
-      longest: tokens of prompt and answer together that a row of the cache has room for.
+      longest: the largest number of tokens of a prompt with its answer.
 
     Raises:
-      UserError: a learned table of position has no rows for so many tokens.
+      UserError: a learned table of position has fewer rows.
     """
 
     def __init__(self, loaded_model: loaded.LoadedModel, longest: int):
@@ -224,7 +227,7 @@ class Generator:
         config.encodings.check_length(longest)
         self._model, self.size = loaded_model, bucket(longest)
         self._longest = longest
-        # Otherwise the whole text is computed again for each token.
+        # Otherwise the whole text is recomputed for each token.
         self._cacheable = config.encodings.cacheable
         shapes = jax.eval_shape(lambda: empty_cache(config, 1, self.size))
         cache = {
@@ -233,7 +236,7 @@ class Generator:
             )
             for name, part in shapes.items()
         }
-        # Fixed, so that what one call gives is what the next one was compiled for.
+        # Fixed, so that each call's outputs have the shardings that the next call was compiled for.
         both = (self._sharding(0), cache)
         self._empty = jax.jit(
             functools.partial(empty_cache, config), static_argnums=(0, 1), out_shardings=cache
@@ -245,8 +248,8 @@ class Generator:
         self._step = jax.jit(
             functools.partial(step, config), static_argnums=1, donate_argnums=2, out_shardings=both
         )
-        self._draw = jax.jit(
-            _draw, static_argnums=0, out_shardings=sharding.replicated(loaded_model.mesh)
+        self._sample = jax.jit(
+            _sample, static_argnums=0, out_shardings=sharding.replicated(loaded_model.mesh)
         )
 
     def __call__(
@@ -277,18 +280,18 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008
         stop: frozenset[int] = frozenset(),
         seed: int = 0,
-    ) -> Iterator[list[int | None]]:
+    ) -> abc.Generator[list[int | None], None, None]:
         """Yields the next token of every prompt, None for those that have ended, until all have.
 
         Args:
           prompts: (L,) integers each, of any lengths.
           max_new_tokens: after which a row ends.
-          sampling: how tokens are drawn. seed: of the draws; each row has draws of its own.
-          stop: tokens that end a row, and are not given.
+          sampling: how tokens are sampled. seed: of the samples, which are independent for each row.
+          stop: tokens that end a row, and are not yielded.
 
         Raises:
-          UserError: a prompt is empty, has ids that the model has not, or has no room in the cache;
-            a setting makes no sense.
+          UserError: a prompt is empty, has unknown token ids, or does not fit into the cache; a setting
+            is out of its range.
         """
         self._check(prompts, max_new_tokens)
         check_sampling(sampling)
@@ -301,29 +304,29 @@ class Generator:
         padded += [padded[0][:1]] * (rows - len(prompts))
         ended = [False] * len(prompts)
         with jax.set_mesh(loaded_model.mesh):
-            logits, cache = self._read(padded)
+            logits, cache = self._prefill(padded)
         for number in range(max_new_tokens):
-            goes_on = number + 1 < max_new_tokens
+            continues = number + 1 < max_new_tokens
             with jax.set_mesh(loaded_model.mesh):
-                tokens = self._draw(sampling, logits, np.uint32(seed), number)
-                if goes_on and self._cacheable:
-                    # Dispatched before the tokens are looked at, so that devices never wait.
+                tokens = self._sample(sampling, logits, np.uint32(seed), number)
+                if continues and self._cacheable:
+                    # Dispatched before the tokens are read, so that devices never wait.
                     logits, cache = self._step(
                         loaded_model.params, loaded_model.rule, cache, tokens
                     )
-            drawn = np.asarray(tokens)
-            ended = [e or t in stop for e, t in zip(ended, drawn.tolist(), strict=False)]
+            sampled = np.asarray(tokens)
+            ended = [e or t in stop for e, t in zip(ended, sampled.tolist(), strict=False)]
             if all(ended):
                 return
-            yield [None if e else t for e, t in zip(ended, drawn.tolist(), strict=False)]
-            if goes_on and not self._cacheable:
-                padded = [np.append(p, t) for p, t in zip(padded, drawn, strict=True)]
+            yield [None if e else t for e, t in zip(ended, sampled.tolist(), strict=False)]
+            if continues and not self._cacheable:
+                padded = [np.append(p, t) for p, t in zip(padded, sampled, strict=True)]
                 with jax.set_mesh(loaded_model.mesh):
-                    logits, cache = self._read(padded)
+                    logits, cache = self._prefill(padded)
 
     def _check(self, prompts, max_new_tokens: int) -> None:
         if not prompts:
-            raise UserError("there is no prompt")
+            raise UserError("there is no prompt: give at least one")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
         vocab_size = self._model.config.model.vocab_size
@@ -339,8 +342,8 @@ class Generator:
             if min(prompt) < 0 or max(prompt) >= vocab_size:
                 raise UserError(f"prompt {number} has token ids outside of 0 … {vocab_size - 1}")
 
-    def _read(self, prompts: list[np.ndarray]):
-        """Sets prompts into a new cache -> (logits (B, V) behind each, the cache)."""
+    def _prefill(self, prompts: list[np.ndarray]):
+        """Logits (B, V) after each prompt, and a new cache with the prompts."""
         loaded_model = self._model
         longest = max(map(len, prompts))
         piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._cacheable else self.size
@@ -348,36 +351,36 @@ class Generator:
         lengths = np.array([len(p) for p in prompts], np.int32)
         inputs = loaded.padded(prompts, width, loaded_model.rule)
         if not self._cacheable:
-            return self._whole(loaded_model.params, self._put(inputs), lengths), None
+            return self._whole(loaded_model.params, loaded_model.shard(inputs), lengths), None
         cache = self._empty(rows, self.size)
         logits = None
         for start in range(0, width, piece):
             part = {name: array[:, start : start + piece] for name, array in inputs.items()}
             counts = np.clip(lengths - start, 0, piece)
-            found, cache = self._extend(loaded_model.params, cache, self._put(part), counts)
-            logits = found if logits is None else jnp.where((counts > 0)[:, None], found, logits)
+            of_part, cache = self._extend(
+                loaded_model.params, cache, loaded_model.shard(part), counts
+            )
+            logits = (
+                of_part if logits is None else jnp.where((counts > 0)[:, None], of_part, logits)
+            )
         of_last = {
             name: sharding.place(array[:, -1], self._sharding(0)) for name, array in inputs.items()
         }
         tokens = of_last.pop("tokens")
         return logits, cache | {"next": segments.advance(of_last, tokens, loaded_model.rule)}
 
-    def _put(self, inputs: dict) -> dict:
-        placement = sharding.batch_sharding(self._model.mesh)
-        return {name: sharding.place(array, placement) for name, array in inputs.items()}
-
     def _sharding(self, leading: int) -> NamedSharding:
-        """Rows are sharded over the devices, as a batch's are; `leading` dimensions are before them."""
+        """Rows sharded as a batch's are, after `leading` dimensions that are not."""
         return NamedSharding(self._model.mesh, P(*[None] * leading, sharding.BATCH))
 
 
 def _whole(config, params, inputs, counts):
-    """Logits (B, V) behind the last of each row's `counts` tokens, without a cache."""
+    """Logits (B, V) after the last of each row's `counts` tokens, without a cache."""
     return after_last(*model.hidden(config, params, inputs), counts)
 
 
-def _draw(sampling: Sampling, logits, seed, number):
-    """(B, V) -> (B,) int32; each row's draws are its own, whatever the others are."""
+def _sample(sampling: Sampling, logits, seed, number):
+    """Samples tokens (B,) int32 from logits (B, V), independently for each row."""
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     chances = jnp.log(probabilities(sampling, logits))

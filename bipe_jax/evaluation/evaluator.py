@@ -1,4 +1,4 @@
-"""Perplexity of checkpoints at several lengths: evaluate("runs/quickstart", lengths=(256, 1024))."""
+"""Evaluation of checkpoints at several lengths: evaluate("runs/quickstart", lengths=(256, 1024))."""
 
 import dataclasses
 import logging
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from bipe_jax import processes
 from bipe_jax.config import Config, spec
 from bipe_jax.data import prepared, sources
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Evaluation, read_file
-from bipe_jax.segments import Rule
 from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
@@ -24,13 +24,13 @@ BOS_RULE = "BOS where a document begins, nowhere else"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to evaluate on; an empty value, or 0, takes the config's.
+    """The data and lengths of an evaluation; an empty value, or 0, takes the config's.
 
     Attributes:
-      lengths: tokens; by default 1 … 16 times the training length, as far as the model can be run.
+      lengths: in tokens; by default 1 … 16 times the training length, as far as the model can be run.
       data: a source, see `config.spec`.
-      sets: names of the sets to evaluate on.
-      windows: of the shortest length's targets, a data set.
+      sets: names of the data sets.
+      windows: number of windows of the shortest length, for each data set.
       protocol: see `protocols`.
       extend: a scaling of the rotary encoding, see `positions.extend`; "" for none.
     """
@@ -44,10 +44,10 @@ class Settings:
 
 
 def resolve(settings: Settings, config: Plan) -> Settings:
-    """The settings, with the config's values where they were empty.
+    """The settings, with the config's values in place of empty ones.
 
     Raises:
-      UserError: the model cannot be run at a length, or the protocol, the scaling or the data are malformed.
+      UserError: the model cannot be run at a length, or the protocol, the scaling or the data is malformed.
     """
     evaluation = config.evaluation
     lengths = settings.lengths or tuple(evaluation.lengths)
@@ -60,19 +60,17 @@ def resolve(settings: Settings, config: Plan) -> Settings:
     )
     perplexity.check_lengths(config, settings.lengths)
     protocol(settings.protocol, settings.lengths)
-    if (
-        settings.extend
-    ):  # how far segments ran is measured later; a malformed scaling is refused now
+    if settings.extend:  # checked here; the mean number of segments is measured later
         loaded.extended(config, settings.extend, {"segment": 1.0})
     spec.parse_evaluation(settings.data, "--data")
     return settings
 
 
-def documents(config: Config, tokenizer, settings: Settings) -> Iterator[dict]:
+def documents(config: Config, tokenizer: Tokenizer, settings: Settings) -> Iterator[dict]:
     """Yields the documents to evaluate on: {"set": str, "tokens": (T,) int32} each.
 
     Args:
-      config: says how faults of the data are treated. settings: resolved.
+      config: its `data.on_error` applies. settings: resolved.
 
     Raises:
       UserError: the source cannot be read, has none of the sets, or was prepared with another
@@ -80,14 +78,14 @@ def documents(config: Config, tokenizer, settings: Settings) -> Iterator[dict]:
     """
     source, sets = spec.parse_evaluation(settings.data, "--data"), settings.sets
     if source.kind == spec.PREPARED:
-        read = prepared.documents(source, sets, tokenizer)
+        source_documents = prepared.documents(source, sets, tokenizer)
     else:
-        read = (
+        source_documents = (
             {"set": d["set"], "tokens": tokenizer.encode(d["text"])}
             for d in sources.documents(source, sets, sources.policy_of(config))
         )
     present = set()
-    for document in read:
+    for document in source_documents:
         present.add(document["set"])
         yield document
     if missing := [name for name in sets if name not in present]:
@@ -107,13 +105,13 @@ class Evaluator:
     def __init__(self, loaded_model: loaded.LoadedModel, settings: Settings):
         config, tokenizer = loaded_model.config, loaded_model.tokenizer
         self.settings = settings = resolve(settings, config)
-        read = list(documents(config, tokenizer, settings))
+        held_out = list(documents(config, tokenizer, settings))
         if settings.extend:
-            config = _extended(config, loaded_model.rule, settings, read)
+            config = _extended(config, settings, held_out)
             loaded_model = dataclasses.replace(loaded_model, config=config)
         self._evaluation = perplexity.Evaluation(
             loaded_model,
-            read,
+            held_out,
             tokenizer.byte_lengths(),
             settings.lengths,
             protocol(settings.protocol, settings.lengths),
@@ -131,14 +129,14 @@ class Evaluator:
         }
 
     def __call__(self, params: dict, name: str, step: int | None) -> dict:
-        """What evaluation.json holds, of parameters on the same devices as those of `loaded.load`."""
+        """The content of evaluation.json, for parameters sharded as those of the loaded model."""
         return {"name": name, "step": step, **self._head, **self._evaluation(params)}
 
 
-def _extended(config: Plan, rule: Rule, settings: Settings, read: list) -> Plan:
-    """The config with its rotary encoding scaled. How far segments ran in training is measured here."""
-    tokens = [document["tokens"] for document in read]
-    blocks = perplexity.training_range(tokens, config.sequence_length, rule)
+def _extended(config: Plan, settings: Settings, held_out: list[dict]) -> Plan:
+    """The config with its rotary encoding scaled by the mean number of segments in training blocks."""
+    tokens = [document["tokens"] for document in held_out]
+    blocks = perplexity.training_range(tokens, config.sequence_length, config.segment_rule)
     return loaded.extended(config, settings.extend, {"segment": blocks["segments"]})
 
 
@@ -151,9 +149,9 @@ def write(result: dict, output: str) -> None:
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "", **changes) -> dict:
-    """Scores a checkpoint at each length, and writes what `write` writes.
+    """Scores a checkpoint at each length, and writes the files of `write`.
 
-    All processes of a program call it; the first one writes. It prints nothing.
+    All processes of a program call it; the first one writes.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
@@ -161,7 +159,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "", **cha
       **changes: fields of `settings` by name, such as lengths=(256, 512).
 
     Returns:
-      What evaluation.json holds; docs/evaluation.md describes it.
+      The content of evaluation.json; docs/evaluation.md describes it.
 
     Raises:
       UserError: a wrong input; see docs/evaluation.md.

@@ -1,7 +1,7 @@
 """Evaluates each checkpoint of a run while another process trains it: `evaluate --follow`.
 
-It only reads the run's checkpoints. Each is evaluated once: OUTPUT/evaluations/STEP.json says that it
-was, also to a follower that is started again. Checkpoints may be deleted at any time.
+It only reads the run's checkpoints. Each is evaluated once, even by a follower that is restarted:
+OUTPUT/evaluations/STEP.json records it. Checkpoints may be deleted at any time.
 """
 
 import logging
@@ -16,22 +16,22 @@ from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
-_PAUSE = 2.0  # seconds between looks at the directory
-_VANISHING = 10.0  # seconds that deleting a checkpoint may take
+_PAUSE = 2.0  # seconds between listings of the directory
+_DELETION = 10.0  # seconds that deleting a checkpoint may take
 
 
 def follow(path: str, settings: Settings, output: str = "") -> None:
-    """Evaluates every complete checkpoint, those of the past too, until the run's last step.
+    """Evaluates every complete checkpoint, existing and new, until the run's last step.
 
-    Checkpoints that are deleted before they are read are named and skipped. evaluation.json,
+    Checkpoints that are deleted before they are read are logged and skipped. evaluation.json,
     extrapolation.png and report.html are of the latest step.
 
     Args:
-      path: the run's workdir, which may not be there yet.
+      path: the run's workdir, which may not exist yet.
       output: directory for the files; "" takes `path`.
 
     Raises:
-      UserError: a wrong input, several processes, or another follower writes to the same directory.
+      UserError: a wrong input, several processes, or another follower that writes to the directory.
     """
     if os.path.isdir(os.path.join(path, "params")):
         raise UserError(f"{path} is one checkpoint, not a run: give the run's workdir to follow it")
@@ -68,7 +68,7 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
             _LOG.info(f"step {step}")
             result = evaluator(model.params, name, step)
             write(result, output)
-            files.write_json(os.path.join(directory, f"{step}.json"), result)  # now it is done
+            files.write_json(os.path.join(directory, f"{step}.json"), result)
         elif last is None and done and (model := _load(path, max(done))):
             last = model.config.steps
         elif last in done:
@@ -82,11 +82,11 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
 
 
 def _load(path: str, step: int) -> loaded.LoadedModel | None:
-    """The model of a checkpoint, or None if it is deleted meanwhile."""
+    """The model of a checkpoint, or None if the checkpoint is deleted meanwhile."""
     try:
         return loaded.load(path, step=step)
-    except Exception:  # any, of a reader whose files vanish
-        until = time.monotonic() + _VANISHING
+    except Exception:  # of any kind, if the files are deleted while they are read
+        until = time.monotonic() + _DELETION
         while step in checkpoint.steps(path):
             if time.monotonic() > until:
                 raise

@@ -1,4 +1,4 @@
-"""A model as EleutherAI's lm-evaluation-harness (extra `eval`) wants it."""
+"""A model with the interface of EleutherAI's lm-evaluation-harness (extra `eval`)."""
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
@@ -11,19 +11,17 @@ from bipe_jax.evaluation import decode, loaded, scoring
 from bipe_jax.evaluation.perplexity import check_lengths
 from bipe_jax.evaluation.protocols import Window
 
-_NEW_TOKENS = 256  # where a task does not say; the harness's own number
+_NEW_TOKENS = 256  # the harness's default
 
 
 class Harness(TemplateLM):
     """Answers the harness's requests.
 
-    Texts begin with BOS; what is longer than `max_length` loses its beginning, as in the harness's own
-    models. Requests are answered in an order of their lengths, but each by itself: the others in its
-    batch do not change it.
+    Texts begin with BOS; texts longer than `max_length` lose their beginning, as in the harness's own
+    models. Requests are sorted by length; the others in a batch do not change an answer.
 
     Args:
-      loaded_model: the model.
-      max_length: tokens that it is given at most.
+      max_length: the largest number of tokens of a text.
 
     Raises:
       UserError: the model cannot be run at that length, or its tokenizer has neither BOS nor EOS.
@@ -57,15 +55,18 @@ class Harness(TemplateLM):
         return tokens[1:] if bos and add_special_tokens is False else tokens
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness does. If the continuation has merged into the context's last token, and
-        nothing were left to score, that token is scored: else this answer would be certain."""
+        """The tokens of context and continuation, as the harness splits them.
+
+        If the continuation has merged into the context's last token, that token is scored: an empty
+        continuation would be certain.
+        """
         context_tokens, tokens = super()._encode_pair(context, continuation)
         if not tokens and (whole := self.tok_encode(context + continuation)) != context_tokens:
             return whole[:-1], whole[-1:]
         return context_tokens, tokens
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
-        """Of (texts, context, continuation) each: (log-probability of the continuation, is greedy)."""
+        """(Log-probability, is greedy) of the continuation of each (texts, context, continuation)."""
         documents, windows = [], []
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
@@ -85,14 +86,11 @@ class Harness(TemplateLM):
         with tqdm(total=len(windows), disable=disable_tqdm, desc="Log-likelihoods") as bar:
             for size, some in buckets.items():
                 scored = [w for w in some if w.scored]  # an empty continuation is certain
-                found = (
-                    self._scorer(self.loaded_model.params, documents, scored, size)
-                    if scored
-                    else []
-                )
-                for window, (log_probs, likeliest) in zip(scored, found, strict=True):
+                params = self.loaded_model.params
+                scores = self._scorer(params, documents, scored, size) if scored else []
+                for window, (log_probs, likeliest) in zip(scored, scores, strict=True):
                     total = float(log_probs.sum(dtype=np.float64))
-                    if np.isnan(total):  # the harness would take the first choice
+                    if np.isnan(total):  # the harness would choose the first answer
                         raise UserError("log-probabilities are no numbers: the model has diverged")
                     answers[window.document] = (total, bool(likeliest.all()))
                 bar.update(len(some))
@@ -102,12 +100,12 @@ class Harness(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Each token of the texts once, in windows of `max_length` that overlap by one token."""
+        """Scores each token of the texts once, in windows of `max_length` that overlap by one token."""
         parts, owners = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            found = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
-            for context, continuation in map(make_disjoint_window, found):
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            for context, continuation in map(make_disjoint_window, windows):
                 parts.append((None, context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
@@ -123,8 +121,8 @@ class Harness(TemplateLM):
         groups: dict[tuple, list[int]] = {}
         settings = [normalize_gen_kwargs(r.args[1], _NEW_TOKENS) for r in requests]
         contexts = []
-        for number, (request, given) in enumerate(zip(requests, settings, strict=True)):
-            count = given["max_gen_toks"]
+        for number, (request, options) in enumerate(zip(requests, settings, strict=True)):
+            count = options["max_gen_toks"]
             if not 0 < count < self.max_length:
                 raise UserError(
                     f"--max_length={self.max_length:,} has no room for max_gen_toks={count:,} and a text"
@@ -132,26 +130,26 @@ class Harness(TemplateLM):
             tokens = self.tok_encode(request.args[0]) or [self.prefix_token_id]
             contexts.append(np.array(tokens, np.int32)[count - self.max_length :])
             sampling = decode.Sampling(
-                # Sampling that does not say how is from the model's own probabilities.
-                float(given.get("temperature", 1)) if given["do_sample"] else 0.0,
-                int(given.get("top_k", 0)),
-                float(given.get("top_p", 1)),
+                # The default is to sample from the model's own probabilities.
+                float(options.get("temperature", 1)) if options["do_sample"] else 0.0,
+                int(options.get("top_k", 0)),
+                float(options.get("top_p", 1)),
             )
             decode.check_sampling(sampling)
             size = min(decode.bucket(len(contexts[-1]) + count), self.max_length)
-            groups.setdefault((-size, count, sampling, tuple(given["until"])), []).append(number)
+            groups.setdefault((-size, count, sampling, tuple(options["until"])), []).append(number)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Generating") as bar:
             for size, count, sampling, until in sorted(groups, key=lambda group: group[:2]):
                 numbers = groups[size, count, sampling, until]
-                rows = self._scorer.batch_rows(-size, len(numbers))
+                rows = self.loaded_model.batch_rows(-size, len(numbers))
                 for start in range(0, len(numbers), rows):
                     some = numbers[start : start + rows]
                     texts = [contexts[i] for i in some]
-                    # The seed differs from batch to batch: a task that asks the same several times
-                    # wants several answers.
-                    found = self._continue(texts, -size, count, sampling, until, seed=some[0])
-                    for i, answer in zip(some, found, strict=True):
+                    # The seed differs between batches: a task that repeats a request wants
+                    # different answers.
+                    batch = self._continue(texts, -size, count, sampling, until, seed=some[0])
+                    for i, answer in zip(some, batch, strict=True):
                         answers[i] = answer
                         self.cache_hook.add_partial("generate_until", requests[i].args, answer)
                     bar.update(len(some))
@@ -160,24 +158,24 @@ class Harness(TemplateLM):
     def _continue(self, contexts, size: int, count: int, sampling, until, seed: int) -> list[str]:
         if size not in self._generators:
             self._generators[size] = decode.Generator(self.loaded_model, size)
-        decoded, ends = self.loaded_model.tokenizer.decode, self.loaded_model.tokenizer.ends
-        before = [decoded(context) for context in contexts]
-        held = [context.tolist() for context in contexts]
+        tokenizer = self.loaded_model.tokenizer
+        prompts = [tokenizer.decode(context) for context in contexts]
+        rows = [context.tolist() for context in contexts]
         answers = [""] * len(contexts)
         open_rows = set(range(len(contexts)))
         stream = self._generators[size].stream(
-            contexts, count, sampling=sampling, stop=ends, seed=seed
+            contexts, count, sampling=sampling, stop=tokenizer.ends, seed=seed
         )
         for tokens in stream:
             for row in list(open_rows):
                 if tokens[row] is None:
                     open_rows.remove(row)
                     continue
-                held[row].append(tokens[row])
-                text = decoded(held[row])[len(before[row]) :]
-                places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
-                answers[row] = text[: min(places)] if places else text
-                if places:
+                rows[row].append(tokens[row])
+                text = tokenizer.decode(rows[row])[len(prompts[row]) :]
+                stops = [index for stop in until if stop and (index := text.find(stop)) >= 0]
+                answers[row] = text[: min(stops)] if stops else text
+                if stops:
                     open_rows.remove(row)
             if not open_rows:
                 break

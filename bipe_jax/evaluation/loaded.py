@@ -1,4 +1,4 @@
-"""A checkpoint's model on the devices that are here: what evaluation and decoding run."""
+"""A checkpoint's model on all devices, as evaluation and decoding run it."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ import numpy as np
 
 from bipe_jax import checkpoint, model, positions, segments, sharding
 from bipe_jax.data.tokenizer import Tokenizer
+from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
 
@@ -18,17 +19,17 @@ class LoadedModel:
     """A model whose parameters lie on a mesh of all devices.
 
     Attributes:
-      config: with its segment rule and a mesh of the devices that are here; encodings that act on
-        logits are computed exactly.
+      config: with its segment rule and a mesh of all devices; encodings that act on logits are
+        computed exactly.
       params: sharded over `mesh`.
-      tokenizer: None for a model that came without one.
-      step: of training, None for a model that came from elsewhere.
+      tokenizer_if_any: None for a model without one.
+      step: of training; None for a model that was not read from a checkpoint.
     """
 
     config: Plan
     params: dict
     mesh: jax.sharding.Mesh
-    tokenizer: Tokenizer | None = None
+    tokenizer_if_any: Tokenizer | None = None
     step: int | None = None
 
     @property
@@ -36,17 +37,37 @@ class LoadedModel:
         """The segment rule."""
         return self.config.segment_rule
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises UserError if the model has none."""
+        if self.tokenizer_if_any is None:
+            raise UserError("the model has no tokenizer: it can be applied to token ids alone")
+        return self.tokenizer_if_any
 
-def place(config: Plan, params: dict, tokenizer=None, step=None) -> LoadedModel:
-    """Puts a model on all devices of all processes, each of which has all parameters."""
-    config = _on_all_devices(config)
+    def batch_rows(self, length: int, rows: int) -> int:
+        """How many of `rows` rows run at a time: as many as `evaluation.batch_tokens` allows."""
+        shards = sharding.batch_shards(self.mesh)
+        most = max(self.config.evaluation.batch_tokens // length // shards, 1) * shards
+        return min(most, -(-rows // shards) * shards)
+
+    def shard(self, batch: dict) -> dict:
+        """Arrays (rows, L) on the devices, sharded as a batch."""
+        axes = sharding.batch_sharding(self.mesh)
+        return {name: sharding.place(array, axes) for name, array in batch.items()}
+
+
+def on_all_devices(
+    config: Plan, params: dict, tokenizer: Tokenizer | None = None, step: int | None = None
+) -> LoadedModel:
+    """Shards a model, which each process has in full, over all devices of all processes."""
+    config = _with_all_devices(config)
     mesh = sharding.make_mesh(config)
     params = jax.tree.map(sharding.place, params, _shardings(config, mesh, params))
     return LoadedModel(config, params, mesh, tokenizer, step)
 
 
-def _on_all_devices(config: Plan) -> Plan:
-    """The config, with a mesh of what is here, whatever mesh it was trained on."""
+def _with_all_devices(config: Plan) -> Plan:
+    """The config with a mesh of all devices, whatever mesh the model was trained on."""
     fsdp = math.gcd(jax.device_count(), config.model.width)
     mesh = {"devices": 0, "data": 0, "fsdp": fsdp, "tensor": 1, "context": 1}
     return with_exact_encodings(config).replace(
@@ -55,12 +76,12 @@ def _on_all_devices(config: Plan) -> Plan:
 
 
 def with_exact_encodings(config: Plan) -> Plan:
-    """The config without kernels that round what acts on logits to the compute dtype."""
+    """The config without kernels that round terms of the logits to the compute dtype."""
     return config.replace({"model.attention": "chunked"}) if config.encodings.scoring else config
 
 
 def _shardings(config: Plan, mesh: jax.sharding.Mesh, params: dict) -> dict:
-    """The sharding of each parameter. Of the arguments only the names of the parameters count."""
+    """The sharding of each parameter; of `params` only the names count."""
     declared = model.declared(config)
     return jax.tree.map(
         lambda name: jax.sharding.NamedSharding(mesh, declared[name].axes), sharding.names(params)
@@ -68,46 +89,46 @@ def _shardings(config: Plan, mesh: jax.sharding.Mesh, params: dict) -> dict:
 
 
 def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
-    """Texts (L,) of different lengths as one batch.
+    """Token sequences (L,) of different lengths as one batch.
 
-    Padding stands behind each text, where causal attention does not see it, and has the coordinates
-    of the last token: no coordinate is larger than the text's own.
+    Padding follows each sequence, where causal attention does not see it, and has the coordinates of
+    the last token, so that no coordinate is larger than the sequence's own.
 
     Returns:
       "tokens" and the coordinates: (rows, width) int32 each.
     """
     tokens = np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
-    found = segments.coordinates(tokens.astype(np.int32), rule)
+    coordinates = segments.coordinates(tokens.astype(np.int32), rule)
     last = np.array([[len(row) - 1] for row in rows])
     inside = np.arange(width) <= last
-    found = {
+    coordinates = {
         name: np.where(inside, array, np.take_along_axis(array, last, axis=1))
-        for name, array in found.items()
+        for name, array in coordinates.items()
     }
-    return found | {"tokens": tokens.astype(np.int32)}
+    return coordinates | {"tokens": tokens.astype(np.int32)}
 
 
-def extended(config: Plan, spec: str, ran: Mapping[str, float] = MappingProxyType({})) -> Plan:
+def extended(config: Plan, spec: str, measured: Mapping[str, float] = MappingProxyType({})) -> Plan:
     """The config with its rotary encodings scaled, see `positions.extend`."""
-    return config.replace({"position.relative": positions.extend(config, spec, ran)})
+    return config.replace({"position.relative": positions.extend(config, spec, measured)})
 
 
-def load(path, extend: str = "", step: int | None = None) -> LoadedModel:
-    """Reads a checkpoint; each process reads what its devices hold, none all of it.
+def load(path: str, extend: str = "", step: int | None = None) -> LoadedModel:
+    """Reads a checkpoint; each process reads only the shards of its devices.
 
     Args:
       path, step: see `checkpoint.load`.
-      extend: a scaling of its rotary encoding, see `positions.extend`.
+      extend: a scaling of the rotary encoding, see `positions.extend`.
 
     Raises:
-      UserError: as those do.
+      UserError: as `checkpoint.load` and `positions.extend`.
     """
     meta, shapes = checkpoint.describe(path, step)
     config = extended(meta.config, extend) if extend else meta.config
-    config = _on_all_devices(config)
+    config = _with_all_devices(config)
     mesh = sharding.make_mesh(config)
     abstract = jax.tree.map(
-        lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         shapes,
         _shardings(config, mesh, shapes),
     )

@@ -1,6 +1,6 @@
 """Perplexity on held-out text during training, every `config.evaluation.every` steps.
 
-It is measured at the training length and at one longer, of the same target tokens, by the protocol
+It is measured at the training length and at one longer length, on the same target tokens, by the protocol
 same-tokens of `protocols`. Parameters stay on the devices that train them.
 """
 
@@ -8,6 +8,7 @@ import logging
 
 import jax
 
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import evaluator, loaded, perplexity
 from bipe_jax.evaluation.protocols import protocol
@@ -18,12 +19,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def lengths(config: Plan) -> tuple[int, ...]:
-    """The training length, and the next of `evaluation.lengths` above it.
+    """The training length, and the next length of `evaluation.lengths` above it.
 
-    If there is none, the second is twice the training length, where the model can be run there.
+    Without such a length the second is twice the training length, if the model can be run there.
 
     Raises:
-      UserError: the model cannot be run at the longer length, or it does not divide over `mesh.context`.
+      UserError: the model cannot be run at the longer length.
     """
     training = config.sequence_length
     if longer := [length for length in config.evaluation.lengths if length > training]:
@@ -40,14 +41,14 @@ class PeriodicEvaluation:
     All processes of the run make one, and call it for the same steps.
 
     Args:
-      config: of the run, with its segment rule. mesh: that the run trains on.
-      tokenizer: of the run.
+      config: of the run, with its segment rule. mesh: of the run.
 
     Raises:
-      UserError: `data.evaluation` cannot be read, no document is long enough, or as `lengths`.
+      UserError: `data.evaluation` cannot be read, no document is long enough, or a length does not
+        divide over `mesh.context`; and as `lengths`.
     """
 
-    def __init__(self, config: Plan, mesh: jax.sharding.Mesh, tokenizer):
+    def __init__(self, config: Plan, mesh: jax.sharding.Mesh, tokenizer: Tokenizer):
         settings = evaluator.resolve(evaluator.Settings(lengths=lengths(config)), config)
         for length in settings.lengths:
             if length % mesh.shape["context"]:
@@ -66,11 +67,11 @@ class PeriodicEvaluation:
         )
 
     def __call__(self, params: dict) -> list[dict]:
-        """Scores parameters, which it neither moves nor changes.
+        """Scores parameters, in place and without changing them.
 
         Returns:
-          For each set and length {"set": str, "length": tokens, "loss": nats a token, "tokens": that were
-          scored}. The loss of parameters that have diverged is not finite.
+          For each set and length {"set", "length", "loss" (nats a token), "tokens" (number of targets)}.
+          The loss of parameters that have diverged is not finite.
         """
         return [
             {

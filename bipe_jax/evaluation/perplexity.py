@@ -1,8 +1,8 @@
-"""Perplexity by length, with its errors, where in a block the loss lies, and what training never saw."""
+"""Perplexity by length, with standard errors, loss by coordinate, and coordinates unseen in training."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,20 +12,21 @@ from bipe_jax.evaluation import loaded, scoring
 from bipe_jax.evaluation.protocols import Protocol
 from bipe_jax.loss import LARGEST
 from bipe_jax.loss import perplexity as perplexity_of
+from bipe_jax.plan import Plan
 
 _RESAMPLES = 1000
-_TRAINING_BLOCKS = 4096  # of each set, that are looked at to see what training can have seen
+_TRAINING_BLOCKS = 4096  # of each set, from which the range of coordinates in training is measured
 
 
-def check_lengths(config, lengths: Sequence[int]) -> None:
+def check_lengths(config: Plan, lengths: Sequence[int]) -> None:
     """Raises UserError if the model cannot be run at these lengths."""
     if not lengths or min(lengths) < 2:
         raise UserError(f"evaluation.lengths={lengths} must be lengths of at least 2 tokens")
     config.encodings.check_length(max(lengths))
 
 
-def default_lengths(config, multiples: Sequence[int]) -> tuple[int, ...]:
-    """Those multiples of the training length, 1 the first, that the model can be run at."""
+def default_lengths(config: Plan, multiples: Sequence[int]) -> tuple[int, ...]:
+    """Those multiples of the training length that the model can be run at."""
 
     def runs(length):
         try:
@@ -41,12 +42,12 @@ def default_lengths(config, multiples: Sequence[int]) -> tuple[int, ...]:
 def bootstrap(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Resampled ratios sum(totals) / sum(counts), (1000,), with documents drawn with replacement.
 
-    The units are documents since the tokens of one are alike (Efron & Tibshirani 1993, chapter 6). The
-    draws follow from the number of documents alone: two models, or two lengths, get the same ones.
+    The units are documents since the tokens of one are correlated (Efron & Tibshirani 1993, chapter 6).
+    The samples depend only on the number of documents: two models, or two lengths, get the same ones.
     """
     n = len(totals)
-    drawn = np.random.RandomState(0).randint(0, n, (_RESAMPLES, n))
-    return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    indices = np.random.RandomState(0).randint(0, n, (_RESAMPLES, n))
+    return totals[indices].sum(axis=1) / counts[indices].sum(axis=1)
 
 
 def edges(name: str, largest: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def edges(name: str, largest: int) -> np.ndarray:
 
 
 def breakdown(name: str, values: np.ndarray, losses: np.ndarray) -> list[dict]:
-    """Mean loss of the targets whose coordinate (n,) lies in each bin; empty bins are left out.
+    """Mean loss of the targets by bins of a coordinate (n,); empty bins are left out.
 
     Returns:
       {"from", "to", "loss" (nats a token), "tokens"} each; from and to are inclusive.
@@ -83,8 +84,8 @@ def breakdown(name: str, values: np.ndarray, losses: np.ndarray) -> list[dict]:
     ]
 
 
-def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
-    """What blocks of the training length hold of these documents: what a model can have seen.
+def training_range(documents: Sequence[np.ndarray], length: int, rule: segments.Rule) -> dict:
+    """The range of coordinates in blocks of the training length, which a model can have seen.
 
     Returns:
       "position", "segment", "offset": the largest value. "segments": the mean number of segments.
@@ -95,7 +96,7 @@ def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
         for start in range(0, len(tokens) - length + 1, length)
     ]
     step = -(-len(blocks) // _TRAINING_BLOCKS) if blocks else 1
-    # Documents shorter than a block are seen as they are.
+    # If all documents are shorter than a block, they are the blocks.
     blocks = blocks[::step] or [tokens for tokens in documents if len(tokens)]
     largest: dict[str, int] = {}
     counts = []
@@ -109,23 +110,31 @@ def training_range(documents: Sequence[np.ndarray], length: int, rule) -> dict:
 class Evaluation:
     """Held-out documents and the windows of them that a model is scored on, at each length.
 
-    Made once, it scores any parameters of the model's shape without compiling again.
+    It scores any parameters of the model's shapes without compiling again.
 
     Args:
-      loaded_model: the model; its own parameters do not count.
+      loaded_model: the model, of which the parameters are not used.
       documents: {"set": str, "tokens": (T,) int32} each.
       byte_lengths: (V,) bytes of text of each token id.
-      lengths: tokens of input, any order.
+      lengths: in tokens, in any order.
       protocol: see `protocols`.
-      progress: called with a line now and then.
-      windows: of the shortest length's targets, a data set; 0: the config's `evaluation.windows`.
+      progress: called with a line for each result.
+      windows: number of windows of the shortest length, for each data set; 0: `evaluation.windows`.
 
     Raises:
       UserError: no document is long enough, or the model cannot run at these lengths.
     """
 
-    def __init__(self, loaded_model: loaded.LoadedModel, documents, byte_lengths, lengths,
-                 protocol: Protocol, progress=lambda text: None, windows: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        loaded_model: loaded.LoadedModel,
+        documents: Iterable[dict],
+        byte_lengths: np.ndarray,
+        lengths: Sequence[int],
+        protocol: Protocol,
+        progress: Callable[[str], object] = lambda text: None,
+        windows: int = 0,
+    ):
         config = loaded_model.config
         self._lengths = sorted(set(lengths))
         check_lengths(config, self._lengths)
@@ -161,7 +170,7 @@ class Evaluation:
         blocks = [segments.coordinates(text, self._rule) for text in texts]
 
         def joined(coordinate, first, last):
-            """Of the tokens from `first` to `last` of each window, counted from its end."""
+            """A coordinate of the tokens `first` … `last` of each window, counted from its end."""
             return np.concatenate(
                 [b[coordinate][first(w) : last] for b, w in zip(blocks, windows, strict=True)]
             )
@@ -187,7 +196,7 @@ class Evaluation:
             windows=windows,
             owners=owners,
             bytes=np.bincount(owners, byte_lengths[targets]),
-            # Of the place that it is predicted from, 0 … length - 1; and of the target itself.
+            # The position is of the token before the target, 0 … length - 1; others are of the target.
             coordinates={
                 "position": joined("position", lambda w: -w.scored - 1, -1),
                 "offset": joined("offset", lambda w: -w.scored, None),
@@ -206,7 +215,7 @@ class Evaluation:
         """Yields each set at each length, and the losses of its targets (n,), float64 nats.
 
         Args:
-          params: on the devices of the model's mesh.
+          params: sharded over the model's mesh.
         """
         for part in self._parts:
             scores = self._scorer(params, self._sets[part.name], part.windows, part.length)
@@ -214,17 +223,17 @@ class Evaluation:
             yield part, losses
 
     def __call__(self, params: dict) -> dict:
-        """Scores parameters that lie on the devices of the model's mesh.
+        """Scores parameters that are sharded over the model's mesh.
 
         Returns:
           "results": a row for each set and length: "set", "length", "perplexity", "loss" (nats a
           token) and "bits_per_byte", each with "…_error" (standard error over documents, None for a
           single one), "tokens" (targets scored), "documents", "documents_too_short", and the
           statistics of segments. "breakdowns": the loss by coordinate of the targets. "unseen": how far
-          coordinates run beyond what training can have seen. docs/evaluation.md has their form.
+          coordinates exceed those in training. docs/evaluation.md describes them.
 
         Raises:
-          UserError: the loss is no number, or too large for a perplexity.
+          UserError: the loss is not finite, or too large for a perplexity.
         """
         result = {"results": [], "breakdowns": [], "unseen": []}
         for part, losses in self.scores(params):
@@ -245,19 +254,19 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One set at one length: everything but the scores."""
+    """One set at one length, without scores."""
 
     name: str
     length: int
     windows: list
-    owners: np.ndarray  # of each target, which of the documents that take part
-    bytes: np.ndarray  # of the targets of each of those documents
-    coordinates: dict  # of each target in its block, see `_part`
+    owners: np.ndarray  # index of each target's document, among those with targets
+    bytes: np.ndarray  # of the targets of each document
+    coordinates: dict  # of each target in its block, see `Evaluation._part`
     unseen: list
     facts: dict
 
     def loss(self, losses: np.ndarray) -> float:
-        """The mean, in nats a token."""
+        """The mean loss in nats a token."""
         return float(np.bincount(self.owners, losses).sum() / len(self.owners))
 
     def row(self, losses: np.ndarray) -> dict:

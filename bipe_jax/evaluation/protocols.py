@@ -1,14 +1,14 @@
-"""Which tokens of held-out documents are scored, and with how much text before them.
+"""Protocols: which tokens of held-out documents are scored, and with how much context.
 
-A *window* is a stretch of one document that the model reads at once; its last targets are scored. With
-each protocol all lengths score exactly the same tokens, so that they compare. Only documents long
-enough for the longest length take part.
+A *window* is a part of one document that the model reads at once; its last targets are scored. In each
+protocol all lengths score exactly the same tokens, so that their results compare. Only documents long
+enough for the longest length are used.
 
-| protocol       | context of a target at length l                                                |
-|----------------|--------------------------------------------------------------------------------|
-| same-tokens    | up to l tokens: as many as l allows, in blocks that end with the same targets  |
-| non-overlapping| what its block of l tokens has before it: none at a block's start (the papers')|
-| sliding:S      | between l - S + 1 and l tokens, or what the document has; windows S tokens apart|
+| protocol        | context of a target at length l                                              |
+|-----------------|------------------------------------------------------------------------------|
+| same-tokens     | up to l tokens, in blocks that end with the same targets                     |
+| non-overlapping | the tokens before it in its block of l tokens: none at the start (as papers) |
+| sliding:S       | l - S + 1 to l tokens, or the document's start; windows are S tokens apart   |
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Attributes:
-    name: as it was asked for, such as "sliding:128".
-    windows: (tokens of each document, a length, all lengths, limit) -> list of Window. The limit is
-      how many windows of the shortest length's targets there may be, spread evenly over documents.
+    """A protocol.
+
+    Attributes:
+      name: such as "sliding:128".
+      windows: (tokens of each document, a length, all lengths, limit) -> list of Window. The limit is the
+        largest number of windows of the shortest length, which are spread evenly over documents.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Protocol:
 
 
 def protocol(name: str, lengths: Sequence[int]) -> Protocol:
-    """The protocol of a name. Raises UserError if it is unknown, or its stride does not fit."""
+    """The protocol of a name. Raises UserError if it is unknown, or its stride is out of range."""
     if name == SAME_TOKENS:
         return Protocol(name, _same_tokens)
     if name == NON_OVERLAPPING:
@@ -64,11 +66,11 @@ def protocol(name: str, lengths: Sequence[int]) -> Protocol:
 
 
 def _spread(candidates: list, limit: int) -> list:
-    """At most `limit` of them, evenly spaced."""
+    """At most `limit` candidates, evenly spaced."""
     if len(candidates) <= limit:
         return candidates
-    chosen = np.linspace(0, len(candidates) - 1, limit).round().astype(int)
-    return [candidates[i] for i in chosen]
+    indices = np.linspace(0, len(candidates) - 1, limit).round().astype(int)
+    return [candidates[i] for i in indices]
 
 
 def _same_tokens(document_lengths, length, lengths, limit) -> list[Window]:
@@ -82,7 +84,7 @@ def _same_tokens(document_lengths, length, lengths, limit) -> list[Window]:
 
 
 def _stretches(document_lengths, lengths, limit) -> list[tuple[int, int]]:
-    """(document, first): each has the targets first + 1 … first + the longest length."""
+    """(document, first) of parts with the targets first + 1 … first + the longest length."""
     longest = max(lengths)
     candidates = [
         (document, first)

@@ -1,13 +1,16 @@
-"""The result of an evaluation as text for a terminal."""
+"""The results of evaluations as text for a terminal."""
+
+import math
+import statistics
 
 from bipe_jax.report.text import table, visible
 
 
 def tables(result: dict, output: str) -> str:
-    """What was measured, as tables, and where it was written.
+    """The tables of an evaluation, and the paths of its files.
 
     Args:
-      result: of `evaluator.evaluate`. output: the directory with its files.
+      result: of `evaluator.evaluate`. output: the directory of the files.
     """
     head = (
         f"{result['protocol']}; {result['bos_rule']}; rule {result['segment_rule']}; trained at "
@@ -23,7 +26,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _perplexities(rows: list[dict]) -> str:
-    """Perplexity ± its standard error over documents, and what it was scored on."""
+    """Perplexity ± its standard error over documents, and statistics of the data."""
     head = ("data set", "length", "perplexity", "±", "bits/byte", "±", "tokens", "docs",
             "tokens/segment", "p99", "segments")  # fmt: skip
     lines = [
@@ -46,7 +49,7 @@ def _perplexities(rows: list[dict]) -> str:
 
 
 def _unseen(rows: list[dict]) -> str:
-    """How far each coordinate runs, and the share of the targets that lie beyond training's range."""
+    """The largest value of each coordinate, and the share of targets beyond the range in training."""
     head = ["beyond training", "length"]
     coordinates = list(dict.fromkeys(row["coordinate"] for row in rows))
     for name in coordinates:
@@ -58,3 +61,37 @@ def _unseen(rows: list[dict]) -> str:
         )
         line += [f"{row['max']:,} / {row['trained_max']:,}", f"{row['share']:.0%}"]
     return table(tuple(head), [tuple(line) for line in lines.values()])
+
+
+_SPANS = {
+    "segment": {
+        "own segment": (0, 0),
+        "1 before": (1, 1),
+        "2-7": (2, 7),
+        "8 and more": (8, math.inf),
+    },
+    "position": {"0-15 tokens": (0, 15), "16-127": (16, 127), "128 and more": (128, math.inf)},
+}
+
+
+def attention(result: dict) -> str:
+    """Means over the heads for each length and layer; `result` is of `attention_distance.analyse`."""
+    columns: dict = {}
+    for row in result["heads"]:
+        line = columns.setdefault((row["length"], row["layer"]), {"entropy": [], "first token": []})
+        line["entropy"].append(row["entropy"])
+        line["first token"].append(row["first"])
+    for row in result["results"]:
+        for name, (low, high) in _SPANS[row["by"]].items():
+            share = sum(b["weight"] for b in row["bins"] if low <= b["from"] <= high)
+            columns[row["length"], row["layer"]].setdefault(name, []).append(share)
+    lines = [
+        (
+            f"{length:,}, {layer}",
+            f"{statistics.fmean(line.pop('entropy')):.2f}",
+            *(f"{statistics.fmean(shares):.1%}" for shares in line.values()),
+        )
+        for (length, layer), line in columns.items()
+    ]
+    names = [name for spans in _SPANS.values() for name in spans]
+    return table(("length, layer", "entropy", "first token", *names), lines)

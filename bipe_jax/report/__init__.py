@@ -1,1 +1,1 @@
-"""Pages and pictures of what evaluations measured: reads their JSON, knows neither data nor model."""
+"""Pages and pictures of evaluations, made from their JSON files without data or model."""

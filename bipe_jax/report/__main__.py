@@ -1,4 +1,4 @@
-"""Makes one HTML page of what evaluations measured:
+"""Makes one HTML page of the results of evaluations.
 
 python -m bipe_jax.report runs/quickstart [runs/rope runs/alibi] --output=report.html
 """

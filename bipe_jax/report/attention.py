@@ -15,7 +15,7 @@ _OF_HEADS = (  # title, field, factor
 
 
 def section(runs: Sequence[Run]) -> list[dict]:
-    """What the page shows of each run that has an attention.json."""
+    """The values of the page's section, for each run with an attention.json."""
     shown = []
     for run in runs:
         attention = run.attention
@@ -43,7 +43,7 @@ def _of(attention: Attention, by: str, length: int) -> list[HeadAttention]:
 
 
 def _means(run: str, attention: Attention, by: str, styles: dict[int, Style]) -> Figure:
-    """Mean over all layers and heads: a curve a length."""
+    """Mean over all layers and heads: a curve for each length."""
     curves = []
     for length, style in styles.items():
         rows = _of(attention, by, length)
@@ -87,7 +87,7 @@ def _map(run: str, attention: Attention, by: str, length: int) -> Figure:
 
 
 def _heads(run: str, rows: Sequence[Head]) -> list[Figure]:
-    """Heat maps of one number a head; the colour is strongest at the largest."""
+    """Heat maps of one number for each head; the colour is strongest at the largest."""
     shown = []
     for title, field, factor in _OF_HEADS if rows else ():
         top = max(getattr(row, field) for row in rows) or 1.0

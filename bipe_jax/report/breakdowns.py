@@ -1,4 +1,4 @@
-"""Loss by place in the block, and the places that training never saw."""
+"""Loss by coordinate, and the coordinates that training never saw."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _BY = {
 
 
 def section(runs: Sequence[Run]) -> list[dict]:
-    """What the page shows of each coordinate: a curve a run or, of a single run, a curve a length."""
+    """The values of the page's section: a curve for each run, or for each length of a single run."""
     parts = [
         (r.name, part, r.evaluation)
         for r in runs
@@ -50,7 +50,7 @@ def section(runs: Sequence[Run]) -> list[dict]:
 
 
 def _of_sets(styled: Sequence[tuple[Style, str, Breakdown, Evaluation]], axis: str) -> list[Figure]:
-    """For each data set, a curve for each breakdown."""
+    """A figure for each data set, with a curve for each breakdown."""
     figures = []
     for name in dict.fromkeys(part.set for _, _, part, _ in styled):
         curves, top, trained = [], 0, set()
@@ -60,8 +60,10 @@ def _of_sets(styled: Sequence[tuple[Style, str, Breakdown, Evaluation]], axis: s
             points = []
             for b in part.bins:
                 if b.tokens and b.loss is not None:
-                    where = f"{run}, {part.length:,} tokens, {part.by} {b}"
-                    text = f"{where}: {b.loss:.4f} nats, {b.tokens:,} tokens"
+                    text = (
+                        f"{run}, {part.length:,} tokens, {part.by} {b}: {b.loss:.4f} nats, "
+                        f"{b.tokens:,} tokens"
+                    )
                     points.append(Point(math.sqrt((b.low + 1) * (b.high + 1)) - 1, b.loss, text))
                     top = max(top, b.high)
             curves.append(Curve(style, points))
@@ -79,7 +81,7 @@ def _of_sets(styled: Sequence[tuple[Style, str, Breakdown, Evaluation]], axis: s
 
 
 def unseen(runs: Sequence[Run]) -> Table | None:
-    """The largest coordinates at each length, and how many of them are larger than in training."""
+    """The largest coordinates at each length, and the share that is larger than in training."""
     rows = [(run.name, row) for run in runs if run.evaluation for row in run.evaluation.unseen]
     if not rows:
         return None
@@ -91,7 +93,7 @@ def unseen(runs: Sequence[Run]) -> Table | None:
             cell = Markup('<span class="new">{}</span>').format(cell)
         key = (name, row.set, row.coordinate, f"{row.trained_max:,}")
         lines.setdefault(key, {})[row.length] = cell
-    first = 0 if len(runs) > 1 else 1  # whether the name of the run is a column
+    first = 0 if len(runs) > 1 else 1  # a single run has no column of names
     head = ["run", "data set", "coordinate", "trained to", *(f"{n:,}" for n in lengths)][first:]
     cells = [
         [*key[first:], *(of_key.get(n, "–") for n in lengths)] for key, of_key in lines.items()

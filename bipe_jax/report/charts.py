@@ -1,7 +1,7 @@
 """Charts: lines with error bars, bars, and fields of cells.
 
-A chart has a `size`, which is the width, height and margins of its panel, and draws itself on the
-panel's axes. `inline` makes the SVG for a page, `pictures` files.
+A chart has a `size`, the width, height and margins of its panel, and draws itself on the panel's axes.
+`inline` makes SVG for a page, `pictures` makes files.
 """
 
 import dataclasses
@@ -28,28 +28,28 @@ _MARKERS = "osD^vP"
 
 
 class Style(NamedTuple):
-    """How a curve looks: a name of the palette, and a marker of matplotlib."""
+    """The look of a curve: a name of the palette, and a marker of matplotlib."""
 
     name: str
     marker: str
 
     def line(self, **changes) -> dict:
-        """The style in matplotlib's words."""
+        """The style as arguments of matplotlib."""
         size = 5 if self.marker in ("s", "D") else 6
         look = {"color": colour(self.name), "marker": self.marker, "markersize": size}
         return look | {"linewidth": 1.6 if self.marker else 1} | changes
 
 
-OTHER = Style("other", "")  # of what has no colour of its own
+OTHER = Style("other", "")  # of curves without a colour of their own
 
 
 def series(number: int) -> Style:
-    """Of one of several things without an order."""
+    """The style of one of several curves without an order."""
     return Style(f"s{number % palette.SERIES}", _MARKERS[number % len(_MARKERS)])
 
 
 def ramp(number: int, count: int) -> Style:
-    """Of one of several things in order."""
+    """The style of one of several curves in order."""
     step = round(number * (palette.STEPS - 1) / max(count - 1, 1))
     return Style(f"r{step}", _MARKERS[number % len(_MARKERS)]) if count > 1 else series(0)
 
@@ -66,14 +66,14 @@ def key(style: Style) -> Markup:
 
 @figures.drawing()
 def inline(chart: "Lines | Bars | Field", title: str) -> Markup:
-    """The SVG of a chart for a page. title: for those who do not see it."""
+    """The SVG of a chart for a page, with a title for screen readers."""
     figure, (axes,) = figures.panels(*chart.size())
     chart.draw(axes)
     return figures.inline(figure, title, fixed=isinstance(chart, Field))
 
 
 class Point(NamedTuple):
-    """A point of a curve. error: half of its bar's height; 0: no bar."""
+    """A point of a curve. error: half the height of its bar; 0: no bar."""
 
     x: float
     y: float
@@ -82,14 +82,14 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points with one look."""
+    """Points with one style."""
 
     style: Style
     points: Sequence[Point]
 
 
-# Scales, as `set_xscale` takes them: even in doublings; the same with room for 0, bins that double
-# being even; even in doublings of the number + 1.
+# Arguments of `set_xscale`: logarithmic; logarithmic with room for 0, which makes doubling bins equal;
+# logarithmic in the number + 1.
 DOUBLINGS = {"value": "log", "base": 2}
 DOUBLING_BINS = {"value": "symlog", "base": 2, "linthresh": 1, "linscale": 0.5}
 DOUBLINGS_OF_NEXT = {"value": "function", "functions": (np.log1p, np.expm1)}
@@ -97,16 +97,16 @@ DOUBLINGS_OF_NEXT = {"value": "function", "functions": (np.log1p, np.expm1)}
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Curves with error bars; numbers that the y axis cannot have, such as NaN, are left out.
+    """Curves with error bars; values that the y axis cannot show, such as NaN, are left out.
 
     Attributes:
       x_name, y_name: of the axes, with units.
-      ticks: whole numbers; each is labelled or, as room goes, each second and so on.
-      trained: lengths on the x axis up to which models were trained.
+      ticks: whole numbers, of which as many are labelled as there is room for.
+      trained: training lengths, which are marked on the x axis.
       scale: of the x axis, one of the above.
       log: whether the y axis is logarithmic.
-      shares: the y axis begins at 0 and has percentages.
-      x_reach, y_reach: numbers without ticks that the axes reach, too.
+      shares: the y axis begins at 0 and shows percentages.
+      x_reach, y_reach: further numbers that the axes include, without ticks.
     """
 
     curves: Sequence[Curve]
@@ -141,10 +141,10 @@ class Lines:
                 xycoords=("data", "axes fraction"), textcoords="offset points",
                 ha="left" if is_left else "right",
             )  # fmt: skip
-        # Error bars stand beside each other.
-        beside = min(4, 14 / len(curves)) if any(p.error for p in points) else 0
+        # Error bars are drawn side by side.
+        shift = min(4, 14 / len(curves)) if any(p.error for p in points) else 0
         for number, curve in enumerate(curves):
-            _draw_curve(axes, curve, (number - (len(curves) - 1) / 2) * beside)
+            _draw_curve(axes, curve, (number - (len(curves) - 1) / 2) * shift)
 
     def _x_axis(self, axes: Axes) -> None:
         values = sorted(set(self.ticks))
@@ -197,10 +197,10 @@ def short(number: int) -> str:
     return f"{number:,}"
 
 
-def _draw_curve(axes: Axes, curve: Curve, aside: float) -> None:
-    """aside: how far to the right of its place."""
+def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
+    """Draws a curve, moved to the right by `shift`."""
     points = curve.points
-    moved = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
+    moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
 
     def add(xs, ys, **changes):
         look = curve.style.line(transform=moved, clip_on=False, **changes)
@@ -214,7 +214,7 @@ def _draw_curve(axes: Axes, curve: Curve, aside: float) -> None:
         if p.error and math.isfinite(p.error):
             ends = np.clip([p.y - p.error, p.y + p.error], *axes.get_ylim())
             parts.append(add([p.x, p.x], ends, marker="_", markersize=6, linewidth=1))
-        # Invisible, and easier to point at.
+        # An invisible marker that is easier to point at.
         parts.append(add([p.x], [p.y], linestyle="none", marker="s", markersize=18, alpha=0))
         tip(p.title, *parts)
 
@@ -229,7 +229,7 @@ class Bar(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """Bars of shares. top: the share that the picture's height stands for."""
+    """Bars of shares. top: the share at the full height."""
 
     bars: Sequence[Bar]
     top: float
@@ -248,13 +248,13 @@ class Bars:
         axes.tick_params(axis="x", length=0, pad=5)
         gap, least = count / axes.bbox.width, self.top / axes.bbox.height
         for i, bar in enumerate(self.bars):
-            high = max(bar.share, least) if bar.share else 0  # what is there shows
+            high = max(bar.share, least) if bar.share else 0  # small shares stay visible
             hit = _rectangle(axes, i, 0, 1, self.top, alpha=0)
             tip(bar.title, hit, _rectangle(axes, i + gap, 0, 1 - 2 * gap, high, fc=colour("bar")))
 
 
 class Cell(NamedTuple):
-    """A cell with a colour of a strength from 0 to 1 and a text, or with a chart of small bars."""
+    """A cell with a colour of strength 0 … 1 and a text, or with a chart of small bars."""
 
     title: str
     strength: float = 0.0
@@ -269,10 +269,10 @@ class Field:
     Attributes:
       rows, columns: keys and their labels, from the top and from the left.
       names: of the rows and of the columns.
-      cells: by their row's and column's keys; what is not there stays empty.
+      cells: by the keys of row and column; others are empty.
       wide: width of a cell without bars.
-      after: a line is drawn after so many columns; 0: none.
-      top: the share that the height of a cell with bars stands for.
+      after: number of columns before a vertical line; 0: none.
+      top: the share at the full height of a cell with bars.
       uniform: shares that are drawn as lines in each cell with bars.
     """
 
@@ -292,7 +292,7 @@ class Field:
         return width, tall * len(self.rows) + 40, Margins(left, width - left - across, 34, 6)
 
     def _cell_size(self) -> tuple[float, float, int]:
-        """Width and height of a cell, and from a bar to the next."""
+        """Width and height of a cell, and the distance between its bars."""
         if bars := max((len(cell.shares) for cell in self.cells.values()), default=0):
             step = max(60 // bars, 4)
             return step * bars + 8, 40, step
@@ -302,7 +302,7 @@ class Field:
         wide, tall, step = self._cell_size()
         rows = {key: tall * i for i, key in enumerate(self.rows)}
         columns = {key: wide * i for i, key in enumerate(self.columns)}
-        # The picture's own units.
+        # Data units are points.
         axes.set(xlim=(0, wide * len(columns)), ylim=(tall * len(rows), 0))
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
@@ -331,7 +331,7 @@ class Field:
             _dotted(axes, wide * self.after, 4)
 
     def _draw_bars(self, axes: Axes, x: float, floor: float, step: float, shares) -> list:
-        """The bars, from a lower left corner on, and the lines of `uniform`."""
+        """The bars, from their lower left corner, and the lines of `uniform`."""
 
         def tops(shares):
             heights = (34 * min(share / self.top, 1) for share in shares)
@@ -341,11 +341,11 @@ class Field:
             path = Path(np.reshape(ends, (-1, 2)), [Path.MOVETO, Path.LINETO] * len(ends))
             return axes.add_artist(PathPatch(path, fill=False, clip_on=False, zorder=2, **look))
 
-        standing = [((m, floor), (m, top)) for m, top in tops(shares) if floor - top >= 0.05]
-        lying = [((m - step / 2, top), (m + step / 2, top)) for m, top in tops(self.uniform)]
+        bars = [((m, floor), (m, top)) for m, top in tops(shares) if floor - top >= 0.05]
+        lines = [((m - step / 2, top), (m + step / 2, top)) for m, top in tops(self.uniform)]
         return [
-            segments(standing, ec=colour("bar"), lw=step - 1),
-            segments(lying, ec=(colour("ink"), 0.55), lw=1),
+            segments(bars, ec=colour("bar"), lw=step - 1),
+            segments(lines, ec=(colour("ink"), 0.55), lw=1),
         ]
 
 
@@ -355,7 +355,7 @@ def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **lo
 
 
 def _dotted(axes: Axes, x: float, beyond: float) -> None:
-    """A line across, and so far beyond the upper end."""
+    """A vertical line that exceeds the upper end by `beyond`."""
     dots = {"linewidth": 1, "linestyle": (0, (2, 3)), "color": colour("soft")}
     axes.axvline(x, 0, 1 + beyond / axes.bbox.height, clip_on=False, **dots)
 
@@ -367,6 +367,6 @@ def _grid(axes: Axes) -> None:
 
 
 def corner_name(axes: Axes, name: str, left: float, above: float, **look) -> None:
-    """A name so far to the left of and above the axes' upper left corner."""
+    """Writes a name, shifted to the left of and above the axes' upper left corner."""
     units = {"xycoords": "axes fraction", "textcoords": "offset points"}
     axes.annotate(name, (0, 1), (-left, above), **units, **look)

@@ -1,7 +1,7 @@
-"""Figures: matplotlib draws them, into a page as inline SVG or into a file.
+"""Figures of matplotlib, as inline SVG of a page or as files.
 
-A figure is drawn with the light colours of the palette. In a page each becomes the CSS variable of
-its name, so that the page chooses between light and dark. Lengths are points, and pixels of a page.
+A figure is drawn with the light colours of the palette. In a page each becomes the CSS variable of its
+name, so that the page chooses between light and dark. Lengths are points, and pixels of a page.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _RC: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if k
     "lines.solid_capstyle": "butt",
     "lines.dash_capstyle": "butt",
 }
-# Of the attributes of matplotlib's SVG, those that are kept.
+# The attributes of matplotlib's SVG that are kept.
 _KEPT = {
     "d", "x", "y", "transform", "fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity",
     "stroke-dasharray", "opacity", "text-anchor", "font-weight",
@@ -51,16 +51,16 @@ LETTER = 6.4  # mean width of a letter
 
 
 def label(text, most: int = 60) -> str:
-    """Any value as one line for a picture, cut where it is longer than so many characters."""
+    """Any value as one line for a picture, cut to `most` characters."""
     line = " ".join(visible(str(text)).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """What draws must be within it: matplotlib's settings are ours, whatever the user's are."""
+    """A context for all drawing, with settings of matplotlib that do not depend on the user's."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        # A page shows characters that matplotlib's font lacks.
+        # A page shows characters that are missing from matplotlib's font.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
@@ -95,9 +95,9 @@ def panels(
 
 
 def tip(title: str, *artists: Artist) -> None:
-    """Makes a page show the title where one of the artists is pointed at.
+    """Makes a page show the title while the pointer is on one of the artists.
 
-    The artists must be drawn one after another: equal in zorder, and added without others between.
+    The artists must be drawn one after another: equal in zorder, and added without others in between.
     """
     for artist in artists:
         artist.set_gid(_TIP + urllib.parse.quote(visible(title)))
@@ -107,8 +107,8 @@ def inline(figure: Figure, title: str, fixed: bool = False) -> Markup:
     """SVG for a page, without ids and with colours as CSS variables.
 
     Args:
-      title: for those who do not see it; "": nothing that they need.
-      fixed: the picture keeps its size where there is less room.
+      title: for screen readers, which skip the picture if it is "".
+      fixed: the picture keeps its size if there is less room.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
@@ -132,7 +132,7 @@ def inline(figure: Figure, title: str, fixed: bool = False) -> Markup:
 
 
 def _leaves(node, title: str | None = None) -> Iterator[tuple[str | None, ElementTree.Element]]:
-    """What is drawn, with the title of its tip."""
+    """Yields the elements that are drawn, with the titles of their tips."""
     for child in node:
         if child.tag == _SVG + "g":
             gid = child.get("id", "")
@@ -143,7 +143,7 @@ def _leaves(node, title: str | None = None) -> Iterator[tuple[str | None, Elemen
 
 
 def _plain(node, marks: dict[str, ElementTree.Element]) -> ElementTree.Element:
-    """A path or a text with attributes in place of styles; marks have their paths in them."""
+    """A path or a text with attributes instead of styles, and the path of a mark inside."""
     attributes = dict(node.attrib)
     attributes |= dict(part.split(": ", 1) for part in node.get("style", "").split("; ") if part)
     name = node.tag.removeprefix(_SVG)

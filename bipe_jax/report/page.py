@@ -1,7 +1,7 @@
 """One page of the evaluations of a run, or of several that are compared.
 
-It shows what each directory has of evaluation.json (bipe_jax.evaluate), tasks.json (bipe_jax.tasks)
-and attention.json (bipe_jax.analyse).
+It shows evaluation.json (bipe_jax.evaluate), tasks.json (bipe_jax.tasks) and attention.json
+(bipe_jax.analyse) of each directory, as far as they exist.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def build(
 
     Args:
       names: of the runs, if not their directories'.
-      title: of the page; "": made of the names.
-      template: "report.html", or one that extends it and shows the values.
+      title: of the page; "" makes one from the names.
+      template: "report.html", or one that extends it and uses `values`.
 
     Raises:
       UserError: see `results.read`.
@@ -44,12 +44,12 @@ def build(
 
 
 def write(directories: Sequence[str], path: str, **changes) -> None:
-    """Writes the page; changes: see `build`. Raises UserError as that, or if it cannot be written."""
+    """Writes the page; `changes` are arguments of `build`. Raises UserError."""
     webpage.write(build(directories, **changes), path)
 
 
 def _encoding(position: Position | None) -> str:
-    """Such as "learned of offset + rope of segment"."""
+    """The encodings as text, such as "learned of offset + rope of segment"."""
 
     def entry(kind="?", coordinate="?", *options):
         listed = ", ".join(" ".join(map(str, option)) for option in options)
@@ -83,7 +83,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _overview(runs: Sequence[Run]) -> dict:
-    """What the runs have in common, and a table of what they do not."""
+    """The facts that all runs share, and a table of the others."""
     facts = [_facts(run) for run in runs]
     names = dict.fromkeys(name for of_run in facts for name in of_run)
     common = [n for n in names if len({of_run.get(n) for of_run in facts}) == 1]

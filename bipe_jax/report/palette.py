@@ -1,19 +1,19 @@
-"""The colours of pages and pictures: one name, a light and a dark form."""
+"""The colours of pages and pictures: a light and a dark form by name."""
 
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-SERIES = 7  # s0, s1, ...: colours of things without an order
-STEPS = 9  # r0, r1, ...: colours of things in order
+SERIES = 7  # s0, s1, ...: colours without an order
+STEPS = 9  # r0, r1, ...: colours in order
 
 
 def _steps(*colours: str) -> list[str]:
-    """STEPS colours, from the first through the others to the last."""
+    """STEPS colours, interpolated between the given ones."""
     between = LinearSegmentedColormap.from_list("steps", colours, STEPS)
     return [to_hex(between(i)) for i in range(STEPS)]
 
 
-# Pictures are drawn with the light colours, and pages find the names by them: no two are the same.
-# The series are forms of Okabe & Ito's colours (2008), distinct for colour-blind readers too.
+# Figures are drawn with the light colours, which pages map to names: all are different. The series
+# are variants of Okabe & Ito's colours (2008), distinct for colour-blind readers too.
 PALETTE = {
     "paper": ("#fcfcfb", "#161615"),
     "card": ("#ffffff", "#1f1f1d"),
@@ -42,5 +42,5 @@ NAMES = {light: name for name, (light, _) in PALETTE.items()}
 
 
 def colour(name: str) -> str:
-    """The light form."""
+    """The light form of a colour."""
     return PALETTE[name][0]

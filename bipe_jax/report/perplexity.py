@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 def section(runs: Sequence[Run]) -> dict | None:
-    """What the page shows, if any run has an evaluation.json."""
+    """The values of the page's section; None if no run has an evaluation.json."""
     styled = [(charts.series(i), r.name, r.evaluation) for i, r in enumerate(runs) if r.evaluation]
     if not styled:
         return None
@@ -46,7 +46,7 @@ def section(runs: Sequence[Run]) -> dict | None:
 
 
 def lines(styled: Styled) -> dict[str, Lines]:
-    """For each data set, a curve a run."""
+    """A chart for each data set, with a curve for each run."""
     of_sets = {}
     for name in dict.fromkeys(row.set for *_, evaluation in styled for row in evaluation.results):
         curves, trained = [], set()
@@ -66,7 +66,7 @@ def lines(styled: Styled) -> dict[str, Lines]:
 
 
 def _matrix(styled: Styled, name: str) -> Table:
-    """The perplexities of one set: a row a run, a column a length; the lowest are marked."""
+    """The perplexities of one set by run and length, with the lowest marked."""
     of_runs = {
         run: {row.length: row for row in evaluation.results if row.set == name}
         for _, run, evaluation in styled

@@ -15,12 +15,11 @@ from bipe_jax.report.tasks import heat
 
 
 def perplexity(evaluations: Sequence[tuple[str, Evaluation]], path: str) -> None:
-    """Draws evaluations of runs with names: a panel a data set, a curve a run, with standard errors.
+    """Draws evaluations by name of the run: a panel for each data set, with standard errors.
 
     Args:
-      evaluations: there are `palette.SERIES` colours; runs beyond are grey and without names, so what
-        matters comes first.
-      path: its ending chooses the format.
+      evaluations: the most important first. Those after the first `palette.SERIES` are grey, without names.
+      path: its extension is the format.
 
     Raises:
       UserError: the file cannot be written.
@@ -33,12 +32,12 @@ def perplexity(evaluations: Sequence[tuple[str, Evaluation]], path: str) -> None
     legend = {name: style for style, name, _ in styled[:count] if len(styled) > 1}
     if len(styled) > count:
         legend[f"{len(styled) - count} others"] = charts.OTHER
-    panels = perplexities.lines([*styled[count:], *styled[:count]])  # grey ones lie below
+    panels = perplexities.lines([*styled[count:], *styled[:count]])  # grey ones are drawn below
     _save(panels, path, len(panels), legend=legend)
 
 
 def accuracy(run: str, tasks: Tasks, path: str) -> None:
-    """Draws the tasks of a run with a name: a panel a task, a column a length, a row a depth.
+    """Draws the tasks of a run: a panel for each task, a column for each length, a row for each depth.
 
     Raises:
       UserError: the file cannot be written.
@@ -65,7 +64,7 @@ def _save(
 
     Args:
       across: panels in a row.
-      heading: lines over the panels.
+      heading: lines above the panels.
       legend: names and their styles.
     """
     width, height, margins = next(iter(panels.values())).size()
@@ -89,5 +88,5 @@ def _save(
         figure.savefig(path, dpi=200, facecolor="white", bbox_inches="tight")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    except ValueError as error:  # the ending
+    except ValueError as error:  # of the extension
         raise UserError(f"{path} cannot be written: {error}") from None

@@ -1,6 +1,6 @@
 """The JSON files that evaluations write into a run's directory, read and checked.
 
-A field without a default must be in the file. A field's type says what its value must be.
+A field without a default must be in the file. A field's type has the check of its value.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ def _is_whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# What a value must be, and the test of it.
+# The types of values: a description, and a check.
 Text = Annotated[str, "a text", lambda x: isinstance(x, str)]
 Encoding = Annotated[list, "a list", lambda x: isinstance(x, list)]  # kind, coordinate, options
 Number = Annotated[float, "a number", _is_number]
@@ -39,12 +39,12 @@ Size = Annotated[
 ]
 Count = Annotated[int, "a whole number of 0 or more", lambda x: _is_whole(x) and x >= 0]
 Length = Annotated[int, "a whole number above 0", lambda x: _is_whole(x) and x > 0]
-Statistic = float | None  # None, too, where the file has something else
+Statistic = float | None  # None also for a value of another type
 
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """Whole numbers from `low` to `high`, which is one of them."""
+    """The whole numbers `low` … `high`."""
 
     low: Count = dataclasses.field(metadata={"key": "from"})
     high: Count = dataclasses.field(metadata={"key": "to"})
@@ -99,7 +99,7 @@ class Breakdown:
 
 @dataclasses.dataclass(frozen=True)
 class Unseen:
-    """How much of a coordinate lies beyond the largest in training."""
+    """The share of a coordinate beyond its largest value in training."""
 
     set: Text
     length: Length
@@ -122,7 +122,7 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionByDistance:
-    """Mean weight of attention at each distance; a distance is of segments or tokens."""
+    """Mean weight of attention by distance in segments or tokens."""
 
     length: Length
     by: Text
@@ -158,10 +158,10 @@ class Position:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:
-    """What all files hold: which model was measured, and on what."""
+    """The fields of all files: the model and the data."""
 
-    file: ClassVar[str]  # its name
-    kind: ClassVar[str]  # which the file says it is
+    file: ClassVar[str]  # the file's name
+    kind: ClassVar[str]  # the file's "kind"
     results: tuple
     training_length: Length
     position: Position | None = None
@@ -201,7 +201,7 @@ class Attention(_File):
     kind = "attention"
     results: tuple[HeadAttention, ...]
     heads: tuple[Head, ...] = ()
-    uniform: tuple[AttentionByDistance, ...] = ()  # if each query weighed all tokens alike
+    uniform: tuple[AttentionByDistance, ...] = ()  # under uniform attention
 
 
 F = TypeVar("F", bound=_File)
@@ -209,11 +209,11 @@ F = TypeVar("F", bound=_File)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is known of a run.
+    """The results of a run.
 
     Attributes:
-      name: of its directory, the whole path where several have that name; or what the caller names it.
-      evaluation, tasks, attention: what the files hold, or None.
+      name: the caller's, or its directory's (the whole path if several have that name).
+      evaluation, tasks, attention: the contents of the files; None for a missing file.
     """
 
     name: str
@@ -226,7 +226,7 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
     """Reads each directory's files. names: of the runs, if not their directories'.
 
     Raises:
-      UserError: a directory is given twice, has no such file, or one that is not as it should be.
+      UserError: a directory is given twice, has no such file, or has a malformed one.
     """
     paths = [os.path.abspath(directory) for directory in directories]
     for path in paths:
@@ -236,7 +236,7 @@ def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
     runs = []
     for name, path in zip(names, paths, strict=True):
         if not os.path.isdir(path):
-            raise UserError(f"{path}: there is no such directory")
+            raise UserError(f"{path}: no such directory")
         name = name if names.count(name) == 1 else path
         files = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
         runs.append(Run(name, *files))
@@ -250,7 +250,7 @@ def read_file(directory: str, of: type[F]) -> F:
     """Reads a directory's `Evaluation`, `Tasks` or `Attention`.
 
     Raises:
-      UserError: there is no such file, it cannot be read, or it is not as it should be.
+      UserError: the file does not exist, cannot be read, or is malformed.
     """
     if content := _read(directory, of):
         return content
@@ -270,8 +270,8 @@ def _read(directory: str, of: type[F]) -> F | None:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("kind", of.kind) != of.kind:
-        got = repr(content.get("kind")) if isinstance(content, dict) else "something else"
-        raise UserError(f"{path} must be of the kind {of.kind!r}, and is {got}")
+        kind = repr(content.get("kind")) if isinstance(content, dict) else "something else"
+        raise UserError(f"{path} must be of the kind {of.kind!r}, and is {kind}")
     try:
         result = _parsed(content, of, "")
     except ValueError as error:
@@ -281,35 +281,35 @@ def _read(directory: str, of: type[F]) -> F | None:
     return result
 
 
-def _parsed(value, wanted: Any, where: str) -> Any:
-    """A part of a file as the type that is wanted; a ValueError says what is wrong with it."""
-    if isinstance(wanted, types.UnionType):
-        wanted = typing.get_args(wanted)[0]
-    if wanted is object:
+def _parsed(value: Any, kind: Any, where: str) -> Any:
+    """A part of a file as a type. Raises ValueError if it does not have that type."""
+    if isinstance(kind, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    if kind is object:
         return value
-    if wanted is float:
+    if kind is float:
         return value if _is_number(value) else None
-    if typing.get_origin(wanted) is tuple:
+    if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")
-        of_item = typing.get_args(wanted)[0]
+        of_item = typing.get_args(kind)[0]
         return tuple(_parsed(item, of_item, f"{where}[{i}]") for i, item in enumerate(value))
-    if not hasattr(wanted, "__dataclass_fields__"):
-        requirement, is_met = wanted.__metadata__
+    if not hasattr(kind, "__dataclass_fields__"):
+        requirement, is_met = kind.__metadata__
         if not is_met(value):
             raise ValueError(f"{where} must be {requirement}, and is {value!r:.40}")
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
     parts = {}
-    for field in dataclasses.fields(wanted):
+    for field in dataclasses.fields(kind):
         key = field.metadata.get("key", field.name)
         path = f"{where}.{key}".lstrip(".")
         if key in value:
-            parts[field.name] = _parsed(value[key], _kinds(wanted)[field.name], path)
+            parts[field.name] = _parsed(value[key], _kinds(kind)[field.name], path)
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"{path} is missing")
-    return wanted(**parts)
+    return kind(**parts)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from bipe_jax.report.webpage import Figure
 
 
 def section(runs: Sequence[Run]) -> dict | None:
-    """What the page shows, if any run has a tasks.json: a heat map of each task and run."""
+    """The values of the page's section, a heat map for each task and run; None without tasks.json."""
     styled = [(charts.series(i), run.name, run.tasks) for i, run in enumerate(runs) if run.tasks]
     if not styled:
         return None
@@ -35,7 +35,7 @@ def section(runs: Sequence[Run]) -> dict | None:
 
 
 def _lines(styled: Sequence[tuple[Style, str, Tasks]], task: str) -> Lines:
-    """Mean accuracy over all depths: a curve a run."""
+    """Mean accuracy over all depths, with a curve for each run."""
     curves = []
     for style, run, tasks in styled:
         of_lengths: dict[int, list[Accuracy]] = {}
@@ -55,7 +55,7 @@ def _lines(styled: Sequence[tuple[Style, str, Tasks]], task: str) -> Lines:
 def heat(
     run: str, tasks: Tasks, rows: Sequence[Accuracy], among: Sequence[Accuracy], wide: float = 46
 ) -> Field:
-    """Percent right: a column for each length that is among some results, a row for each depth."""
+    """Percent right, with columns and rows for the lengths and depths of the results `among`."""
     lengths = sorted({row.length for row in among})
     depths = sorted({row.depth for row in among}, key=lambda depth: (depth is None, depth or 0))
     labels = {depth: "all" if depth is None else f"{depth:.0%}" for depth in depths}

@@ -1,10 +1,10 @@
-"""Text for people: tables for a terminal, and strings of others made harmless to show."""
+"""Text for a terminal: tables, and foreign strings without control characters."""
 
 import unicodedata
 
 
 def visible(text: str) -> str:
-    """Text with its line ends marked, and what would act on a terminal or a page spelt out."""
+    """Text with its line ends marked, and control characters escaped."""
     shown = (
         c
         if c in "\n\t" or unicodedata.category(c)[0] != "C"
@@ -15,7 +15,7 @@ def visible(text: str) -> str:
 
 
 def table(head: tuple, lines: list[tuple]) -> str:
-    """Columns; the first is set to the left, the others to the right."""
+    """A table as text; the first column is aligned to the left, the others to the right."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
 
     def pad(line):

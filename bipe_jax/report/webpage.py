@@ -1,4 +1,4 @@
-"""Pages of one HTML file, from the templates: no script, nothing to load."""
+"""Pages from templates, each one HTML file without scripts or external resources."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from bipe_jax.workdir import files
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table. texts: how many columns, the first ones, hold texts, which are set to the left."""
+    """A table. texts: the number of first columns that hold text, which is aligned to the left."""
 
     head: Sequence
     rows: Iterable[Sequence]
@@ -23,7 +23,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture with a title and a caption. kind: a class of the style."""
+    """A picture with a title and a caption. kind: its CSS class."""
 
     title: str
     picture: Markup
@@ -42,12 +42,12 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def render(template: str, **values) -> str:
-    """A page: HTML. Values are text, whatever is in them, unless they are `Markup`."""
+    """A page as HTML. Values are escaped unless they are `Markup`."""
     return _ENVIRONMENT.get_template(template).render(values, palette=PALETTE)
 
 
 def write(page: str, path: str) -> None:
-    """Writes all of a page or nothing. Raises UserError if that fails."""
+    """Writes a page atomically. Raises UserError if that fails."""
     try:
         files.write_text(path, page)
     except OSError as error:

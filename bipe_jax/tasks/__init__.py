@@ -1,1 +1,1 @@
-"""Tasks with long context: facts hidden in a long text, that the model is to say at its end."""
+"""Tasks with long context: facts hidden in a long text, which the model is asked for at its end."""

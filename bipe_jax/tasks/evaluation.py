@@ -1,4 +1,4 @@
-"""Runs tasks with a checkpoint, and says how many answers are right at each length and depth."""
+"""Runs tasks with a checkpoint: accuracy by length and depth."""
 
 import dataclasses
 import logging
@@ -11,9 +11,11 @@ import numpy as np
 
 from bipe_jax import processes, segments
 from bipe_jax.data import sources
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.evaluation.evaluator import MULTIPLES
+from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Tasks, read_file
 from bipe_jax.report.text import table, visible
@@ -26,15 +28,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """The tasks, lengths and depths to run.
 
     Attributes:
       tasks: names, see `generators.task`.
       lengths: tokens of prompt and answer; (): 1 … 16 times the training length, where all tasks fit.
-      depths: shares of the haystack that lie before the fact, 0 … 1.
-      samples: prompts of each task, length and depth.
-      seed: of everything that is drawn.
-      haystack: a source, see `data.sources.open_source`; "": the passkey paper's sentences.
+      depths: shares of the haystack before the fact, 0 … 1.
+      samples: prompts for each task, length and depth.
+      seed: of all random choices.
+      haystack: a source, see `config.spec`; "": the passkey paper's sentences.
       extend: a scaling of the rotary encoding, see `positions.extend`; "": none.
     """
 
@@ -47,8 +49,8 @@ class Settings:
     extend: str = ""
 
 
-class Asked(NamedTuple):
-    """A sample, and the number that it has at its depth."""
+class Prompt(NamedTuple):
+    """A sample with its task, depth and index."""
 
     task: Task
     depth: float
@@ -57,23 +59,25 @@ class Asked(NamedTuple):
 
 
 def check(settings: Settings) -> list[Task]:
-    """The tasks. Raises UserError for settings that make no sense with any model."""
-    found = {one.name: one for one in map(task, settings.tasks)}
-    if not found:
+    """The tasks of the settings. Raises UserError if the settings are wrong for any model."""
+    tasks = {one.name: one for one in map(task, settings.tasks)}
+    if not tasks:
         raise UserError(f"--tasks is empty: use some of {', '.join(TASKS)}")
     if not settings.depths or not all(0 <= depth <= 1 for depth in settings.depths):
         shown = ",".join(f"{depth:g}" for depth in settings.depths)
         raise UserError(f"--depths={shown} must be numbers from 0 to 1, such as 0,0.5,1")
     if settings.samples < 1:
         raise UserError(f"--samples={settings.samples} must be at least 1")
-    return list(found.values())
+    return list(tasks.values())
 
 
-def fitting_lengths(settings: Settings, tasks: Sequence[Task], config, tokenizer) -> list[int]:
+def fitting_lengths(
+    settings: Settings, tasks: Sequence[Task], config: Plan, tokenizer: Tokenizer
+) -> list[int]:
     """The lengths to run at, ascending.
 
     Raises:
-      UserError: one is too short for a task, or beyond what the model has positions for.
+      UserError: a length is too short for a task, or the model has no positions for it.
     """
     needed = {
         one.name: max(
@@ -97,46 +101,50 @@ def fitting_lengths(settings: Settings, tasks: Sequence[Task], config, tokenizer
     return lengths
 
 
-def drawn(tasks, tokenizer, hay, length: int, settings: Settings) -> Iterator[Asked]:
-    """All samples of one length, in a fixed order."""
+def prompts(
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    hay: haystack.Haystack,
+    length: int,
+    settings: Settings,
+) -> Iterator[Prompt]:
+    """Yields all samples of one length, in a fixed order."""
     for one in tasks:
         for depth in sorted(set(settings.depths)):
             for index in range(settings.samples):
                 sample = samples.make(one, tokenizer, hay, length, depth, settings.seed, index)
-                yield Asked(one, depth, index, sample)
+                yield Prompt(one, depth, index, sample)
 
 
-def _batches(asked: Iterable[Asked], rows: int) -> Iterator[list[Asked]]:
-    """At most `rows` samples at a time that have the same room."""
-    waiting: dict[int, list[Asked]] = {}
-    for one in asked:
-        batch = waiting.setdefault(one.sample.room, [])
+def _batches(samples: Iterable[Prompt], rows: int) -> Iterator[list[Prompt]]:
+    """Yields at most `rows` samples at a time that have the same room."""
+    buffers: dict[int, list[Prompt]] = {}
+    for one in samples:
+        batch = buffers.setdefault(one.sample.room, [])
         batch.append(one)
         if len(batch) == rows:
-            yield waiting.pop(one.sample.room)
-    yield from waiting.values()
+            yield buffers.pop(one.sample.room)
+    yield from buffers.values()
 
 
 def answer(
-    loaded_model: loaded.LoadedModel, asked: Iterable[Asked], length: int, rows: int
-) -> Iterator[tuple[Asked, str]]:
-    """What the model says to each sample, greedily, until its document or its room ends."""
+    loaded_model: loaded.LoadedModel, samples: Iterable[Prompt], length: int, rows: int
+) -> Iterator[tuple[Prompt, str]]:
+    """Yields the model's greedy answer to each sample, until its document or its room ends."""
     tokenizer = loaded_model.tokenizer
     generator = decode.Generator(loaded_model, length)
-    for batch in _batches(asked, rows):
-        prompts = [one.sample.tokens for one in batch]
-        prompts += [prompts[-1]] * (rows - len(prompts))  # one shape, compiled once
-        said = generator(prompts, batch[0].sample.room, stop=tokenizer.ends)
-        for one, tokens in zip(batch, said, strict=False):
+    for batch in _batches(samples, rows):
+        texts = [one.sample.tokens for one in batch]
+        texts += [texts[-1]] * (rows - len(texts))  # one shape, compiled once
+        answers = generator(texts, batch[0].sample.room, stop=tokenizer.ends)
+        for one, tokens in zip(batch, answers, strict=False):
             yield one, tokenizer.decode(tokens)
 
 
 def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
-    """What tasks.json holds, but for the run's name. Raises UserError as `evaluate`."""
+    """The content of tasks.json, without the run's name. Raises UserError as `evaluate`."""
     tasks = check(settings)
     config, tokenizer = loaded_model.config, loaded_model.tokenizer
-    if tokenizer is None:
-        raise UserError("the checkpoint has no tokenizer, which tasks need to write prompts")
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
     hay = haystack.noise()
     if settings.haystack:
@@ -147,17 +155,17 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
         most = max(min(config.evaluation.batch_tokens // length, count), 1)
         rows = 1 << (most.bit_length() - 1)  # the generator rounds up to a power of two
         _LOG.info(f"{length:,} tokens: {count:,} prompts")
-        cells: dict[tuple, list[tuple]] = {}
-        asked = drawn(tasks, tokenizer, hay, length, settings)
-        for one, said in answer(loaded_model, asked, length, rows):
+        cells: dict[tuple[str, float], list[tuple]] = {}
+        of_length = prompts(tasks, tokenizer, hay, length, settings)
+        for one, text in answer(loaded_model, of_length, length, rows):
             sample = one.sample
-            score = one.task.score(sample.answers, said)
-            seen = segments.coordinates(sample.tokens, loaded_model.rule)["segment"][-1] + 1
+            score = one.task.score(sample.answers, text)
+            count = segments.coordinates(sample.tokens, loaded_model.rule)["segment"][-1] + 1
             cell = cells.setdefault((one.task.name, one.depth), [])
-            cell.append((score, len(sample.tokens), seen))
+            cell.append((score, len(sample.tokens), count))
             if (length, one.depth, one.index) == (lengths[0], min(settings.depths), 0):
-                examples.append(_example(one, length, said, score))
-        results += [_cell(*key, length, found) for key, found in cells.items()]
+                examples.append(_example(one, length, text, score))
+        results += [_cell(name, depth, length, rows) for (name, depth), rows in cells.items()]
     order = [one.name for one in tasks]
     results.sort(key=lambda row: (order.index(row["task"]), row["length"], row["depth"]))
     examples.sort(key=lambda example: order.index(example["task"]))
@@ -174,43 +182,43 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     }
 
 
-def _cell(name: str, depth: float, length: int, found: Sequence[tuple]) -> dict:
-    """A result of the scores, tokens and segments of a cell's samples."""
-    scores, tokens, seen = np.array(found, float).T
+def _cell(name: str, depth: float, length: int, rows: Sequence[tuple]) -> dict:
+    """The result of one cell, from (score, tokens, segments) of each sample."""
+    scores, tokens, counts = np.array(rows, float).T
     return {
         "task": name,
         "length": length,
         "depth": depth,
         "accuracy": float(scores.mean()),
-        # Of answers that are right or wrong, that is the binomial sqrt(p (1 - p) / n).
+        # If every score is 0 or 1, this is the binomial sqrt(p (1 - p) / n).
         "error": float(scores.std() / math.sqrt(len(scores))),
         "samples": len(scores),
         "prompt_tokens": float(tokens.mean()),
-        "segments": float(seen.mean()),
+        "segments": float(counts.mean()),
     }
 
 
-def _example(one: Asked, length: int, said: str, score: float) -> dict:
+def _example(one: Prompt, length: int, text: str, score: float) -> dict:
     return {
         "task": one.task.name,
         "length": length,
         "depth": one.depth,
         "prompt": one.sample.prompt,
         "answers": list(one.sample.answers),
-        "said": said,
+        "said": text,
         "score": score,
     }
 
 
 def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
-    """Runs the tasks, prints a table and writes tasks.json, tasks.png and report.html.
+    """Runs the tasks, and writes tasks.json, tasks.png and report.html.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
       output: directory for the files; "" takes `path`.
 
     Returns:
-      What tasks.json holds.
+      The content of tasks.json.
 
     Raises:
       UserError: a wrong input; see docs/tasks.md.
@@ -224,14 +232,12 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
         files.write_json(Workdir(output).tasks, result)
         measured = read_file(output, Tasks)
         pictures.accuracy(result["name"], measured, Workdir(output).tasks_picture)
-        print(tables(result))
         page.write([output], Workdir(output).report)
-        print(f"Wrote {output}/tasks.json, tasks.png and report.html")
     return result
 
 
 def tables(result: dict) -> str:
-    """Percent of the answers that are right, as text: a line a task and length, a column a depth."""
+    """Percent of right answers, as text: a line for each task and length, a column for each depth."""
     rows = result["results"]
     depths = sorted({row["depth"] for row in rows})
     title = (

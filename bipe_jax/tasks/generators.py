@@ -1,8 +1,8 @@
-"""What is hidden and asked for in each task, and how an answer is scored.
+"""The tasks: the facts that are hidden, the question, and the score of an answer.
 
-Prompts end where a model that was only taught to continue texts goes on with the answer. The tasks are
-those of Mohtashami & Jaggi, "Landmark Attention" (2023), and of RULER (Hsieh et al. 2024, sections 3.1
-and 3.2), whose wording is changed; docs/tasks.md says what differs.
+Prompts end so that a model that only continues texts continues with the answer. The tasks are those of
+Mohtashami & Jaggi, "Landmark Attention" (2023), and of RULER (Hsieh et al. 2024, sections 3.1 and 3.2),
+with other wording; docs/tasks.md lists the differences.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ class Draft:
 
     Attributes:
       head: text before the haystack.
-      needles: depth (0 … 1) and text of each fact, in the order in which they stand at one place.
-      tail: text behind the haystack, that the answer goes on from.
-      answers: what must be said.
+      needles: depth (0 … 1) and text of each fact; facts of the same depth keep their order.
+      tail: text after the haystack, which the answer continues.
+      answers: strings that a right answer contains.
       expected: a right continuation of the prompt.
     """
 
@@ -56,7 +56,7 @@ class Draft:
 
 
 def share_found(answers: Sequence[str], text: str) -> float:
-    """The share of the answers that stand anywhere in the text, in any case (RULER's string_match_all)."""
+    """The share of the answers that the text contains, ignoring case (RULER's string_match_all)."""
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
@@ -84,40 +84,40 @@ def passkey(rng: Random, depth: float) -> Draft:
 
 
 def niah(rng: Random, depth: float, *, keys: int = 1, values: int = 1, queries: int = 1) -> Draft:
-    """Keys of two words, each with some values of seven digits; the values of the first are asked for.
+    """Keys of two words, each with values of seven digits; the values of the first keys are asked for.
 
-    The first key's first value lies at the depth, the others anywhere.
+    The first key's first value is at the depth, the others are at random depths.
 
     Args:
-      keys: how many there are. values: of each key. queries: keys that are asked for.
+      keys: number of keys. values: of each key. queries: number of keys that are asked for.
     """
     numbers = rng.sample(range(len(_ADJECTIVES) * len(_NOUNS)), keys)
     names = [f"{_ADJECTIVES[n // len(_NOUNS)]}-{_NOUNS[n % len(_NOUNS)]}" for n in numbers]
-    drawn = iter(map(str, rng.sample(range(1_000_000, 10_000_000), keys * values)))
-    held = {name: [next(drawn) for _ in range(values)] for name in names}
+    digits = iter(map(str, rng.sample(range(1_000_000, 10_000_000), keys * values)))
+    of_keys = {name: [next(digits) for _ in range(values)] for name in names}
     one = "The special number" if values == 1 else "One of the special numbers"
-    facts = [f"{one} of {name} is {value}." for name in names for value in held[name]]
+    facts = [f"{one} of {name} is {value}." for name in names for value in of_keys[name]]
     depths = [depth, *(rng.random() for _ in facts[1:])]
     asked = rng.sample(names[:queries], queries)
-    answers = tuple(value for name in asked for value in held[name])
-    of_all = _listed(asked)
+    answers = tuple(value for name in asked for value in of_keys[name])
+    listed = _listed(asked)
     subject, verb = ("number", "is") if len(answers) == 1 else ("numbers", "are")
     every = "all the" if values > 1 else "the"
     return Draft(
         "Some special numbers are hidden in the text below. Remember them.",
         list(zip(depths, facts, strict=True)),
-        f"What {verb} {every} special {subject} of {of_all}? "
-        f"{every.capitalize()} special {subject} of {of_all} {verb}",
+        f"What {verb} {every} special {subject} of {listed}? "
+        f"{every.capitalize()} special {subject} of {listed} {verb}",
         answers,
         f" {_listed(answers)}.",
     )
 
 
 def variable_tracking(rng: Random, depth: float, *, hops: int) -> Draft:
-    """A variable gets a value, and others get it from one another; all their names are asked for.
+    """A chain of variables that get the same value; all their names are asked for.
 
-    The chain begins at the depth; its other links follow at drawn places. A short one is solved first,
-    as in RULER.
+    The chain begins at the depth; its other links follow at random depths. A solved example comes first, as
+    in RULER.
     """
     names: dict[str, None] = {}
     while len(names) < 2 * (hops + 1):
@@ -152,10 +152,12 @@ def variable_tracking(rng: Random, depth: float, *, hops: int) -> Draft:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Attributes:
-    name: "niah-multikey", or with another number than the usual, "niah-multikey:8".
-    draw: (random numbers, depth) -> Draft.
-    score: (answers, the text that the model gave) -> 0 … 1.
+    """A task.
+
+    Attributes:
+      name: "niah-multikey" or, with another number than the default, "niah-multikey:8".
+      draw: (random numbers, depth) -> Draft.
+      score: (answers, the model's text) -> 0 … 1.
     """
 
     name: str
@@ -163,7 +165,7 @@ class Task:
     score: Callable[[Sequence[str], str], float]
 
 
-# Name -> how prompts are drawn of (rng, depth, number), the usual number (0: none can be given), score.
+# Name -> (rng, depth, number) -> Draft, the default number (0: the task takes none), score.
 TASKS = {
     "passkey": (lambda rng, depth, _: passkey(rng, depth), 0, first_number),
     "niah-single": (lambda rng, depth, _: niah(rng, depth), 0, share_found),
@@ -179,22 +181,22 @@ TASKS = {
 
 
 def task(spec: str) -> Task:
-    """The task of a name, or of a name and the number of its keys, values, queries or hops, "NAME:N".
+    """The task "NAME", or "NAME:N" with the number of its keys, values, queries or hops.
 
     Raises:
-      UserError: there is no such task, or the number makes no sense.
+      UserError: the task is unknown, or the number is out of range.
     """
-    name, colon, given = spec.partition(":")
+    name, colon, text = spec.partition(":")
     if name not in TASKS:
         raise UserError(f"--tasks: {name!r} is unknown: use some of {', '.join(TASKS)}")
     draw, number, score = TASKS[name]
     if colon:
         if not number:
             raise UserError(f"--tasks: {name} takes no number, such as in {spec!r}")
-        if not given.isdecimal() or not 1 <= int(given) <= _MOST:
+        if not text.isdecimal() or not 1 <= int(text) <= _MOST:
             raise UserError(
                 f"--tasks: the number in {spec!r} must be from 1 to {_MOST}, as in {name}:{number}"
             )
-        if int(given) != number:
-            name, number = f"{name}:{int(given)}", int(given)
+        if int(text) != number:
+            name, number = f"{name}:{int(text)}", int(text)
     return Task(name, lambda rng, depth: draw(rng, depth, number), score)

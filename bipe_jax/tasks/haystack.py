@@ -1,4 +1,4 @@
-"""Haystacks: the text that facts are hidden in."""
+"""Haystacks: text that facts are hidden in."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources
 from bipe_jax.errors import UserError
 
-# What Mohtashami & Jaggi (2023, appendix) repeat.
+# The sentences that Mohtashami & Jaggi (2023, appendix) repeat.
 NOISE = (
     "The grass is green.",
     "The sky is blue.",
@@ -16,21 +16,23 @@ NOISE = (
     "There and back again.",
 )
 NOISE_NAME = "noise"
-_READ = 4_000_000  # characters of a source, or what the longest prompt may need
+_READ = 4_000_000  # characters of a source, unless the longest prompt needs more
 
 
 @dataclasses.dataclass(frozen=True)
 class Haystack:
-    """Attributes:
-    name: "noise", or the source.
-    units: sentences or lines, with the space or newline behind them. Facts are put between them.
+    """Text that facts are put into.
+
+    Attributes:
+      name: "noise", or the source.
+      units: sentences or lines, each with the space or newline after it. Facts are put between them.
     """
 
     name: str
     units: Sequence[str]
 
     def take(self, first: int, size: int) -> list[str]:
-        """Units from number `first` on, round and round, the last one cut: `size` characters in all."""
+        """`size` characters of units from `first` on, repeated as needed, the last one cut."""
         taken = []
         while size > 0:
             unit = self.units[first % len(self.units)]
@@ -41,6 +43,7 @@ class Haystack:
 
 
 def noise() -> Haystack:
+    """The sentences of the passkey paper."""
     return Haystack(NOISE_NAME, [f"{sentence} " for sentence in NOISE])
 
 

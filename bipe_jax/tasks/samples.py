@@ -1,8 +1,8 @@
-"""Prompts of an asked length, with the facts at an asked depth.
+"""Prompts of a length, with the facts at a depth.
 
-Each is a pure function of the task, the haystack, the tokenizer, the length, the depth, the seed and
-its number: nothing depends on what else is run. The same seed, depth and number have the same facts at
-every length, so that lengths compare; the haystack alone grows.
+Each is a pure function of the task, the haystack, the tokenizer, the length, the depth, the seed and its
+index. The same seed, depth and index have the same facts at every length, so that lengths compare: only
+the haystack grows.
 """
 
 import dataclasses
@@ -16,15 +16,17 @@ from bipe_jax.errors import UserError
 from bipe_jax.tasks.generators import Draft, Task
 from bipe_jax.tasks.haystack import Haystack
 
-_ROOMS = 8  # room for answers is a multiple of so many tokens
+_ROOMS = 8  # tokens; room for answers is a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Attributes:
-    prompt: its text. tokens: (L,) int32.
-    room: tokens that the answer may have; L + room is at most the length asked for.
-    answers: what must be said.
+    """A prompt with its answers.
+
+    Attributes:
+      prompt: its text. tokens: (L,) int32.
+      room: the largest number of tokens of the answer; L + room is at most the length.
+      answers: strings that a right answer contains.
     """
 
     prompt: str
@@ -36,29 +38,30 @@ class Sample:
 def compose(draft: Draft, units: Sequence[str]) -> str:
     """The prompt: each fact is a line of its own, between the units nearest to its depth.
 
-    Depth is the share of the haystack's characters that lie before.
+    Depth is the share of the haystack's characters before the fact.
     """
     ends = np.cumsum([0, *map(len, units)])
     middles = (ends[1:] + ends[:-1]) / 2
-    places = [int(np.searchsorted(middles, depth * ends[-1])) for depth, _ in draft.needles]
-    parts, before = [draft.head], 0
-    for i in sorted(range(len(places)), key=places.__getitem__):
-        parts += ["".join(units[before : places[i]]), draft.needles[i][1]]
-        before = places[i]
-    parts += ["".join(units[before:]), draft.tail]
+    indices = [int(np.searchsorted(middles, depth * ends[-1])) for depth, _ in draft.needles]
+    parts, begin = [draft.head], 0
+    for i in sorted(range(len(indices)), key=indices.__getitem__):
+        parts += ["".join(units[begin : indices[i]]), draft.needles[i][1]]
+        begin = indices[i]
+    parts += ["".join(units[begin:]), draft.tail]
     return "\n".join(part.rstrip() for part in parts if part.strip())
 
 
 def _drawn(task: Task, depth: float, seed: int, index: int) -> tuple[Draft, float]:
-    """A prompt's facts, and where in the haystack it begins (0 … 1)."""
-    rng = Random(f"{seed} {task.name} {depth!r} {index}")  # of a text: the same in every process
+    """The facts of a prompt, and the share of the haystack (0 … 1) before its first unit."""
+    rng = Random(f"{seed} {task.name} {depth!r} {index}")  # a text: the same in every process
     return task.draw(rng, depth), rng.random()
 
 
 def _room(task: Task, draft: Draft, tokenizer: Tokenizer) -> int:
-    """Twice the tokens of a right answer, for those that are put otherwise, rounded up.
+    """Twice the tokens of a right answer, for other wordings, rounded up so that batches share it.
 
-    Few different numbers, so that prompts are decoded together. Raises UserError.
+    Raises:
+      UserError: the tokenizer cannot spell the answer.
     """
     tokens = tokenizer.encode(draft.expected)
     if task.score(draft.answers, tokenizer.decode(tokens)) < 1:
@@ -70,7 +73,7 @@ def _room(task: Task, draft: Draft, tokenizer: Tokenizer) -> int:
 
 
 def least(task: Task, tokenizer: Tokenizer, depth: float, seed: int, index: int) -> int:
-    """Tokens of a prompt without any haystack, and of its answer. Raises UserError as `make`."""
+    """Tokens of a prompt without a haystack, and of its answer. Raises UserError as `make`."""
     draft, _ = _drawn(task, depth, seed, index)
     return len(tokenizer.encode(compose(draft, []))) + _room(task, draft, tokenizer)
 
@@ -84,10 +87,10 @@ def make(
     seed: int,
     index: int,
 ) -> Sample:
-    """The prompt of a number; with the answer's room it has `length` tokens, or as few less as can be.
+    """The sample of an index: the longest prompt that fits into `length` with the answer's room.
 
     Raises:
-      UserError: the length has no room for it, or the tokenizer cannot spell the answer.
+      UserError: the length is too short, or the tokenizer cannot spell the answer.
     """
     draft, begin = _drawn(task, depth, seed, index)
     first = int(begin * len(haystack.units))
@@ -98,24 +101,24 @@ def make(
         return prompt, tokenizer.encode(prompt)
 
     prompt, tokens = encoded(0)
-    wanted = length - room
-    if len(tokens) > wanted:
+    target = length - room
+    if len(tokens) > target:
         raise UserError(
             f"{task.name} needs {len(tokens) + room} tokens for its question and answer: length "
             f"{length} is too short"
         )
     low, high, over = 0, None, 0  # characters: the most that fit, and the fewest that do not
     size, step = 3 * length, 0
-    while len(tokens) < wanted and (high is None or high - low > 1):
-        found = encoded(size)
-        if len(found[1]) <= wanted:
-            low, (prompt, tokens) = size, found
+    while len(tokens) < target and (high is None or high - low > 1):
+        longer = encoded(size)
+        if len(longer[1]) <= target:
+            low, (prompt, tokens) = size, longer
         else:
-            high, over = size, len(found[1])
+            high, over = size, len(longer[1])
         step += 1
         if high is None:
             size *= 2
-        else:  # the tokens grow nearly evenly; halving now and then bounds the number of steps
-            part = (wanted - len(tokens)) / (over - len(tokens)) if step % 3 else 0.5
+        else:  # tokens grow almost linearly; every third step halves, which bounds their number
+            part = (target - len(tokens)) / (over - len(tokens)) if step % 3 else 0.5
             size = min(max(low + int(part * (high - low)), low + 1), high - 1)
     return Sample(prompt, tokens, room, draft.answers)

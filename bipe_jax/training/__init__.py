@@ -1,1 +1,1 @@
-"""Training: the step, optimizers, spikes, fine-tuning, metrics and what is observed of a run."""
+"""Training: the step, optimizers, spikes, fine-tuning, metrics and the observation of runs."""

@@ -1,4 +1,4 @@
-"""Why a training ends, for those who would start it again (launch/restart.py has the rule)."""
+"""Records why a run ends, for supervisors (launch/restart.py has the rule)."""
 
 import contextlib
 import logging
@@ -14,9 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def forget(workdir: str) -> None:
-    """Removes what an earlier run failed of. All processes call it, as soon as they have joined.
+    """Removes the record of an earlier failure. All processes call it, once they have joined.
 
-    Before that, one that starts late would remove what another has just written.
+    Before that, a process that starts late would remove what another has just written.
     """
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
@@ -26,13 +26,13 @@ def forget(workdir: str) -> None:
 
 @contextlib.contextmanager
 def recorded(workdir: str):
-    """Records why a run ends.
+    """A context that records why a run ends.
 
-    A UserError, which another start would meet again, is written to WORKDIR/failed by the process that
-    raises it. A disk that fails is a Transient. If another process was lost, this one ends with status LOST.
+    A UserError, which a restart would only repeat, is written to WORKDIR/failed by the process that raises
+    it. A disk error becomes a Transient. If another process was lost, this one exits with status LOST.
 
     Args:
-      workdir: "" if it is not known: then nothing is written.
+      workdir: "" if it is unknown: nothing is written.
     """
     try:
         yield

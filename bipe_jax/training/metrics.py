@@ -5,10 +5,13 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 
 import jax
 
 from bipe_jax import hardware, segments
+from bipe_jax.config import Config
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.evaluation import periodic
 from bipe_jax.flops import flops_per_token
 from bipe_jax.loss import perplexity
@@ -18,27 +21,35 @@ from bipe_jax.training.observing.wandb_board import WandbBoard
 from bipe_jax.workdir import Workdir, files
 
 
-def peak_flops(config, device_kind: str) -> float | None:
-    """FLOPs a second of one device: `log.peak_flops` if set, else by its kind, else None."""
+def peak_flops(config: Config, device_kind: str) -> float | None:
+    """FLOPs a second of one device: `log.peak_flops` if set, else those of its kind, or None."""
     return config.log.peak_flops or hardware.peak_flops(device_kind)
 
 
 class Log:
-    """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard, the progress bar and, if asked, to W&B.
+    """Writes metrics.jsonl, TensorBoard's files, the progress bar and, if configured, to W&B.
 
-    A context manager. Lines of steps after `first_step`, left by a run that was killed, are dropped: these
-    steps are trained again.
+    A context manager. Lines of steps after `first_step`, which a killed run may have written, are dropped:
+    these steps are trained again.
 
     Args:
       first_step: the step that the run resumes from, or 0.
       tokenizer: its byte lengths give bits per byte.
-      more: called for each full line: further metrics, by name.
+      more: returns further metrics by name; called for each full line.
 
     Raises:
-      UserError: W&B is not installed, or refuses the project. Transient: the disk fails, also in `write`.
+      UserError: W&B is not installed, or refuses the project.
+      Transient: the disk fails, also in `write`.
     """
 
-    def __init__(self, config, workdir: str, first_step: int, tokenizer, more):
+    def __init__(
+        self,
+        config: Config,
+        workdir: str,
+        first_step: int,
+        tokenizer: Tokenizer,
+        more: Callable[[], dict],
+    ):
         self._config, self._workdir = config, workdir
         self._byte_lengths = tokenizer.byte_lengths()
         self._more = more
@@ -58,7 +69,7 @@ class Log:
         return self
 
     def __exit__(self, error, *_):
-        # An error that came before, such as a full disk, matters more.
+        # An error inside the context, such as a full disk, takes precedence.
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self._close()
         if self._wandb:
@@ -75,7 +86,7 @@ class Log:
         self._open(step)
 
     def paused(self):
-        """A context: the time inside does not count for tokens a second and MFU."""
+        """A context whose time does not count for tokens a second and MFU."""
         return self._meter.paused()
 
     def write(
@@ -84,11 +95,11 @@ class Log:
         """Logs one step.
 
         Args:
-          step: its number, from 1. Steps come in order.
-          batch: what it was trained on, NumPy arrays (B, L).
+          step: its number, from 1; steps are written in order.
+          batch: its NumPy arrays (B, L).
           values: its metrics from `step.train_step`.
-          full: write all metrics, not the loss alone, and to TensorBoard and W&B too.
-          evaluation: rows of `evaluation.periodic`, of the parameters after this step. Only on full lines.
+          full: write all metrics, not only the loss, and to TensorBoard and W&B too.
+          evaluation: rows of `evaluation.periodic` after this step, which must be full.
         """
         values = {name: float(value) for name, value in values.items()}
         if full:
@@ -103,16 +114,16 @@ class Log:
             k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
         }
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        files.retry(self._file.flush, self._path)  # resumes a flush that failed where it was
+        files.retry(self._file.flush, self._path)  # a retry resumes after the bytes written
         self._bar.advance()
         if full:
             numbers = {k: v for k, v in values.items() if not isinstance(v, str | None)}
             self._board.add(step, numbers)
             if self._wandb:
                 self._wandb.add(step, values)
-            self._bar.show(self._beside_the_bar(values))
+            self._bar.show(self._bar_text(values))
 
-    def _beside_the_bar(self, values: dict) -> str:
+    def _bar_text(self, values: dict) -> str:
         shown = [("loss", "loss", ".3f"), ("tokens_per_second", "tokens/s", ",.0f")]
         parts = [
             f"{label} {values[name]:{form}}"
@@ -122,7 +133,7 @@ class Log:
         return ", ".join(parts + [self._evaluated] * bool(self._evaluated))
 
     def _text_metrics(self, batch: dict, values: dict) -> dict:
-        scored = batch["targets"][batch["weights"] > 0]  # this process's
+        scored = batch["targets"][batch["weights"] > 0]  # of this process
         bytes_per_token = int(self._byte_lengths[scored].sum()) / max(len(scored), 1)
         return {
             "perplexity": perplexity(values["loss"]),
@@ -133,7 +144,7 @@ class Log:
 
 
 def _truncate(path: str, last_step: int) -> None:
-    """Drops the lines of later steps, and a line that was cut off."""
+    """Drops the lines of later steps, and an incomplete line."""
     if not os.path.exists(path):
         return
     kept = []
@@ -142,15 +153,15 @@ def _truncate(path: str, last_step: int) -> None:
             try:
                 if json.loads(line)["step"] <= last_step:
                     kept.append(line)
-            except ValueError:  # cut off
+            except ValueError:  # incomplete
                 continue
     files.write_text(path, "".join(kept))
 
 
 class _Meter:
-    """Tokens a second and MFU since the last reading; the first step, which compiles, is left out."""
+    """Tokens a second and MFU since the last reading, without the first step, which compiles."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         self._tokens_per_step = config.batch_size * config.sequence_length
         self._flops = flops_per_token(config)
         peak = peak_flops(config, jax.devices()[0].device_kind)
@@ -158,12 +169,12 @@ class _Meter:
         self._since: tuple[int, float] | None = None
 
     def begin(self, step: int) -> None:
-        """`step` is complete: starts the clock, if it does not run yet."""
+        """Starts the clock after `step`, unless it runs."""
         self._since = self._since or (step, time.perf_counter())
 
     @contextlib.contextmanager
     def paused(self):
-        """The clock stands still inside."""
+        """A context whose time does not count."""
         begin = time.perf_counter()
         yield
         if self._since:
@@ -171,7 +182,7 @@ class _Meter:
             self._since = step, since + time.perf_counter() - begin
 
     def read(self, step: int) -> dict:
-        """`step` is complete: the rates since the last reading."""
+        """The rates from the last reading to the end of `step`."""
         now, since = time.perf_counter(), self._since
         self._since = (step, now)
         if since is None:

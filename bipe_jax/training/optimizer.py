@@ -1,6 +1,7 @@
 """Optimizers and schedules, from optax."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -27,16 +28,16 @@ SCHEDULES = {"linear": _linear, "cosine": _cosine, "wsd": _wsd}
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """Step (from 0) -> learning rate: linear warm-up, then what `schedule.name` says."""
+    """The learning rate by step, from 0: linear warm-up, then the schedule `schedule.name`."""
     peak, warmup = config.optimizer.learning_rate, config.schedule.warmup_steps
-    after = SCHEDULES[config.schedule.name](peak, config.schedule, max(config.steps - warmup, 1))
-    # The first step already moves: step s of the warm-up has (s + 1) / warmup of the peak.
+    main = SCHEDULES[config.schedule.name](peak, config.schedule, max(config.steps - warmup, 1))
+    # Step s of the warm-up has (s + 1) / warmup of the peak, so that step 0 updates too.
     growth = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([growth, after], [warmup])
+    return optax.join_schedules([growth, main], [warmup])
 
 
-def decay_mask(config, params):
-    """Tree of booleans: which parameters are decayed (`optimizer.no_decay` names the others)."""
+def decay_mask(config: Config, params: Any) -> Any:
+    """A tree of booleans: which parameters are decayed (`optimizer.no_decay` names the others)."""
     return jax.tree.map(
         lambda name: not any(part in name for part in config.optimizer.no_decay), names(params)
     )
@@ -62,7 +63,7 @@ def _muon(config, schedule, mask, declared):
         eps=o.epsilon,
         adam_b2=o.beta2,
         muon_weight_dimension_numbers=lambda params: _muon_matrices(params, declared),
-        # The size of AdamW's updates, so that one learning rate serves both (Liu et al. 2025).
+        # Updates have the size of AdamW's, so that one learning rate serves both (Liu et al. 2025).
         consistent_rms=0.2,
     )
     return optax.chain(
@@ -74,16 +75,16 @@ def _muon(config, schedule, mask, declared):
 
 
 def _muon_matrices(params, declared: Mapping[str, Declaration]):
-    """Which parameters Muon orthogonalises, layer by layer: the matrices of the layers.
+    """The parameters that Muon orthogonalises, layer by layer: the matrices of the layers.
 
-    Norms, tables, the output kernel and parameters of encodings are left to Adam.
+    Adam updates norms, tables, the output kernel and parameters of encodings.
     """
 
     def numbers(name, leaf):
         _, inputs, stacked = declared[name]
         if not (inputs and stacked):
             return None
-        # Of the dimensions after that of the layers.
+        # Dimension 0 is that of the layers.
         reduced, output = tuple(range(1, inputs + 1)), tuple(range(inputs + 1, leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(reduction_axis=reduced, output_axis=output)
 
@@ -96,10 +97,10 @@ OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "muon": _muon}
 def make_optimizer(
     config: Config, declared: Mapping[str, Declaration]
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer that `optimizer.name` says.
+    """Clipping by global norm, then the optimizer `optimizer.name`.
 
     Args:
-      declared: of the model's parameters, see `model.declared`.
+      declared: the model's parameters, see `model.declared`.
     """
 
     def mask(params):
@@ -107,6 +108,6 @@ def make_optimizer(
 
     inner = OPTIMIZERS[config.optimizer.name](config, learning_rate(config), mask, declared)
     limit = config.optimizer.clip_norm
-    # Both have the same (empty) state: a run can be resumed with another limit.
+    # Both have an empty state, so that a run can be resumed with another limit.
     clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
     return optax.chain(clip, inner)

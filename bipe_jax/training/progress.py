@@ -1,18 +1,20 @@
-"""The bookkeeping of the training loop: which step, what is in flight, and what is due after it."""
+"""The bookkeeping of the training loop: the current step, steps in flight, and what is due."""
 
 import collections
 import dataclasses
 from collections.abc import Iterator
 
+from bipe_jax.config import Config
+
 
 @dataclasses.dataclass
 class Step:
-    """A step that was dispatched, and whose metrics have not been read.
+    """A step in flight: it was dispatched, and its metrics have not been read.
 
     Attributes:
-      number: from 1. batch: what it was trained on, NumPy arrays (B, L).
+      number: from 1. batch: its NumPy arrays (B, L).
       values: its metrics, on the devices.
-      evaluation: rows of `evaluation.periodic`, of the parameters after it; None if it had none.
+      evaluation: rows of `evaluation.periodic` after the step; None if it was not evaluated.
     """
 
     number: int
@@ -22,23 +24,22 @@ class Step:
 
 
 class Progress:
-    """Where a training stands.
+    """The progress of a training.
 
-    A step is first dispatched and later complete. Its metrics are read after the next step is dispatched,
-    so that the devices never wait for the host; but before a save, so that no spike is saved.
+    The metrics of a step are read after the next step is dispatched, so that the devices never wait for
+    the host, but before a save, so that no spike is saved.
 
     Args:
-      config: says what is due when. step: of the state. target: the step to train to.
-      rewinds: how often the run has gone back so far.
+      step: of the state. target: the step to train to. rewinds: so far.
 
     Attributes:
       step: of the state: the last step that was dispatched.
-      rewinds: how often the run has gone back to a checkpoint after a spike.
-      dispatches: steps that this process has dispatched, those before a rewind too.
-      stopping: whether the run is to stop after this step, since it was asked to.
+      rewinds: how often the run was rewound to a checkpoint after a spike.
+      dispatches: steps that this process has dispatched, including those before a rewind.
+      stopping: whether a signal asked the run to stop after this step.
     """
 
-    def __init__(self, config, step: int, target: int, rewinds: int = 0):
+    def __init__(self, config: Config, step: int, target: int, rewinds: int = 0):
         self._config, self._target = config, target
         self.step, self.rewinds = step, rewinds
         self.dispatches, self.stopping = 0, False
@@ -46,7 +47,7 @@ class Progress:
 
     @property
     def ended(self) -> bool:
-        """Whether no more step is to be dispatched."""
+        """Whether no further step is to be dispatched."""
         return self.step >= self._target or self.stopping
 
     @property
@@ -56,17 +57,17 @@ class Progress:
 
     @property
     def evaluation_is_due(self) -> bool:
-        """After this step; never when the run is asked to stop, since it has little time then."""
+        """Whether to evaluate after this step; never while stopping, when there is little time."""
         every = self._config.evaluation.every
         return bool(every) and (self.step % every == 0 or self.done) and not self.stopping
 
     @property
     def save_is_due(self) -> bool:
-        """After this step."""
+        """Whether to save after this step."""
         return self.step % self._config.checkpoint.every == 0 or self.ended
 
     def log_is_full(self, step: Step) -> bool:
-        """Whether the log has all metrics of a step, and not its loss alone."""
+        """Whether to log all metrics of a step, and not only its loss."""
         return (
             step.number % self._config.log.every == 0
             or step.number == self._target
@@ -74,21 +75,21 @@ class Progress:
         )
 
     def dispatched(self, batch: dict, values: dict) -> None:
-        """The next step was dispatched."""
+        """Records that the next step was dispatched."""
         self.step += 1
         self.dispatches += 1
         self._in_flight.append(Step(self.step, batch, values))
 
     def evaluated(self, rows: list[dict]) -> None:
-        """The parameters after the step that was dispatched last were evaluated."""
+        """Records the evaluation after the last step that was dispatched."""
         self._in_flight[-1].evaluation = rows
 
     def to_read(self, newest: bool) -> Iterator[Step]:
-        """Yields the steps whose metrics are to be read now, in order; the newest one if asked."""
+        """Yields the steps in flight whose metrics are to be read now, with or without the newest."""
         while len(self._in_flight) > (0 if newest else 1):
             yield self._in_flight.popleft()
 
     def rewound(self, step: int) -> None:
-        """The run has gone back to a checkpoint, of that step: those in flight do not count."""
+        """Records that the run was rewound to a step; steps in flight are dropped."""
         self.step, self.rewinds = step, self.rewinds + 1
         self._in_flight.clear()

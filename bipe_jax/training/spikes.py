@@ -1,9 +1,10 @@
 """Spikes: steps whose loss or gradient is not finite, or far above those of the steps before.
 
-The update of such a step never reaches the parameters. `spikes.policy` says what the run then does.
+The update of a spike is never applied. `spikes.policy` chooses whether the run continues, rewinds or stops.
 """
 
 import collections
+import functools
 import logging
 from typing import NamedTuple
 
@@ -16,50 +17,49 @@ from bipe_jax.errors import UserError
 _LOG = logging.getLogger(__name__)
 
 _HORIZON = 128  # steps that the running mean and variance remember
-_FIRST = 32  # steps before any is judged
+_FIRST = 32  # steps before the first judgement
 
 _MOST_SKIPPED = 25  # in a row
-_MOST_REWINDS = 3  # to one checkpoint
+_MOST_REWINDS = 3  # to the same checkpoint
 
 
 class State(NamedTuple):
-    """Statistics of the loss and the gradient's norm, (2,) each, over the steps that were no spikes."""
+    """Statistics of the loss and the gradient's norm over the steps that were no spikes."""
 
-    mean: jax.Array
-    variance: jax.Array
+    mean: jax.Array  # (2,)
+    variance: jax.Array  # (2,)
     steps: jax.Array  # number of steps that were no spikes
     skipped: jax.Array  # number of spikes
     inner: optax.OptState
 
 
-def guard(inner: optax.GradientTransformation, threshold: float):
-    """The optimizer `inner`, which skips the updates of spikes.
+def guard(
+    inner: optax.GradientTransformation, threshold: float
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer `inner`, without the updates of spikes.
 
-    Its `update` also takes `loss` and `norm`, the gradient's. With m and v the exponentially
-    weighted mean and variance of either, x is a spike if it is not finite or x > m + threshold sqrt(v).
-    A spike leaves all state as it was but its own count, so the schedule skips it too.
+    `update` also takes `loss`, and `norm` of the gradient. With the exponentially weighted mean m and
+    variance v of either, x is a spike if it is not finite or x > m + threshold sqrt(v). A spike changes
+    no state but the count of spikes, so that the schedule skips it too.
 
     Args:
-      threshold: standard deviations; 0: only what is not finite is a spike.
+      threshold: standard deviations; 0: only values that are not finite are spikes.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params):
-        def zeros():
-            return jnp.zeros(2, jnp.float32)
-
-        def zero():
-            return jnp.zeros((), jnp.int32)
-
+    def init(params: optax.Params) -> State:
+        # Each leaf is an array of its own, so that the state can be donated.
+        zeros = functools.partial(jnp.zeros, 2, jnp.float32)
+        zero = functools.partial(jnp.zeros, (), jnp.int32)
         return State(zeros(), zeros(), zero(), zero(), inner.init(params))
 
-    def update(updates, state, params=None, *, loss, norm):
-        x = jnp.stack([loss, norm]).astype(jnp.float32)
+    def update(updates, state, params=None, **values):
+        x = jnp.stack([values["loss"], values["norm"]]).astype(jnp.float32)
         usual = jnp.isfinite(x).all()
         if threshold:
             limit = state.mean + threshold * jnp.sqrt(state.variance)
             usual &= (state.steps < _FIRST) | (x <= limit).all()
-        # Over the first steps the plain mean and variance; then the weights decay over the horizon.
+        # The plain mean and variance over the first steps; then weights decay over the horizon.
         weight = 1.0 / jnp.minimum(state.steps + 1, _HORIZON).astype(jnp.float32)
         away = x - state.mean
         updates, new_inner = inner.update(updates, state.inner, params)
@@ -78,7 +78,7 @@ def guard(inner: optax.GradientTransformation, threshold: float):
 
 
 class Watch:
-    """Decides what a run does at a spike, by `spikes.policy`."""
+    """Decides what a run does after a spike, by `spikes.policy`."""
 
     def __init__(self, policy: str):
         self._policy = policy
@@ -86,14 +86,17 @@ class Watch:
         self._rewinds = collections.Counter()
 
     def __call__(self, number: int, values: dict, latest: int | None) -> bool:
-        """Judges a step. Returns whether to rewind to the last checkpoint.
+        """Judges a step.
 
         Args:
           number: of the step. values: its metrics, from `step.train_step`.
           latest: the step of the last complete checkpoint, or None.
 
+        Returns:
+          Whether to rewind to the last checkpoint.
+
         Raises:
-          UserError: the step is a spike and the policy is to stop; or spikes do not end.
+          UserError: the step is a spike and the policy is to stop, or there are too many spikes.
         """
         self._in_a_row = self._in_a_row + 1 if values["spike"] else 0
         if not values["spike"]:

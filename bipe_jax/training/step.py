@@ -5,17 +5,27 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from bipe_jax import model, sharding
 from bipe_jax.loss import cross_entropy_sum
 from bipe_jax.plan import Plan
 from bipe_jax.training import spikes
-from bipe_jax.training.compiling import OPTIONS
 from bipe_jax.training.optimizer import learning_rate, make_optimizer
 
+# Options of XLA by platform; all others are at XLA's defaults. XLA_FLAGS is left to the user.
+OPTIONS = {
+    "cpu": {},
+    # Collectives run beside products instead of between them; off by default.
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    # libtpu overlaps collectives by default: `preflight` shows them as asynchronous.
+    "tpu": {},
+}
 
-def init_state(config: Plan, key) -> dict:
-    """{"step": 0, "params", "optimizer"}."""
+
+def init_state(config: Plan, key: jax.Array) -> dict:
+    """The state at step 0: {"step", "params", "optimizer"}."""
     params = model.init(config, key)
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -37,18 +47,17 @@ def _loss_sum(config, params, batch):
 def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
     """One update by the mean loss over the batch's weighted targets.
 
-    With `accumulation` > 1 the batch is computed in parts whose summed losses and gradients are
-    divided by the whole batch's weight: the same update as in one part.
+    With `accumulation` > 1 the batch is computed in parts, whose summed losses and gradients are
+    divided by the whole batch's weight: the update is the same as in one part.
 
     Args:
-      config: of the run.
       state: from `init_state`.
-      batch: (B, L) arrays, see `data.stream.annotate`.
+      batch: (B, L) arrays, see `data.batches.annotate`.
 
     Returns:
       The next state, and metrics: "loss" (nats a token), "gradient_norm", "learning_rate",
-      "targets" (their number), "spike" (1 if it is one, see `spikes`, else 0) and "skipped_updates"
-      (spikes so far); the first two are of the parameters before the update.
+      "targets" (their number), "spike" (1 if the step is one, see `spikes`, else 0) and
+      "skipped_updates" (spikes so far); the first two are of the parameters before the update.
     """
     gradient = jax.value_and_grad(functools.partial(_loss_sum, config))
     params, parts = state["params"], config.accumulation
@@ -57,7 +66,7 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
         loss, grads = gradient(params, batch)
     else:
 
-        def split(x):  # each device keeps its own rows
+        def split(x):  # without moving rows between devices
             rows = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
             return jnp.moveaxis(rows, 1, 0)
 
@@ -74,17 +83,18 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
     count = jnp.maximum(batch["weights"].sum(), 1)
     loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
-    before = state["optimizer"].skipped
+    skipped = state["optimizer"].skipped
     updates, optimizer = _optimizer(config).update(
         grads, state["optimizer"], params, loss=loss, norm=norm
     )
+    assert isinstance(optimizer, spikes.State)
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
-        "learning_rate": learning_rate(config)(state["step"] - before),
+        "learning_rate": learning_rate(config)(state["step"] - skipped),
         "targets": count,
         "skipped_updates": optimizer.skipped,
-        "spike": optimizer.skipped - before,
+        "spike": optimizer.skipped - skipped,
     }
     return {
         "step": state["step"] + 1,
@@ -93,14 +103,14 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
     }, metrics
 
 
-def compile_on(config, mesh):
+def compile_on(config: Plan, mesh: Mesh) -> tuple[Wrapped, Wrapped, dict]:
     """`init` and `step`, jitted with explicit shardings on a mesh.
 
     Returns:
-      init: key -> state. step: (state, batch) -> (state, metrics); the state is donated.
-      shardings: of the state. abstract: the state's shapes, dtypes and shardings.
+      init: key -> state. step: (state, batch) -> (state, metrics); the state is donated. abstract: the
+      state's shapes, dtypes and shardings.
     """
-    # No array is made here: the mesh may be of devices that are not there, see `preflight`.
+    # No array is made here: the devices of the mesh need not exist, see `preflight`.
     shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
     shardings = sharding.state_shardings(mesh, shapes, model.declared(config))
     init = jax.jit(functools.partial(init_state, config), out_shardings=shardings)

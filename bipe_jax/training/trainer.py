@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import logging
+from collections.abc import Mapping
 
 import jax
+from ml_collections import ConfigDict
 
 from bipe_jax import collectives, plan, processes, segments, sharding
 from bipe_jax.checkpoint import Checkpoints
@@ -21,30 +23,35 @@ from bipe_jax.workdir import Workdir, files
 _LOG = logging.getLogger(__name__)
 
 
-def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bool:
+def train(
+    config: ConfigDict | Mapping | plan.Plan,
+    workdir: str,
+    stop_at: int | None = None,
+    observer: observing.Observer | None = None,
+) -> bool:
     """Trains to `config.steps` and saves, resuming from the latest checkpoint of the workdir.
 
     Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard, events.jsonl, heartbeat.json and,
     if it trains one, tokenizer.model. Messages, and the progress bar where there is no terminal, go to the
     logger "bipe_jax". All processes of a run call it (see `processes.start`); the first one writes.
 
-    It stops early, after a save, at step `stop_at`, at SIGTERM to any of the processes, and at Ctrl-C. It
-    hears signals in the main thread; when it ends, their handlers are what they were before.
+    It stops early, after a save, at step `stop_at`, after SIGTERM to any of the processes, and after
+    Ctrl-C. It handles signals if it runs in the main thread, and restores their handlers at the end.
 
     Args:
-      config: an `ml_collections.ConfigDict` as configs/base.py makes it, or what `plan.make` takes.
-      workdir: the run's directory, made if it is not there.
+      config: an `ml_collections.ConfigDict` as configs/base.py makes it, or another input of `plan.make`.
+      workdir: the run's directory, made if it does not exist.
       stop_at: a step; None: `config.steps`.
-      observer: an `observing.Observer` that is used afterwards too; None: one of its own.
+      observer: the caller's, if it observes more than the training; None: a new one.
 
     Returns:
-      Whether all steps are trained: False if it stopped early. Where the target was reached before,
-      nothing is trained, deleted or rewritten.
+      Whether all steps are trained: False if it stopped early. If the target was reached before, nothing
+      is trained, deleted or rewritten.
 
     Raises:
-      UserError: a wrong input; see the README. Checkpoints that were complete stay as they are.
-      KeyboardInterrupt: at Ctrl-C, after the next step and its save. A second Ctrl-C raises it at once, or
-        as soon as a save that has begun is complete.
+      UserError: a wrong input; see the README. Complete checkpoints are kept.
+      KeyboardInterrupt: after Ctrl-C, the next step and its save. A second Ctrl-C raises it at once, or as
+        soon as a save in flight is complete.
     """
     config = plan.make(config)
     target = min(config.steps, stop_at or config.steps)
@@ -60,7 +67,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
         observer.open(workdir)
 
         # ------------------------------------------------------------------------------------------
-        # What the run starts from: its own latest checkpoint; else the parameters of another run,
+        # The start of the run: its own latest checkpoint; else the parameters of another run,
         # config.initial_checkpoint; else the seed.
         # ------------------------------------------------------------------------------------------
         if (recorded := directory.read_config()) is not None:
@@ -79,7 +86,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
         source = saved or finetune.source(config)
 
         # ------------------------------------------------------------------------------------------
-        # Text: the tokenizer, the segment rule, the batches, and what is held out.
+        # Data: the tokenizer, the segment rule, the batches, and the held-out text.
         # ------------------------------------------------------------------------------------------
         tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
@@ -98,7 +105,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
         init, train_step, abstract = compile_on(config, mesh)
 
         def restore_or_init():
-            """The state and the data's state of the latest checkpoint; else a new state, and None."""
+            """The state and the data's state of the latest checkpoint, or a new state and None."""
             if checkpoints.latest is not None:
                 return checkpoints.restore(abstract)
             state = init(jax.random.key(config.seed))
@@ -134,16 +141,16 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
                 checkpoints.save(state, data_state, config, tokens)
 
         def log_and_judge(step: Step) -> bool:
-            """Waits for a step to be complete. Returns whether to rewind, since it is a spike."""
+            """Waits until a step is complete, and returns whether to rewind since it is a spike."""
             values = observer.complete(step.number, step.values)
             if log:
                 full = progress.log_is_full(step) or values["spike"]
-                counted = values | {"rewinds": progress.rewinds}
-                log.write(step.number, step.batch, counted, full, step.evaluation)
+                logged = values | {"rewinds": progress.rewinds}
+                log.write(step.number, step.batch, logged, full, step.evaluation)
             return watch(step.number, values, checkpoints.latest)
 
         # ------------------------------------------------------------------------------------------
-        # The loop. Each step is dispatched while the one before it still runs.
+        # The loop. Each step is dispatched while the previous one runs.
         # ------------------------------------------------------------------------------------------
         while not progress.ended:
             with observer.phase("data"):
@@ -157,8 +164,8 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
                     f"Stopping after step {progress.step}: saving; another Ctrl-C ends at once"
                 )
 
-            if progress.evaluation_is_due:
-                jax.block_until_ready(values)  # so that this wait counts as the step's
+            if evaluate and progress.evaluation_is_due:
+                jax.block_until_ready(values)  # this wait counts as the step's
                 with (
                     observer.phase("evaluating"),
                     log.paused() if log else contextlib.nullcontext(),
@@ -168,7 +175,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
             save_is_due = checkpoints.failed() or progress.save_is_due
             if any(map(log_and_judge, progress.to_read(newest=save_is_due))):
                 with observer.phase("starting"):
-                    state, _ = restore_or_init()  # the data continue after the spike
+                    state, _ = restore_or_init()  # the data continues after the spike
                 progress.rewound(int(state["step"]))
                 observer.rewound(progress.step)
                 if log:
@@ -177,7 +184,7 @@ def train(config, workdir: str, stop_at: int | None = None, observer=None) -> bo
                 save()
 
         # ------------------------------------------------------------------------------------------
-        # The end: the last save is complete before anything is closed.
+        # The end: the last save completes before anything is closed.
         # ------------------------------------------------------------------------------------------
         with observer.phase("saving"):
             checkpoints.finish(save)
@@ -200,10 +207,12 @@ def _check_steps(config: plan.Plan, step: int, workdir: str) -> None:
 def _tokenizer(
     config: plan.Plan, workdir: str, saved: tokenizer.Tokenizer | None
 ) -> tokenizer.Tokenizer:
-    """The tokenizer that the first process chooses, since it may have to train one."""
-    chosen = vocabulary.choose(config, workdir, saved) if jax.process_index() == 0 else None
-    if jax.process_count() == 1:
-        return chosen
-    mine = chosen and [base64.b64encode(chosen.model).decode(), chosen.name]
-    model, name = collectives.of_all_processes(mine)[0]
+    """The tokenizer, which the first process chooses and, if needed, trains."""
+    message = None
+    if jax.process_index() == 0:
+        chosen = vocabulary.choose(config, workdir, saved)
+        if jax.process_count() == 1:
+            return chosen
+        message = [base64.b64encode(chosen.model).decode(), chosen.name]
+    model, name = collectives.of_all_processes(message)[0]
     return tokenizer.Tokenizer(base64.b64decode(model), name)

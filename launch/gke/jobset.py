@@ -1,5 +1,6 @@
-"""Checks jobs, writes their JobSets and hands them to kubectl."""
+"""Checks jobs, writes their JobSets and passes them to kubectl."""
 
+import argparse
 import logging
 import subprocess
 import sys
@@ -12,30 +13,30 @@ from launch.gke import manifest
 
 _LOG = logging.getLogger(__name__)
 
-_WHAT = "python -m launch.gke"
+_LAUNCHER = "python -m launch.gke"
 
 
 def parser() -> machines.Parser:
-    """Of all flags but the job's own."""
+    """The parser of all flags other than the job's."""
     flags = machines.Parser("launch.gke")
-    flags.add_argument("--image", required=True, help="built of launch/gke/Dockerfile")
+    flags.add_argument("--image", required=True, help="built from launch/gke/Dockerfile")
     flags.add_argument(
-        "--service-account", default="", help="Kubernetes' name of the pods' account"
+        "--service-account", default="", help="Kubernetes service account of the pods"
     )
     return flags
 
 
 def submit(to_launch: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
-    """Launches one JobSet a job; `arguments` are the flags of parser().
+    """Launches a JobSet for each job; `arguments` are the flags of parser().
 
     Raises:
-      UserError: a flag or a job is wrong, or kubectl refused.
+      UserError: a flag or a job is wrong, or kubectl failed.
     """
     launch(to_launch, parser().parse_args(arguments), dry_run)
 
 
-def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
-    """As submit, of parsed flags."""
+def launch(to_launch: list[jobs.Job], args: argparse.Namespace, dry_run: bool) -> None:
+    """Launches as `submit`, with parsed flags."""
     wanted = machines.of(args)
     if wanted.slice and wanted.slice.slices > 1 and wanted.slice.hosts == 1:
         raise UserError(
@@ -45,7 +46,7 @@ def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
     volumes = machines.volumes(args, to_launch)
     names = machines.names(to_launch, manifest.longest_name(wanted))
     if not dry_run:
-        jobs.need("kubectl", _WHAT)
+        jobs.need("kubectl", _LAUNCHER)
     ready = machines.ready(to_launch, wanted, args.skip_preflight)
     made = [
         manifest.jobset(
@@ -71,9 +72,8 @@ def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
 
 
 def _remove_failed(name: str) -> None:
-    """Deletes a JobSet that failed: applied again it would stay failed. One that runs, or is done, is
-    left as it is."""
-    line = ["kubectl", "get", "jobset", name, "--ignore-not-wanted"]
+    """Deletes a JobSet that has failed, since it would stay failed when applied again."""
+    line = ["kubectl", "get", "jobset", name, "--ignore-not-found"]
     line.append("--output=jsonpath={.status.terminalState}")
     state = subprocess.run(line, capture_output=True, text=True)
     if state.returncode:

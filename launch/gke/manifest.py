@@ -1,14 +1,14 @@
-"""The JobSet of a job: one Job a TPU slice, or one for all nodes with GPUs; one pod a host.
+"""The JobSet of a job: one Job for each TPU slice, or one for all nodes with GPUs; one pod for each host.
 
-Which end of a pod means what (launch/worker.py says which status it ends with):
+The effect of a pod's end (launch/worker.py has the statuses):
 
-| pod                                | JobSet                                                      |
-|------------------------------------|-------------------------------------------------------------|
-| 44, a user's error or given up     | fails at once                                               |
-| 42, preempted and saved            | starts all pods again, as often as it happens               |
-| disrupted: evicted, drained, spot  | the same                                                    |
-| anything else: died, lost a peer   | starts all pods again, MAX_RESTARTS times, a bound above the |
-|                                    | rule of launch/restart.py, which the worker applies          |
+| pod                               | JobSet                                                       |
+|-----------------------------------|--------------------------------------------------------------|
+| 44, a user's error or given up    | fails at once                                                |
+| 42, preempted and saved           | restarts all pods, without limit                             |
+| disrupted: evicted, drained, spot | restarts all pods, without limit                             |
+| anything else: died, lost a peer  | restarts all pods, up to MAX_RESTARTS times; the worker      |
+|                                   | applies the rule of launch/restart.py, which stops earlier   |
 
 Needs JobSet 0.10, whose rules match messages, and Kubernetes 1.31, whose podFailurePolicy is stable.
 """
@@ -19,17 +19,15 @@ from launch import jobs, worker
 from launch.machines import PORT, Machines
 
 MAX_RESTARTS = 100
-GRACE = 600  # seconds to save; a spot node that is taken away gives less (docs/gke.md)
+GRACE = 600  # seconds to save; a preempted spot node gives less (docs/gke.md)
 _USER = 1000  # of launch/gke/Dockerfile
 _CONTAINER = "train"
-_WORKERS = (
-    "w"  # name of the JobSet's one replicated Job; short, since it is part of every pod's name
-)
+_WORKERS = "w"  # name of the replicated Job; short, since it is part of every pod's name
 _MOST = 63  # letters of a pod's name, in the DNS
 
 
 def longest_name(machines: Machines) -> int:
-    """Letters that a JobSet's name may have: its pods are NAME-w-JOB-POD-abcde."""
+    """The largest length of a JobSet's name: its pods are NAME-w-JOB-POD-abcde."""
     replicas, hosts = _shape(machines)
     return _MOST - len(f"-{_WORKERS}-{replicas - 1}-{hosts - 1}-abcde")
 
@@ -40,19 +38,28 @@ def _shape(machines: Machines) -> tuple[int, int]:
     return 1, machines.nodes
 
 
-def jobset(name, job: jobs.Job, machines: Machines, image, *, spot, volumes, account="") -> dict:
-    """The manifest.
+def jobset(
+    name: str,
+    job: jobs.Job,
+    machines: Machines,
+    image: str,
+    *,
+    spot: bool,
+    volumes: list[tuple[str, str]],
+    account: str = "",
+) -> dict:
+    """The manifest of a job.
 
     Args:
-      name: at most longest_name(machines) letters, as the DNS has them.
+      name: valid in the DNS, of at most longest_name(machines) letters.
       volumes: pairs (source, path) to mount: the name of a PersistentVolumeClaim, or gs://BUCKET.
       account: the Kubernetes service account of the pods.
     """
     replicas, hosts = _shape(machines)
-    metadata = {"name": name}
+    metadata: dict = {"name": name}
     if machines.slice:
-        # A slice is a node pool: each Job gets one of its own. GKE then gives each pod its TPU_* and,
-        # with several slices, MEGASCALE_* variables.
+        # A slice is a node pool, and each Job gets its own. GKE sets each pod's TPU_* variables and,
+        # with several slices, MEGASCALE_*.
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
@@ -98,7 +105,7 @@ def _pod_rules() -> list[dict]:
 
 
 def _failure_policy() -> dict:
-    """Of the Jobs that fail: by a rule for pods, whose message says which, or at any other pod's end."""
+    """The policy for failed Jobs: rules match the message of the pod rule that failed the Job."""
 
     def rule(name, action, *messages):
         return {
@@ -110,7 +117,7 @@ def _failure_policy() -> dict:
 
     return {
         "maxRestarts": MAX_RESTARTS,
-        # All pods are gone before one is started, so that no attempt meets a process of the last.
+        # All pods are deleted before one is created, so that attempts never overlap.
         "restartStrategy": "BlockingRecreate",
         "rules": [
             rule("GivenUp", "FailJobSet", f"failed with exit code {worker.STOP} "),
@@ -138,7 +145,7 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
             {
                 "name": _CONTAINER,
                 "image": image,
-                # No shell: the worker is process 1, or SIGTERM would end at the shell.
+                # Without a shell the worker is process 1 and receives SIGTERM.
                 "command": ["python", "-m", "launch.worker"],
                 "args": job.arguments(),
                 "env": _environment(name, machines),
@@ -165,18 +172,18 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
 
 
 def _security(machines: Machines) -> dict:
-    """Volumes are the group's of the image's user, who trains; a TPU's device files are root's."""
+    """The security context: volumes belong to the group of the image's user, TPU devices to root."""
     return {"fsGroup": _USER, "runAsUser": 0 if machines.slice else _USER}
 
 
 def _hardware(machines: Machines) -> tuple[dict, str, int]:
-    """(node selector, resource, how many a pod)."""
-    if wanted := machines.slice:
+    """The node selector, the resource, and its count for each pod."""
+    if slice_ := machines.slice:
         selector = {
-            "cloud.google.com/gke-tpu-accelerator": wanted.chip.gke,
-            "cloud.google.com/gke-tpu-topology": wanted.grid,
+            "cloud.google.com/gke-tpu-accelerator": slice_.chip.gke,
+            "cloud.google.com/gke-tpu-topology": slice_.grid,
         }
-        return selector, "google.com/tpu", wanted.host_chips
+        return selector, "google.com/tpu", slice_.host_chips
     selector = {"cloud.google.com/gke-accelerator": hardware.GPUS[machines.gpu].gke}
     return selector, "nvidia.com/gpu", machines.gpus
 
@@ -189,12 +196,12 @@ def _source(source: str) -> dict:
 
 
 def _environment(name: str, machines: Machines) -> list[dict]:
-    """What the processes find each other by, and the worker its rank."""
+    """The variables by which processes join, and from which the worker reads its rank."""
 
     def annotation(key):
         return {"valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{key}']"}}}
 
-    # Kubernetes itself sets JOB_COMPLETION_INDEX. Of a slice, JAX reads what GKE sets.
+    # Kubernetes sets JOB_COMPLETION_INDEX. With TPUs, JAX reads the variables of GKE.
     index = annotation("jobset.sigs.k8s.io/job-global-index")
     replicas, hosts = _shape(machines)
     variables = [

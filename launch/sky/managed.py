@@ -1,5 +1,6 @@
-"""Checks jobs, fills in tpu.yaml or gpu.yaml for each and hands them to `sky jobs launch`."""
+"""Checks jobs, fills in tpu.yaml or gpu.yaml for each, and passes them to `sky jobs launch`."""
 
+import argparse
 import json
 import logging
 import pathlib
@@ -16,14 +17,14 @@ from launch.machines import Machines
 
 _LOG = logging.getLogger(__name__)
 
-_WHAT = "python -m launch.sky"
+_LAUNCHER = "python -m launch.sky"
 _LAUNCH = ["sky", "jobs", "launch", "--yes", "--detach-run"]
 _MOST = 50  # letters of a name
 _MOST_CHIPS = 2048  # of a slice in SkyPilot's catalogue
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
+    """Writes texts of several lines as literal blocks."""
 
 
 def _text(dumper, text):
@@ -35,27 +36,27 @@ _Dumper.add_representer(str, _text)
 
 
 def parser() -> machines.Parser:
-    """Of all flags but the job's own."""
+    """The parser of all flags other than the job's."""
     return machines.Parser("launch.sky")
 
 
 def submit(to_launch: list[jobs.Job], arguments: list[str], dry_run: bool) -> None:
-    """Launches one managed job a job; `arguments` are the flags of parser().
+    """Launches a managed job for each job; `arguments` are the flags of parser().
 
     Raises:
-      UserError: a flag or a job is wrong, or sky refused.
+      UserError: a flag or a job is wrong, or sky failed.
     """
     launch(to_launch, parser().parse_args(arguments), dry_run)
 
 
-def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
-    """As submit, of parsed flags."""
+def launch(to_launch: list[jobs.Job], args: argparse.Namespace, dry_run: bool) -> None:
+    """Launches as `submit`, with parsed flags."""
     wanted = machines.of(args)
     accelerators = _accelerators(wanted)
     volumes = machines.volumes(args, to_launch)
     names = machines.names(to_launch, _MOST)
     if not dry_run:
-        jobs.need("sky", _WHAT)
+        jobs.need("sky", _LAUNCHER)
     ready = machines.ready(to_launch, wanted, args.skip_preflight)
     made = {}
     for name, job in zip(names, ready, strict=True):
@@ -68,8 +69,8 @@ def launch(to_launch: list[jobs.Job], args, dry_run: bool) -> None:
     running = _unfinished()
     with tempfile.TemporaryDirectory() as directory:
         for name, text in made.items():
-            if name in running:  # two would write to one workdir
-                _LOG.info(f"{name} is not finished: left as it is (sky jobs cancel --name {name})")
+            if name in running:  # two jobs would write to the same workdir
+                _LOG.info(f"{name} is not finished: kept (sky jobs cancel --name {name})")
                 continue
             path = pathlib.Path(directory, f"{name}.yaml")
             path.write_text(text, encoding="utf-8")
@@ -107,7 +108,7 @@ def _accelerators(machines: Machines) -> str:
     wanted = machines.slice
     if not wanted:
         return f"{hardware.GPUS[machines.gpu].sky}:{machines.gpus}"
-    # SkyPilot's names of slices say no grid.
+    # SkyPilot's names of slices have no grid.
     named = wanted.chip.type and wanted.default_grid and wanted.chips <= _MOST_CHIPS
     if wanted.slices > 1 or not named:
         raise UserError(
@@ -118,7 +119,7 @@ def _accelerators(machines: Machines) -> str:
 
 
 def _unfinished() -> set[str]:
-    """Names of the managed jobs that are not finished."""
+    """The names of unfinished managed jobs."""
     line = ["sky", "jobs", "queue", "--skip-finished", "--output=json"]
     done = subprocess.run(line, capture_output=True, text=True)
     try:

@@ -1,6 +1,6 @@
 """SLURM: one run (python -m launch.slurm), or the runs of a sweep as an array (`submit`).
 
-Batch scripts are beside this; docs/slurm.md says how to use them, with sbatch alone too.
+The batch scripts are in this directory; docs/slurm.md describes their use, also with sbatch alone.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ _SCRIPTS = "launch/slurm"
 def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
     """Submits an array with one task for each job.
 
-    Writes the jobs beside their workdirs, as slurm-jobs-HASH.txt.
+    Writes the jobs to slurm-jobs-HASH.txt in the parent directory of their workdirs.
 
     Args:
       jobs: already checked.
-      arguments: `--jobs=N`, so many at a time (all); the others are flags of sbatch.
-      dry_run: print what would be written and run, and do nothing.
+      arguments: `--jobs=N`, the number of runs at a time (all); the others are flags of sbatch.
+      dry_run: only print the file and the command.
 
     Raises:
-      UserError: there is no sbatch here, it refuses, or an array of theirs is still in the queue.
+      UserError: sbatch is missing or fails, or an array for this directory is in the queue.
     """
     flags = [flag for flag in arguments if not flag.startswith("--jobs=")]
     limits = [flag.partition("=")[2] for flag in arguments if flag.startswith("--jobs=")]
@@ -36,7 +36,7 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
         raise UserError(f"--jobs={at_once} must be a number of runs at a time, 1 or more")
     directory = os.path.commonpath([Path(job.workdir).absolute().parent for job in jobs])
     text = "".join(shlex.join(job.arguments()) + "\n" for job in jobs)
-    # An array that waits reads its own lines, whatever is submitted after it.
+    # A pending array reads its own file, whatever is submitted after it.
     path = Path(directory, f"slurm-jobs-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt")
     if dry_run:
         print(f"# {path}\n{text}", end="")
@@ -59,7 +59,7 @@ def submit_one(job: Job, flags: list[str], dry_run: bool) -> None:
 
 
 def _check_queue(directory: str) -> None:
-    """Raises UserError if a job with this directory is in the queue, since two would spoil each other."""
+    """Raises UserError if a job for this directory is in the queue, since two would conflict."""
     launch_jobs.need("sbatch", "launch.slurm")
     line = ["squeue", "--me", "--noheader", "--format=%F %k"]
     done = subprocess.run(line, capture_output=True, text=True)
@@ -75,8 +75,10 @@ def _check_queue(directory: str) -> None:
             )
 
 
-def _sbatch(directory, flags, script, number, dry_run):
-    """Runs sbatch: logs go to the directory, and the job's comment names it."""
+def _sbatch(
+    directory: str, flags: list[str], script: list[str], number: str, dry_run: bool
+) -> None:
+    """Runs sbatch, with logs in the directory and the directory as the job's comment."""
     settings = [f"--comment={directory}", f"--output={directory}/slurm-{number}.out"]
     script = [f"{_SCRIPTS}/{script[0]}", *script[1:]]
     launch_jobs.execute(["sbatch", *settings, *flags, *script], dry_run)

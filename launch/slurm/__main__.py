@@ -1,4 +1,4 @@
-"""Checks a run and submits it to SLURM (docs/slurm.md):
+"""Checks a run and submits it to SLURM (see docs/slurm.md).
 
 python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--dry-run] [-- FLAGS OF SBATCH]
 """
@@ -11,7 +11,7 @@ from launch import jobs, machines, slurm
 
 def main(argv: list[str]) -> None:
     parser = cli.Parser("launch.slurm", __doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    parser.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
     end = argv.index("--") if "--" in argv else len(argv)
     args, rest = parser.parse_known_args(argv[:end])
     job = machines.job_of(rest)

@@ -1,4 +1,4 @@
-"""Trains on Cloud TPU VMs, which are had by queued resources. See docs/tpu_vm.md.
+"""Trains on Cloud TPU VMs, through queued resources. See docs/tpu_vm.md.
 
 python -m launch.tpu_vm create    NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--spot|--reserved]
 python -m launch.tpu_vm bootstrap NAME --zone=Z --slice=v5e:4x4 [--nfs=SERVER:/EXPORT]
@@ -6,7 +6,7 @@ python -m launch.tpu_vm run       NAME --zone=Z --slice=v5e:4x4 --config=C --wor
 python -m launch.tpu_vm watch     ...   all three, and again after each preemption, until the run is done
 python -m launch.tpu_vm status|logs|stop|delete NAME --zone=Z --slice=v5e:4x4
 
-Each can be repeated: what is there already is left as it is. --dry-run prints the calls of gcloud and runs
+Each action can be repeated, and does only what is missing. --dry-run prints the calls of gcloud and runs
 none. A slice is named as in bipe_jax.preflight: a generation and a grid of chips, and *N for N slices.
 """
 
@@ -38,7 +38,7 @@ def _parser() -> cli.Parser:
     job.add_argument("--skip-preflight", action="store_true", help="do not compile the step first")
     new = parser.add_argument_group("create, watch; more flags of gcloud's create follow --")
     tier = new.add_mutually_exclusive_group()
-    tier.add_argument("--spot", action="store_true", help="cheap, and taken back at any time")
+    tier.add_argument("--spot", action="store_true", help="cheap, and preempted at any time")
     tier.add_argument("--reserved", action="store_true", help="from the project's reservation")
     new.add_argument("--runtime-version", default="", help="default: by generation")
     parser.add_argument("--nfs", default="", help="bootstrap, watch: SERVER:/EXPORT, as /mnt/bipe")
@@ -54,21 +54,23 @@ def _parser() -> cli.Parser:
 
 
 def main(argv: list[str]) -> None:
-    """Raises UserError: a wrong argument, a job that does not fit, or gcloud failed."""
+    """Runs an action. Raises UserError for a wrong argument or job, or if gcloud failed."""
     split = argv.index("--") if "--" in argv else len(argv)
     of_job = [word for word in argv[:split] if re.match(r"--(config[=.]|workdir=)", word)]
     args = _parser().parse_args([word for word in argv[:split] if word not in of_job])
     args.extra = argv[split + 1 :]
     if not re.fullmatch(_NAME, args.name):
-        raise UserError(f"{args.name!r} is no name: use small letters, digits and -, at most 42")
+        raise UserError(
+            f"{args.name!r} is not a valid name: use small letters, digits and -, at most 42"
+        )
     if not re.fullmatch(_ZONE, args.zone):
-        raise UserError(f"--zone={args.zone} is not the form of a zone, such as us-west4-a")
+        raise UserError(f"--zone={args.zone} does not have the form of a zone, such as us-west4-a")
     if args.nfs and not re.fullmatch(r"[\w.-]+:/[\w./-]*", args.nfs):
-        raise UserError(f"--nfs={args.nfs} is not the form SERVER:/EXPORT, such as 10.0.0.2:/share")
+        raise UserError(f"--nfs={args.nfs} must be SERVER:/EXPORT, such as 10.0.0.2:/share")
     slice_ = hardware.parse_slice(args.slice)
     if not slice_.chip.type:
         raise UserError(
-            f"--slice={args.slice}: {slice_.chip.generation} is in GKE alone: use launch.gke"
+            f"--slice={args.slice}: {slice_.chip.generation} is only in GKE: use launch.gke"
         )
     if not 0 <= args.node < slice_.slices or not re.fullmatch(r"\d+|all", args.worker):
         raise UserError(
@@ -86,5 +88,5 @@ if __name__ == "__main__":
     with cli.user_errors():
         try:
             main(sys.argv[1:])
-        except KeyboardInterrupt:  # how `watch` and `logs --follow` are left; the run stays
+        except KeyboardInterrupt:  # ends `watch` and `logs --follow`, not the run
             sys.exit(130)

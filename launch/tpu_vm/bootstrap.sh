@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs a commit of the repository on a TPU VM: bash bootstrap.sh COMMIT [NFS_SERVER:/EXPORT]
-# The archive of the commit is ~/bipe_jax-COMMIT.tar.gz. It can be run again, after a failure too.
+# The archive of the commit is ~/bipe_jax-COMMIT.tar.gz. It can be repeated, also after a failure.
 set -euo pipefail
 commit=$1
 nfs=${2:-}
@@ -14,7 +14,7 @@ if [ -n "$nfs" ]; then
         sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nfs-common
     fi
     sudo mkdir -p /mnt/bipe
-    # A file that another host has just made is to be seen at once: lookupcache=positive.
+    # lookupcache=positive shows a file that another host has just made at once.
     line="$nfs /mnt/bipe nfs defaults,_netdev,hard,lookupcache=positive 0 0"
     grep -qxF "$line" /etc/fstab || echo "$line" | sudo tee -a /etc/fstab >/dev/null
     mountpoint -q /mnt/bipe || sudo mount /mnt/bipe
@@ -22,14 +22,14 @@ if [ -n "$nfs" ]; then
 fi
 
 if [ "$(cat "$root/commit" 2>/dev/null)" = "$commit" ]; then
-    say ready "${commit:0:12} was there already"
+    say ready "${commit:0:12} was installed already"
     exit 0
 fi
 if systemctl is-active --quiet bipe_jax; then
-    say refused "a run of another commit is there: stop it first"
+    say refused "a run of another commit exists: stop it first"
     exit 1
 fi
-rm -f "$root/commit" # until all of the new one is there
+rm -f "$root/commit" # until the new one is complete
 rm -rf "$root/source"
 mkdir -p "$root/source"
 tar -xzf "$HOME/bipe_jax-$commit.tar.gz" -C "$root/source"

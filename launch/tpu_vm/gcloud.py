@@ -1,4 +1,4 @@
-"""gcloud's calls for one queued resource, and what it answers."""
+"""Calls of gcloud for one queued resource, and its answers."""
 
 import dataclasses
 import json
@@ -12,32 +12,32 @@ from launch import jobs
 
 _LOG = logging.getLogger(__name__)
 
-ABSENT = "absent"  # beside the states that Google names: ACTIVE, WAITING_FOR_RESOURCES, …
+ABSENT = "absent"  # besides the states of Google: ACTIVE, WAITING_FOR_RESOURCES, …
 
 
 def slice_flags(wanted: Slice) -> list[str]:
-    """Of `gcloud compute tpus queued-resources create`: which accelerators, in which grid."""
+    """Flags of `gcloud compute tpus queued-resources create` for the accelerators and their grid."""
     if wanted.default_grid:
         return [f"--accelerator-type={wanted.accelerator_type}"]
     return [f"--type={wanted.chip.type}", f"--topology={wanted.grid}"]
 
 
 def track(wanted: Slice) -> list[str]:
-    """gcloud's release track: the --type of the general one knows no generation after v4."""
+    """gcloud's release track, since --type in the general one has no generation after v4."""
     return ["alpha"] if not wanted.default_grid and wanted.chip.generation != "v4" else []
 
 
 class Final(UserError):
-    """What no further try would mend."""
+    """An error that a retry would repeat."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resource:
-    """A queued resource, whether it is there or not.
+    """A queued resource, which may not exist.
 
     Attributes:
       name: of the queued resource, and of its nodes: NAME, or NAME-0 and so on of several slices.
-      project: "" is gcloud's own default.
+      project: "" is gcloud's default.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Resource:
         return ["gcloud", *track, "compute", "tpus", group, action, *arguments, *where, "--quiet"]
 
     def state(self) -> str:
-        """One of Google's states, or ABSENT; in a dry run, which asks nobody, ABSENT.
+        """One of Google's states, or ABSENT; ABSENT in a dry run.
 
         Raises:
-          UserError: gcloud cannot tell, or what is there is another slice.
+          UserError: gcloud failed, or the resource is another slice.
         """
         line = self._line("queued-resources", "describe", self.name, "--format=json")
         if self.dry_run:
@@ -75,9 +75,7 @@ class Resource:
             state = described["state"]["state"]
             node = described["tpu"]["nodeSpec"][0].get("node", {})
         except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f"{shlex.join(line)} answered what is not understood: {error!r}"
-            ) from None
+            raise UserError(f"{shlex.join(line)} gave an unexpected answer: {error!r}") from None
         there = node.get("acceleratorType")
         wanted = self.slice.accelerator_type
         if there and there != wanted:
@@ -109,27 +107,27 @@ class Resource:
         jobs.execute(line, self.dry_run)
 
     def delete(self) -> None:
-        """With its VMs and their disks."""
+        """Deletes it with its VMs and their disks."""
         line = self._line("queued-resources", "delete", self.name, "--force")
         jobs.execute(line, self.dry_run)
 
     def copy(self, files: list[str]) -> None:
-        """To the home directory of all VMs."""
+        """Copies files to the home directory of all VMs."""
         for node in self.nodes():
             jobs.execute(
                 self._line("tpu-vm", "scp", *files, f"{node}:", "--worker=all"), self.dry_run
             )
 
     def ssh(self, command: str, node: str, worker: str = "all") -> None:
-        """Runs a shell command on VMs of a node; what it prints is on the terminal."""
+        """Runs a shell command on VMs of a node, with its output on the terminal."""
         line = self._line("tpu-vm", "ssh", node, f"--worker={worker}", f"--command={command}")
         jobs.execute(line, self.dry_run)
 
-    def ask(self, command: str, tell: bool = False) -> list[tuple[str, str, str]]:
-        """Runs what answers as launch/tpu_vm/worker.py does on all VMs.
+    def ask(self, command: str, verbose: bool = False) -> list[tuple[str, str, str]]:
+        """Runs a command on all VMs that answers as launch/tpu_vm/worker.py.
 
         Args:
-          tell: print the command before, and the answers after.
+          verbose: log the command and the answers.
 
         Returns:
           (host, state, text) of each VM.
@@ -143,7 +141,7 @@ class Resource:
             if self.dry_run:
                 jobs.execute(line, dry_run=True)
                 continue
-            if tell:
+            if verbose:
                 _LOG.info(f"+ {shlex.join(line)}")
             done = subprocess.run(line, capture_output=True, text=True)
             rows = [row.split(" ", 3) for row in done.stdout.splitlines()]
@@ -157,6 +155,6 @@ class Resource:
                     f"{len(rows)} of {self.slice.hosts} hosts of {node} answered: {last}"
                 )
             answers += rows
-        for answer in answers if tell else ():
+        for answer in answers if verbose else ():
             _LOG.info(" ".join(answer))
         return answers

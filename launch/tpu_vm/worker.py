@@ -1,10 +1,10 @@
-"""What the launcher has each TPU VM do: start the supervisor as a systemd service, stop it, show it.
+"""Actions on each TPU VM: start the supervisor as a systemd service, stop it, show its state.
 
-It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action ends in one line on standard output,
-"bipe_jax HOST STATE what there is to say", which the launcher reads; "error" may pass, "refused" will not.
+It runs in ~/bipe_jax/source, which bootstrap.sh made. Each action prints one line, "bipe_jax HOST STATE
+MESSAGE", which the launcher reads; the state "error" may be temporary, "refused" is not.
 
-A service, since systemd passes a shutdown on as SIGTERM, at preemption and maintenance, and starts it
-again when the VM is back. It needs no JAX.
+systemd passes a shutdown, at preemption and maintenance, on to a service as SIGTERM, and restarts the service
+when the VM is back. It needs no JAX.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
 
 def unit(workdir: str, arguments: list[str], hosts: int) -> str:
     """The service that supervises `python -m bipe_jax.train ARGUMENTS` on this host."""
-    # Longer than the others need to see that one has died: see launch/supervise.py.
+    # Longer than the other hosts need to detect a death: see launch/supervise.py.
     pause = 90 if hosts > 1 else 5
     name = [f"--host={socket.gethostname()}"] if hosts > 1 else []
     python = [sys.executable, "-m"]
@@ -48,7 +48,7 @@ ExecStart={" ".join(_quoted(word) for word in line)}
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec=330
-# The supervisor restarts the trainer; this is for its own death. {USER_ERROR}: not to be started again.
+# The supervisor restarts the trainer; this is for its own death. {USER_ERROR}: not to be restarted.
 Restart=on-failure
 RestartSec={pause}
 RestartPreventExitStatus={USER_ERROR} {_WRONG_CALL}
@@ -62,14 +62,14 @@ WantedBy=multi-user.target
 
 
 def _quoted(word: str) -> str:
-    """As systemd reads the words of a command."""
+    """A word of a command, quoted for systemd."""
     for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
         word = word.replace(character, escaped)
     return f'"{word}"'
 
 
 def state() -> str:
-    """nothing, running, done, stopped (from outside) or failed (given up): of the service."""
+    """The service's state: nothing, running, done, stopped (from outside) or failed (given up)."""
     asked = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
     line = ["systemctl", "show", _SERVICE, "-p", asked]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -80,14 +80,14 @@ def state() -> str:
     if properties["ActiveState"] not in ("inactive", "failed"):
         return "running"
     if properties["ExecMainStartTimestampMonotonic"] == "0":
-        return "stopped"  # and the VM has started anew since
+        return "stopped"  # before the VM was rebooted
     ended = {DONE: "done", USER_ERROR: "failed", _WRONG_CALL: "failed"}
-    # Preempted, or killed before it had saved.
+    # Preempted, or killed before a save.
     return ended.get(int(properties["ExecMainStatus"]), "stopped")
 
 
 def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
-    """Its type, such as ext4 or nfs4."""
+    """The type of a path's file system, such as ext4 or nfs4."""
     with open(mounts, encoding="utf-8") as file:
         fields = [line.split() for line in file]
     path = os.path.realpath(path) + "/"
@@ -96,10 +96,10 @@ def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
 
 
 def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: bool) -> str:
-    """Starts the service unless it runs: what there is to say.
+    """Starts the service unless it runs. Returns a message.
 
     Raises:
-      ValueError: it would not do what was asked for.
+      ValueError: the service would not run as requested.
     """
     with open("../commit", encoding="utf-8") as file:
         here = file.read().strip()
@@ -108,15 +108,15 @@ def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: b
     os.makedirs(workdir, exist_ok=True)
     if shared and (kind := filesystem(workdir)) in _LOCAL_DISKS:
         raise ValueError(
-            f"{workdir} is on a disk of this VM ({kind}): several hosts need one that they share, and a "
-            "spot slice one that outlives it (bootstrap --nfs=SERVER:/EXPORT mounts it)"
+            f"{workdir} is on a disk of this VM ({kind}): several hosts need a shared file system, and a "
+            "spot slice one that outlives it (bootstrap --nfs=SERVER:/EXPORT mounts one)"
         )
     wanted = unit(workdir, arguments, hosts)
     if state() == "running":
         with open(_UNIT, encoding="utf-8") as file:
             if file.read() != wanted:
-                raise ValueError("another run is there: stop it first")
-        return "it ran already"
+                raise ValueError("another run exists: stop it first")
+        return "it runs already"
     with open(_UNIT, "w", encoding="utf-8") as file:
         file.write(wanted)
     for command in (
@@ -130,16 +130,16 @@ def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: b
 
 
 def stop() -> str:
-    """SIGTERM to the supervisor, and at the next boot it stays away; returns when it has saved."""
+    """Stops and disables the service, and waits until it has saved. Returns a message."""
     if state() == "nothing":
-        return "nothing was there"
+        return "there was no service"
     subprocess.run(["sudo", "systemctl", "disable", _SERVICE], check=True)
     subprocess.run(["sudo", "systemctl", "stop", _SERVICE], check=True)
     return "stopped"
 
 
 def progress() -> str:
-    """What the run's heartbeat.json says."""
+    """The run's heartbeat.json as text."""
     try:
         with open(_UNIT, encoding="utf-8") as file:
             command = next(line for line in file if line.startswith("ExecStart="))
@@ -167,15 +167,15 @@ def main() -> int:
     try:
         if args.action == "start":
             rest = arguments[split + 1 :]
-            said = start(args.workdir, rest, args.commit, args.hosts, args.shared)
+            message = start(args.workdir, rest, args.commit, args.hosts, args.shared)
         else:
-            said = stop() if args.action == "stop" else progress()
+            message = stop() if args.action == "stop" else progress()
         now = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         kind = "refused" if isinstance(error, ValueError) else "error"
         print(f"bipe_jax {socket.gethostname()} {kind} {error}", flush=True)
         return 1
-    print(f"bipe_jax {socket.gethostname()} {now} {said}", flush=True)
+    print(f"bipe_jax {socket.gethostname()} {now} {message}", flush=True)
     return 0
 
 

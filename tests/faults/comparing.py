@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bipe_jax import checkpoint
+from bipe_jax import checkpoint, cli
 from bipe_jax.checkpoint import checksums
 
 _BELONGS = {
@@ -48,7 +48,7 @@ def _last(workdir: str, step: int) -> dict:
 
 def difference(whole: str, other: str, steps: int) -> str | None:
     """What differs between two workdirs whose runs have done so many steps, None if nothing does."""
-    checkpoint.quiet()
+    cli.quiet()
     a, b = _losses(whole), _losses(other)
     if [n for n, _ in b] != list(range(1, steps + 1)):
         return f"metrics.jsonl has the steps {[n for n, _ in b]}"

@@ -11,10 +11,10 @@ _PAUSE = 10  # seconds between lines of the bar in a file
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere, such as in the log of a job, a line now and then.
+    """A bar on a terminal; elsewhere, as in the log of a job, a line every 10 seconds.
 
     Args:
-      steps: of the whole run. done: of these, when the bar begins.
+      steps: of the whole run. done: those before this start.
     """
 
     def __init__(self, steps: int, done: int):
@@ -29,11 +29,11 @@ class ProgressBar:
         )
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Counts one more step."""
         self._bar.update(1)
 
     def show(self, text: str) -> None:
-        """What stands beside the bar from now on."""
+        """Shows a text after the bar from now on."""
         self._bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:

@@ -1,43 +1,43 @@
-"""Where a process's wall time goes: every second since its start belongs to one phase.
+"""Wall time of a process by phase: every second since its start belongs to one phase.
 
 A second in which a step was running on the devices is `step`, whatever the host did meanwhile: a wait
-for data behind a running step costs nothing. Any other second is the phase that the host was in.
-Until the first step, which compiles, is complete, all is `starting`.
+for data during a step costs nothing. Any other second belongs to the phase of the host. Until the first
+step, which compiles, is complete, every second is `starting`.
 """
 
 import math
 from collections import deque
 
 # starting: imports, restoring, compiling, the first step. data: the devices waited for a batch.
-# saving: the part of a save that blocks. evaluating: during training, and at the end.
-# other: writing metrics, traces and the like.
-PHASES = ("starting", "step", "data", "saving", "evaluating", "other")
+# saving: the blocking part of a save. evaluating: during training, and at the end.
+# other: writing metrics and traces.
+PHASES: tuple[str, ...] = ("starting", "step", "data", "saving", "evaluating", "other")
 
 
 class Clock:
-    """Sums up seconds by phase. It reads no clock itself: callers pass the times, in seconds and in order."""
+    """Seconds by phase. Callers pass the times, in seconds and in order."""
 
     def __init__(self, since: float):
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._until = since  # all time before is in `_seconds`
+        self._until = since  # time before is counted in `_seconds`
         self._entered = deque([("other", since)])  # phases of the host, from `_until` on
         self._dispatched = deque()  # when the steps in flight were dispatched
         self.started = False  # whether the first step is complete
 
     def enter(self, phase: str, now: float) -> None:
-        """The host enters a phase."""
-        # A run that has no step to train evaluates too; what was before is its start.
+        """Records that the host enters a phase."""
+        # A run without steps to train evaluates too; its start ends here.
         if phase == "evaluating" and not self._dispatched:
             self._account(now)
             self.started = True
         self._entered.append((phase, now))
 
     def dispatched(self, now: float) -> None:
-        """A step was dispatched; it runs as soon as the one before is complete."""
+        """Records that a step was dispatched, which runs as soon as the previous one is complete."""
         self._dispatched.append(now)
 
     def completed(self, at: float) -> None:
-        """The oldest step in flight was complete at that time."""
+        """Records the time at which the oldest step in flight was complete."""
         self._account(self._dispatched.popleft())
         self._add("step", at)
         self.started = True
@@ -52,7 +52,7 @@ class Clock:
         return dict(self._seconds)
 
     def seconds(self, now: float) -> dict[str, float]:
-        """Seconds by phase; their sum is the time since the start. What runs now counts as `step`."""
+        """Seconds by phase, whose sum is the time since the start. A step in flight counts as `step`."""
         copy = Clock(0.0)
         copy._seconds, copy._until = dict(self._seconds), self._until
         copy._entered, copy.started = deque(self._entered), self.started
@@ -63,7 +63,7 @@ class Clock:
         return {phase: round(spent, 6) for phase, spent in copy._seconds.items()}
 
     def _account(self, until: float) -> None:
-        """Counts the time until then to the phases of the host."""
+        """Adds the time until `until` to the phases of the host."""
         while self._until < until:
             phase = self._entered[0][0]
             ends = self._entered[1][1] if len(self._entered) > 1 else math.inf

@@ -1,6 +1,6 @@
 """The thread that writes heartbeat.json, so that a slow file system does not delay the steps.
 
-It writes only what the training hands to it, so that a run that hangs does not seem alive.
+It writes only when the training beats, so that a run that hangs does not seem alive.
 """
 
 import contextlib
@@ -13,18 +13,19 @@ _LAST = 10.0  # seconds that the last write may take
 
 
 class HeartbeatWriter:
-    """Writes the newest of what `beat` is given, at most once a second. No failure to write is raised."""
+    """Writes the newest beat, at most once a second, and ignores errors of the file system."""
 
     def __init__(self, workdir: str):
         self._path = Workdir(workdir).heartbeat
-        self._newest, self._ends = None, False
+        self._newest: dict | None = None
+        self._closed = False
         self._changed = threading.Condition()
         self._pause = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="heartbeat")
         self._thread.start()
 
     def beat(self, content: dict) -> None:
-        """Writes the heartbeat soon, unless a newer one comes before."""
+        """Writes the heartbeat soon, unless a newer one replaces it."""
         with self._changed:
             self._newest = content
             self._changed.notify()
@@ -32,7 +33,7 @@ class HeartbeatWriter:
     def close(self) -> None:
         """Writes the last beat, unless the file system hangs."""
         with self._changed:
-            self._ends = True
+            self._closed = True
             self._changed.notify()
         self._pause.set()
         self._thread.join(_LAST)
@@ -40,7 +41,7 @@ class HeartbeatWriter:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._newest or self._ends)
+                self._changed.wait_for(lambda: self._newest or self._closed)
                 content, self._newest = self._newest, None
             if content is None:
                 return

@@ -1,4 +1,4 @@
-"""The trainer's side of observing: one object to which the trainer reports what it does."""
+"""The object to which the trainer reports its progress."""
 
 import contextlib
 import logging
@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -24,7 +25,7 @@ _OF_A_STEP = ("data", "step", "other")  # phases that make up a step's time
 
 
 def process_start() -> float:
-    """The Unix time at which this process started; the current time where the system does not tell."""
+    """The Unix time at which this process started; the current time if the system does not provide it."""
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # since boot
@@ -35,10 +36,10 @@ def process_start() -> float:
 
 
 class Observer:
-    """Keeps WORKDIR/events.jsonl, heartbeat.json and profile/, and the metrics of where time goes.
+    """Writes WORKDIR/events.jsonl, heartbeat.json and profile/, and computes the metrics of time.
 
-    Process 0 writes; the others write their traces alone. A file that cannot be written does not end the
-    training. A context manager: the way it is left says how the run ended.
+    Process 0 writes; the others write only their traces. A file that cannot be written does not end the
+    training. A context manager: an exception that leaves it is the reason why the run ended.
 
     Args:
       since: Unix time at which the process started; None: now.
@@ -48,22 +49,26 @@ class Observer:
     def __init__(self, since: float | None = None, profile: tuple[int, int] | None = None):
         self._offset = time.time() - time.monotonic()
         self._since = self._now() if since is None else since
-        self._profile, self._trace = profile, None
-        self._workdir = self._heart = None
+        self._profile = profile
+        self._trace: Trace | None = None
+        self._workdir: str | None = None
+        self._heart: HeartbeatWriter | None = None
         self._clock, self._phase = Clock(self._since), "other"
         self._completions = _Completions(self._now)
-        self._step = self._end = None
+        self._step: int | None = None
+        self._end: str | None = None
         self._before = self._reported = dict.fromkeys(PHASES, 0.0)
-        self._slow, self._slow_count, self._slowest = SlowSteps(), 0, None
-        self._beaten = ("", 0.0)
+        self._slow, self._slow_count = SlowSteps(), 0
+        self._slowest: dict | None = None
+        self._last_beat = ("", 0.0)
 
     def open(self, workdir: str) -> None:
-        """Begins to write into the workdir, which exists."""
+        """Starts to write into the workdir, which exists."""
         self._trace = Trace(self._profile, workdir)
         if jax.process_index() != 0:
             return
         self._workdir = workdir
-        # The last sign of life of the process before, which may have been killed.
+        # `before`: the last heartbeat of the previous process, which may have been killed.
         self.event("started", pid=os.getpid(), host=_host(), before=heartbeat.read(workdir))
         self._heart = HeartbeatWriter(workdir)
         self._beat()
@@ -78,8 +83,9 @@ class Observer:
         finally:
             self._enter(outer)
 
-    def step(self, number: int, function, *args):
+    def step(self, number: int, function: Callable, *args):
         """Dispatches a train step: (state, values) = function(*args)."""
+        assert self._trace is not None
         if self._step is None:
             self._step = number - 1
             self.event("training")
@@ -92,6 +98,7 @@ class Observer:
 
     def complete(self, number: int, values: dict) -> dict:
         """Waits for the oldest step in flight. Returns its values, on the host."""
+        assert self._trace is not None
         values = jax.device_get(values)
         first = not self._clock.started
         self._clock.completed(self._completions.next())
@@ -116,13 +123,13 @@ class Observer:
         self.event("saving")
 
     def rewound(self, step: int) -> None:
-        """The run went back to an earlier step: the steps since then are trained again."""
-        self._settle()
+        """Records that the run was rewound to an earlier step."""
+        self._drain()
         self.event("rewound", to=step)
         self._step = step
 
     def preempted(self) -> None:
-        """The run ends before its last step, to be started again."""
+        """Records that the run ends before its last step, to be resumed."""
         self._end = "preempted"
 
     def event(self, name: str, **more) -> None:
@@ -182,15 +189,15 @@ class Observer:
         self._phase = phase
         self._beat()
 
-    def _settle(self) -> None:
-        """Waits for the steps in flight, whose values nobody reads any more."""
+    def _drain(self) -> None:
+        """Waits for the steps in flight, whose values are not read."""
         while self._clock.running:
             self._clock.completed(self._completions.next())
 
     def _beat(self) -> None:
         if self._heart is None:
             return
-        now, (before, beaten) = self._now(), self._beaten
+        now, (last_phase, last_beat) = self._now(), self._last_beat
         if self._end:
             phase = self._end
         elif not self._clock.started:
@@ -198,9 +205,9 @@ class Observer:
         else:
             own = ("starting", "saving", "evaluating")
             phase = self._phase if self._phase in own else "training"
-        if phase == before and now < beaten + _BEAT:
+        if phase == last_phase and now < last_beat + _BEAT:
             return
-        self._beaten = (phase, now)
+        self._last_beat = (phase, now)
         content = {"time": now, "step": self._step, "phase": phase}
         content |= {"pid": os.getpid(), "host": _host(), "since": self._since}
         content |= {"seconds": self._clock.seconds(now), "step_seconds": self._slow.median()}
@@ -208,7 +215,7 @@ class Observer:
 
 
 class _Completions:
-    """A thread that notes when steps are complete, while the host may wait for something else."""
+    """A thread that records when steps are complete, whatever the host waits for."""
 
     def __init__(self, now):
         self._now = now
@@ -220,12 +227,12 @@ class _Completions:
         self._running.put(values)
 
     def next(self) -> float:
-        """Waits for the oldest step that is followed. Returns the Unix time at which it was complete."""
+        """Waits for the oldest step in flight. Returns the Unix time at which it was complete."""
         return self._times.get()
 
     def close(self) -> None:
         self._running.put(None)
-        self._thread.join(1.0)  # not for ever: the devices may hang
+        self._thread.join(1.0)  # the devices may hang
 
     def _work(self) -> None:
         while (values := self._running.get()) is not None:
@@ -236,7 +243,7 @@ class _Completions:
 
 
 def memory(devices) -> dict:
-    """Bytes in use, at the peak and at most, of the fullest device; {} where the platform has no count."""
+    """Bytes in use, at the peak and at most, of the fullest device; {} if the platform counts none."""
     stats = [stats for device in devices if (stats := device.memory_stats())]
     names = {"bytes_in_use": "in_use", "peak_bytes_in_use": "peak", "bytes_limit": "limit"}
     return {

@@ -14,13 +14,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def parse(text: str | None, last: int) -> tuple[int, int] | None:
-    """--profile=FIRST:LAST as the numbers of the first and the last step; None for None.
+    """The numbers of the first and last step of --profile=FIRST:LAST; None for None.
 
     Args:
-      last: step of the run.
+      last: the last step of the run.
 
     Raises:
-      UserError: it is malformed, or reaches beyond the run.
+      UserError: the text is malformed, or a step is beyond the run.
     """
     if text is None:
         return None
@@ -36,12 +36,12 @@ def parse(text: str | None, last: int) -> tuple[int, int] | None:
 
 
 class Trace:
-    """Traces the steps from the first to the last into WORKDIR/profile, each process its own devices.
+    """Traces steps into WORKDIR/profile; each process traces its own devices.
 
     A failure is logged, and the training continues.
 
     Args:
-      steps: see `parse`. Those that were trained before this process are left out.
+      steps: see `parse`. Those that were trained before are skipped.
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: str):
@@ -49,29 +49,29 @@ class Trace:
         self._directory = os.path.join(Workdir(workdir).profile, f"process_{jax.process_index()}")
 
     def before(self, number: int) -> None:
-        """Step `number` is about to be dispatched."""
+        """Starts the trace before step `number` is dispatched, if it is due."""
         if self._steps and not self._running and self._steps[0] <= number <= self._steps[1]:
-            with self._explained():
+            with self._failures_logged():
                 jax.profiler.start_trace(self._directory)
                 self._running = True
 
     def after(self, number: int) -> None:
-        """Step `number` is complete."""
-        if self._running and number >= self._steps[1]:
+        """Ends the trace after step `number` is complete, if it is due."""
+        if self._running and self._steps and number >= self._steps[1]:
             self.close()
             _LOG.info(f"The trace of the steps until {number} is in {self._directory}")
 
     def close(self) -> None:
         if self._running:
             self._running, self._steps = False, None
-            with self._explained():
+            with self._failures_logged():
                 jax.profiler.stop_trace()
 
     @contextlib.contextmanager
-    def _explained(self):
+    def _failures_logged(self):
         try:
             yield
-        except Exception as error:  # of the profiler, or the file system below it
+        except Exception as error:  # of the profiler or the file system
             self._steps = None
             _LOG.info(
                 f"--profile: {' '.join(str(error).split())[:300]}; continuing without a trace"

@@ -9,16 +9,16 @@ import logging
 import os
 import secrets
 
-from bipe_jax.config import flatten
+from bipe_jax.config import Config, flatten, to_dict
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
-_FINISH = 30.0  # seconds that the last upload may take: a preempted run has little time
+_FINISH = 30.0  # seconds for the last upload: a preempted run has little time
 
 
-def check(config) -> None:
+def check(config: Config) -> None:
     """Raises UserError if the config asks for Weights & Biases and it is not installed."""
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
@@ -27,16 +27,16 @@ def check(config) -> None:
 
 
 class WandbBoard:
-    """One W&B run. Where W&B cannot be reached, one line says so and the training continues without it.
+    """One W&B run. If W&B cannot be reached, that is logged and the training continues without it.
 
     Steps may be logged again after a resume or a rewind. W&B's own step counter cannot go back, so the step
-    is a metric, over which the others are plotted: nothing is dropped.
+    is a metric, over which the others are plotted.
 
     Raises:
-      UserError: W&B refuses the project's name, or nobody is logged in.
+      UserError: W&B refuses the project's name, or the user is not logged in.
     """
 
-    def __init__(self, config, workdir: str):
+    def __init__(self, config: Config, workdir: str):
         check(config)
         import wandb
 
@@ -48,7 +48,7 @@ class WandbBoard:
                 id=_id(workdir),
                 name=os.path.basename(os.path.abspath(workdir)),
                 dir=workdir,
-                config=flatten(config),
+                config=flatten(to_dict(config)),
                 resume="allow",
                 settings=settings,
             )
