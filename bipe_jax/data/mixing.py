@@ -8,12 +8,12 @@ import functools
 import hashlib
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 from bipe_jax.errors import UserError
 
 _WEIGHTS_SUM = 1 << 24  # times 2^38 blocks fits into 64 bits
 _FEW_BLOCKS = 1 << 16
+_32_BITS = (1 << 32) - 1
 
 
 def integer_weights(shares) -> np.ndarray:
@@ -55,22 +55,61 @@ def _permutation(blocks: int, key: int) -> np.ndarray:
     return np.random.RandomState(key).permutation(blocks)
 
 
-def permuted(number: int, blocks: int, seed: int, source: int) -> int:
-    """The block that is the `number`-th to be read of a source, over all epochs.
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int) -> tuple[int, ...]:
+    """Four 32-bit numbers: `std::seed_seq{seed}.generate` of the C++ standard, [rand.util.seedseq]."""
+    keys = [0x8B8B8B8B] * 4
+    for k, constant in enumerate((1, 1 + seed, 2, 3)):
+        x = keys[k] ^ keys[(k + 1) % 4] ^ keys[k - 1]
+        x = 1664525 * (x ^ x >> 27)
+        keys[k] = x + constant
+        keys[(k + 1) % 4] += x
+        keys[(k + 2) % 4] += x + constant
+        keys = [key & _32_BITS for key in keys]
+    for k in range(4):
+        x = keys[k] + keys[(k + 1) % 4] + keys[k - 1] & _32_BITS
+        x = 1566083941 * (x ^ x >> 27)
+        keys[k] = x - k & _32_BITS
+        keys[(k + 1) % 4] ^= x & _32_BITS
+        keys[(k + 2) % 4] ^= x - k & _32_BITS
+    return tuple(keys)
 
-    Every epoch has each of 0 … blocks - 1 once, in another order. The same in all versions: by NumPy's
-    legacy generator for few blocks, for which Grain's stateless shuffle would be slow.
+
+def _index_shuffle(index: int, count: int, seed: int) -> int:
+    """The image of an index in a pseudorandom permutation of 0 … count - 1, for counts above 2^16.
+
+    Four rounds of the block cipher Simon (Beaulieu et al. 2013, eprint 2013/404) over the smallest even
+    number of bits, repeated until the value is in the range (cycle walking; Black and Rogaway 2002).
+    Equals `grain.experimental.index_shuffle(index, max_index=count - 1, seed=seed, rounds=4)`, except
+    where count - 1 is a power of 4: Grain 0.2.18 returns no permutation there.
+    """
+    width = ((count - 1).bit_length() + 1) // 2  # bits of half a value
+    mask = (1 << width) - 1
+    keys = _round_keys(seed)
+
+    def mixed(x: int) -> int:
+        xx = x << width | x  # a rotation to the left by n is the upper half of xx << n
+        return ((xx << 1 & xx << 8 ^ xx << 2) >> width) & mask
+
+    while True:
+        left, right = index >> width, index & mask
+        for even, odd in (keys[:2], keys[2:]):
+            left ^= mixed(right) ^ even & mask
+            right ^= mixed(left) ^ odd & mask
+        index = left << width | right
+        if index < count:
+            return index
+
+
+def permuted(number: int, blocks: int, seed: int, source: int) -> int:
+    """The block that is read at position `number` of a source, counted over all epochs.
+
+    Every epoch contains each of 0 … blocks - 1 once, in its own order. The order is part of the format:
+    a run that resumes depends on it. Up to 2^16 blocks it is NumPy's legacy permutation.
     """
     epoch, index = divmod(number, blocks)
     name = f"{seed} {source} {epoch}"
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
     if blocks <= _FEW_BLOCKS:
         return int(_permutation(blocks, key)[index])
-    # Where the largest index is a power of 4, Grain 0.2.18 gives one index twice and another one never.
-    # Of one index more, the one too many is passed over by shuffling it again.
-    largest = blocks - 1
-    largest += largest & (largest - 1) == 0
-    while True:
-        index = index_shuffle(index, max_index=largest, seed=key, rounds=4)
-        if index < blocks:
-            return index
+    return _index_shuffle(index, blocks, key)
