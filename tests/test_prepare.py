@@ -22,7 +22,7 @@ from tiny import tiny_plan
 
 from bipe_jax.config.spec import parse_source
 from bipe_jax.data import jobs, mixing, records, tokenizer
-from bipe_jax.data.mixing import drawn, integer_weights, permuted
+from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.prepare import prepare, split_names
 from bipe_jax.data.prepared import Prepared, open_prepared
 from bipe_jax.errors import UserError
@@ -434,7 +434,7 @@ class TestPrepared:
         prepared.take(8)
         assert prepared.get_state() == {"batch": 1}
         blocks = open_prepared(parse_source(config.data.train)).blocks
-        assert prepared.given() == {config.data.train: (8, 8 / blocks)}
+        assert prepared.consumed() == {config.data.train: (8, 8 / blocks)}
         prepared.close()
 
     def test_mixture(self, directory, tokens):
@@ -452,7 +452,7 @@ class TestPrepared:
         config = config_for(directory, data__train=mixture)
         prepared = Prepared(config, config.training, tokens)
         prepared.set_state({"batch": 25})
-        assert [n for n, _ in prepared.given().values()] == counts
+        assert [n for n, _ in prepared.consumed().values()] == counts
         # A source is read through before anything of it comes again.
         size = len(own[1])
         seen = [row for row in given if row in own[1]]
@@ -468,14 +468,14 @@ class TestPrepared:
 
 class TestMixing:
     @pytest.mark.parametrize("shares", [[1.0], [0.5, 0.5], [0.1, 0.2, 0.7], [1e-6, 1, 3, 0.3]])
-    def test_drawn(self, shares):
+    def test_source_counts(self, shares):
         weights = integer_weights(shares)
-        counts = drawn(np.arange(5000), weights)
+        counts = source_counts(np.arange(5000), weights)
         steps = np.diff(counts, axis=0)
         assert (counts[0] == 0).all() and (steps >= 0).all() and (steps.sum(axis=1) == 1).all()
         expected = np.arange(5000)[:, None] * np.asarray(shares) / sum(shares)
         assert np.abs(counts - expected).max() < len(shares)
-        assert drawn(10**11, weights).sum() == 10**11
+        assert source_counts(10**11, weights).sum() == 10**11
 
     def test_a_weight_too_small(self):
         with pytest.raises(UserError, match="less than a 16-millionth"):

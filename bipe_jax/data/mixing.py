@@ -1,11 +1,12 @@
-"""Which block comes when: pure functions of the numbers of blocks, so that there is no state.
+"""The order of prepared blocks: pure functions of block numbers, without state.
 
-The n-th block of a mixture is from the source that `drawn` has more of at n + 1 than at n; and it is
-the `permuted` block of that source.
+Block n of a mixture comes from the source whose `source_counts` grows from n to n + 1. It is the
+`permuted` block of that source.
 """
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,11 +17,11 @@ _FEW_BLOCKS = 1 << 16
 _32_BITS = (1 << 32) - 1
 
 
-def integer_weights(shares) -> np.ndarray:
-    """Shares (S,) of 1 as int64 that sum to 2^24, so that blocks are counted without rounding.
+def integer_weights(shares: Sequence[float]) -> np.ndarray:
+    """Shares (S,) as int64 weights that sum to 2^24, so that counts of blocks are exact.
 
     Raises:
-      UserError: a share is too small to be kept.
+      UserError: a share is so small that its weight is 0.
     """
     ends = np.round(np.cumsum(shares) / np.sum(shares) * _WEIGHTS_SUM).astype(np.int64)
     weights = np.diff(ends, prepend=0)
@@ -29,11 +30,11 @@ def integer_weights(shares) -> np.ndarray:
     return weights
 
 
-def drawn(count, weights: np.ndarray) -> np.ndarray:
-    """How many of the first `count` blocks of a mixture are from each source.
+def source_counts(count: np.ndarray | int, weights: np.ndarray) -> np.ndarray:
+    """The number of blocks of each source among the first `count` blocks of a mixture.
 
-    Each source in turn takes its part of what the ones before it have left, rounded up, so that from
-    one count to the next exactly one source has one block more.
+    Each source in turn takes its part, rounded up, of the blocks that the sources before it leave. From
+    one count to the next exactly one source therefore has one block more.
 
     Args:
       count: integers (...,). weights: (S,) from `integer_weights`.
@@ -41,12 +42,12 @@ def drawn(count, weights: np.ndarray) -> np.ndarray:
     Returns:
       (..., S) int64, which sum to `count`.
     """
-    left, rest = np.asarray(count, np.int64), int(weights.sum())
+    blocks, rest = np.asarray(count, np.int64), int(weights.sum())
     counts = []
     for weight in weights.tolist():
-        less = left * (rest - weight) // rest
-        counts.append(left - less)
-        left, rest = less, rest - weight
+        left = blocks * (rest - weight) // rest
+        counts.append(blocks - left)
+        blocks, rest = left, rest - weight
     return np.stack(counts, axis=-1)
 
 

@@ -202,7 +202,7 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
         )
     splits = split_names({name for r in results for name in r["sets"]})
     if not splits:
-        raise sources.nothing(parse_source(plan.input), plan.sets)
+        raise sources.no_documents(parse_source(plan.input), plan.sets)
     sets = {}
     with writing(plan.output):
         for name, split in splits.items():
