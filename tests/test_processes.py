@@ -19,10 +19,10 @@ processes.start()
 process, count = jax.process_index(), jax.process_count()
 config = tiny_plan(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
 mesh = sharding.make_mesh(config)
-index, count = sharding.data_shard(mesh, config.batch_size)
+index, shards = sharding.data_shard(mesh, config.batch_size)
 whole = np.arange(8 * 16).reshape(8, 16).astype(np.int32)
-rows = np.split(whole, count)[index]
-batch = sharding.place_batch(mesh, {"tokens": rows}, count)["tokens"]
+rows = np.split(whole, shards)[index]
+batch = sharding.place_batch(mesh, {"tokens": rows}, shards)["tokens"]
 assert batch.shape == whole.shape
 for shard in batch.addressable_shards:
     np.testing.assert_array_equal(shard.data, whole[shard.index])
@@ -31,7 +31,7 @@ sums = jax.jit(lambda x: x.sum(axis=1))(batch)
 np.testing.assert_array_equal(multihost_utils.process_allgather(sums, tiled=True), whole.sum(axis=1))
 values = [{"of": i, "text": "x" * i} for i in range(count)]
 assert collectives.of_all_processes(values[process]) == values
-print(json.dumps([index, count]))
+print(json.dumps([index, shards]))
 """
 
 

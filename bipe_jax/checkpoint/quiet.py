@@ -1,4 +1,4 @@
-"""What Orbax and its libraries print, kept off the terminal."""
+"""Silences the messages of Orbax and its libraries."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ from absl import logging as absl_logging
 
 
 def quiet() -> None:
-    """Orbax warns of choices that are ours on purpose, and prints each error that it also raises.
+    """Silences Orbax, which warns of intended choices and prints errors that it also raises.
 
-    asyncio does so for every array of a failed save, some only when the program ends, and TensorStore's
-    threads for every array of a failed read.
+    asyncio prints one for every array of a failed save, some at the program's end; TensorStore's threads
+    print one for every array of a failed read.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("orbax", "asyncio"):

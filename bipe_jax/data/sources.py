@@ -23,6 +23,7 @@ from bipe_jax.errors import UserError
 
 NO_SET = "documents"  # the set of documents without a set name
 _TFDS_SHARDS = 64
+_LOST = ("corrupt_frames", "truncated_shards", "unreadable_shards")
 _JUDGED_FROM = 1000  # lines of a shard before its share of bad lines is judged
 _REMEMBERED = 1 << 16  # documents that are searched for duplicates
 # Bytes of memory that parsing a document may use: its line twice, and its characters.
@@ -68,10 +69,10 @@ class Tally:
         with self._lock:
             self._bad_lines[shard] = max(self._bad_lines.get(shard, 0), count)
 
-    def shards(self, *kinds: str) -> int:
-        """Number of shards with a fault of any of these kinds."""
+    def lost_shards(self) -> int:
+        """Number of shards with unreadable parts."""
         with self._lock:
-            return len({where[0] for kind in kinds for where in self._faults[kind]})
+            return len({where[0] for kind in _LOST for where in self._faults[kind]})
 
     def counts(self) -> dict[str, int]:
         """Kind of fault -> number, for kinds that have occurred."""
@@ -268,7 +269,7 @@ def read_shard(
         nonlocal damaged
         damaged = True
         tally.add(damage.kind, path, frame)
-        lost = tally.shards("corrupt_frames", "truncated_shards", "unreadable_shards")
+        lost = tally.lost_shards()
         if policy.on_error == "raise":
             raise UserError(str(damage))
         if lost > policy.max_bad_share * shards:
