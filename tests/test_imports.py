@@ -21,10 +21,6 @@ LAZY = {
     # `import bipe_jax` is quick, and imports no JAX where it is not needed.
     "bipe_jax": {"bipe_jax.checkpoint", "bipe_jax.model", "bipe_jax.segments"},
     # To be mended: delete a line as soon as it is.
-    "bipe_jax.convert.__main__": {
-        "bipe_jax.convert.authors", "bipe_jax.convert.from_hf", "bipe_jax.convert.incoming",
-        "bipe_jax.convert.llama", "bipe_jax.convert.to_hf",
-    },
     "bipe_jax.data.batches": {"bipe_jax.data.prepared.Prepared"},
     "bipe_jax.evaluate": {"bipe_jax.data.prepared", "bipe_jax.evaluation.follow.follow"},
     "bipe_jax.harness": {"bipe_jax.evaluation.harness_model.Harness"},

@@ -1,8 +1,8 @@
 """The config.json of BiPE's authors (github.com/zhenyuhe00/BiPE) -> our config.
 
-Facts read in their code: the separators are the ids 13 and 869 whatever the tokenizer; blocks of
-`train_scale` tokens; the intra table has `train_scale` rows, of which offsets reach the first 1024;
-RoPE's base is 10000 whatever the config says; ALiBi's slopes are times 96 for segments.
+Facts from their code: the separators are the ids 13 and 869 for any tokenizer; blocks have `train_scale`
+tokens; the intra table has `train_scale` rows, of which offsets use the first 1024; RoPE's base is 10000
+for any config; ALiBi's slopes are multiplied by 96 for segments.
 """
 
 from bipe_jax.convert import llama
@@ -27,11 +27,11 @@ def config_of(theirs: dict, where: str) -> Plan:
     """Our config of one of their models.
 
     Args:
-      theirs: what config.json holds.
+      theirs: the contents of config.json.
       where: its path, for errors.
 
     Raises:
-      UserError: an unknown rpe_type, or something that our decoder lacks.
+      UserError: rpe_type is unknown, or our decoder lacks a feature.
     """
     if "rpe_type" not in theirs:
         raise UserError(
