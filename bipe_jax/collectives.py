@@ -1,7 +1,11 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Collectives: over the axes of the mesh inside a program, and between the processes of a run."""
 
 import functools
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +15,7 @@ from jax.experimental import multihost_utils
 from bipe_jax.sharding import ACTIVATIONS
 
 
-def of_all_processes(value) -> list:
+def of_all_processes(value: Any) -> list[Any]:
     """A value of JSON's types from each process, in the order of their numbers."""
     if jax.process_count() == 1:
         return [value]
@@ -25,40 +29,44 @@ def of_all_processes(value) -> list:
 class Devices:
     """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
 
-    def __init__(self, sizes: dict):
+    def __init__(self, sizes: Mapping[str, int]):
         self._sizes = sizes
 
     def count(self, axis: str) -> int:
         return self._sizes.get(axis, 1)
 
-    def index(self, axis: str):
+    def index(self, axis: str) -> jax.Array | int:
         """Which of the parts along an axis this is."""
         return jax.lax.axis_index(axis) if self.count(axis) > 1 else 0
 
-    def sum(self, x, *axes: str):
+    def sum(self, x: jax.Array, *axes: str) -> jax.Array:
         return jax.lax.psum(x, self._cut(axes))
 
-    def max(self, x, *axes: str):
+    def max(self, x: jax.Array, *axes: str) -> jax.Array:
         return jax.lax.pmax(x, cut) if (cut := self._cut(axes)) else x
 
-    def gather(self, tree, axis: str, dimension: int):
+    def gather(self, tree: Any, axis: str, dimension: int) -> Any:
         """All parts along an axis, in order."""
         if self.count(axis) == 1:
             return tree
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=dimension, tiled=True), tree)
 
-    def sum_part(self, x, axis: str, dimension: int):
+        def all_parts(x: jax.Array) -> jax.Array:
+            return jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+
+        return jax.tree.map(all_parts, tree)
+
+    def sum_part(self, x: jax.Array, axis: str, dimension: int) -> jax.Array:
         """This device's part of a sum over an axis."""
         if self.count(axis) == 1:
             return x
         return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
 
-    def _cut(self, axes) -> tuple:
+    def _cut(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(axis for axis in axes if self.count(axis) > 1)
 
 
-def on_each(function, in_specs, out_specs):
-    """`function(devices, *args)` on each device's parts of arrays placed as the specs say.
+def on_each(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function(devices, *args)` on each device's parts of arrays that are sharded by the specs.
 
     Where no mesh of several devices is set, it gets the whole arrays.
     """
@@ -69,14 +77,14 @@ def on_each(function, in_specs, out_specs):
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def look_up(parameter: nnx.Param, ids: jax.Array) -> jax.Array:
+def look_up(parameter: nnx.Param[Any], ids: jax.Array) -> jax.Array:
     """Rows (B, L, D) of a parameter (R, D) for integers (B, L).
 
     Each device gathers the table; its gradients come back in parts, each summed once.
     """
     spec = parameter.get_metadata()["axes"]
 
-    def local(devices, table, ids):
+    def local(devices: Devices, table: jax.Array, ids: jax.Array) -> jax.Array:
         for dimension, axis in enumerate(spec):
             table = devices.gather(table, axis, dimension)
         return table[ids]

@@ -6,8 +6,10 @@ is recomputed in the backward pass does not count. Model FLOP utilisation (MFU) 
 over the peak rate of the devices.
 """
 
+from bipe_jax.config import Config
 
-def flops_per_token(config) -> float:
+
+def flops_per_token(config: Config) -> float:
     """Model FLOPs of one token in training, forward and backward."""
     m = config.model
     head_width = m.width // m.heads

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Cross-entropy of the next token, in float32, without holding all logits at once.
 
 The sequence is cut into chunks; the logits of one chunk (B x chunk x V) are made, used and dropped.
@@ -12,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from bipe_jax.collectives import on_each
+from bipe_jax.collectives import Devices, on_each
 from bipe_jax.sharding import ACTIVATIONS, P
 
 LARGEST = 700.0  # nats a token: the exponential of more is no finite float
@@ -20,7 +22,7 @@ LARGEST = 700.0  # nats a token: the exponential of more is no finite float
 _SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
 
 
-def _chunks(x, chunk: int):
+def _chunks(x: jax.Array, chunk: int) -> jax.Array:
     """(B, L, ...) -> (L / chunk, B, chunk, ...). L must divide by chunk unless it is shorter."""
     B, L = x.shape[:2]
     chunk = min(chunk, L)
@@ -29,17 +31,19 @@ def _chunks(x, chunk: int):
     return jnp.moveaxis(x.reshape(B, L // chunk, chunk, *x.shape[2:]), 1, 0)
 
 
-def _logits(hidden, kernel):
+def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("bld,dv->blv", hidden, kernel, preferred_element_type=jnp.float32)
 
 
-def _targets_of(devices, logits, targets):
+def _targets_of(devices: Devices, logits: jax.Array, targets: jax.Array) -> jax.Array:
     """(B, L, V) one-hot, of this device's part of the vocabulary."""
     V = logits.shape[-1]
     return devices.index("tensor") * V + jnp.arange(V) == targets[..., None]
 
 
-def _normalised(devices, logits, targets):
+def _normalised(
+    devices: Devices, logits: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Logits of the targets, the highest, log of the sum of what is exp(logit - highest): (B, L) each;
     and softmax (B, L, V), the part that is here."""
     highest = devices.max(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), "tensor")
@@ -50,7 +54,9 @@ def _normalised(devices, logits, targets):
     return picked, highest[..., 0], jnp.log(sums)[..., 0], exponentials / sums
 
 
-def score(hidden, kernel, targets, chunk: int) -> tuple[jax.Array, jax.Array]:
+def score(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
     """How probable each target is.
 
     Args:
@@ -61,10 +67,12 @@ def score(hidden, kernel, targets, chunk: int) -> tuple[jax.Array, jax.Array]:
       Log-probabilities (B, L) float32, and whether no token is more probable (B, L).
     """
 
-    def local(devices, hidden, kernel, targets):
+    def local(
+        devices: Devices, hidden: jax.Array, kernel: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         kernel = devices.gather(kernel, "fsdp", 0)
 
-        def one(xs):
+        def one(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             picked, highest, log_sum, _ = _normalised(devices, _logits(xs[0], kernel), xs[1])
             return picked - (highest + log_sum), picked == highest
 
@@ -77,7 +85,9 @@ def score(hidden, kernel, targets, chunk: int) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def cross_entropy_sum(hidden, kernel, targets, weights, chunk: int):
+def cross_entropy_sum(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+) -> jax.Array:
     """Sum over tokens of weight * (-log-probability of the target).
 
     Args:
@@ -90,11 +100,21 @@ def cross_entropy_sum(hidden, kernel, targets, weights, chunk: int):
     return -jnp.sum(weights * score(hidden, kernel, targets, chunk)[0])
 
 
-def _forward(hidden, kernel, targets, weights, chunk):
-    def local(devices, hidden, kernel_part, targets, weights):
+def _forward(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def local(
+        devices: Devices,
+        hidden: jax.Array,
+        kernel_part: jax.Array,
+        targets: jax.Array,
+        weights: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         kernel = devices.gather(kernel_part, "fsdp", 0)
 
-        def one(carry, xs):
+        def one(
+            carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             total, kernel_grad = carry
             x, target, weight = xs
             logits = _logits(x, kernel)
@@ -108,7 +128,7 @@ def _forward(hidden, kernel, targets, weights, chunk):
 
         size = chunk // devices.count("context")
         start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
-        pieces = tuple(_chunks(x, size) for x in (hidden, targets, weights))
+        pieces = (_chunks(hidden, size), _chunks(targets, size), _chunks(weights, size))
         (total, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
         hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
         kernel_grad = devices.sum_part(kernel_grad, "fsdp", 0)
@@ -123,7 +143,9 @@ def _forward(hidden, kernel, targets, weights, chunk):
     return total, tuple(grads)
 
 
-def _backward(chunk, grads, cotangent):
+def _backward(
+    chunk: int, grads: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
     hidden_grad, kernel_grad = grads
     scale = cotangent.astype(jnp.float32)
     return (

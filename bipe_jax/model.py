@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """A Llama-like decoder: RMSNorm, SwiGLU, grouped-query attention, any positional encodings.
 
 NNX modules declare the parameters; what runs are the pure functions at the end. Shape letters:
@@ -10,6 +12,8 @@ kept apart in attention.
 """
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,11 @@ from bipe_jax.collectives import look_up
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 from bipe_jax.sharding import Declaration, P, constrain, context_shards, declarations, parameter
+
+Params = dict[str, Any]  # a nested dict of arrays
+Inputs = Mapping[str, jax.Array]
+# (x, q, k, v, encodings, carried) -> (what attention gives, more), see `Decoder.__call__`.
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
@@ -35,12 +44,12 @@ REMAT_POLICIES = {
 
 def _weight(
     config: Plan, key: jax.Array, shape: tuple[int, ...], axes: P, inputs: int
-) -> nnx.Param:
+) -> nnx.Param[Any]:
     """A matrix drawn from N(0, init_std), see `sharding.parameter`."""
     return parameter(config.model.init_std * jax.random.normal(key, shape), axes, inputs)
 
 
-def _multiply(pattern: str, x, weight):
+def _multiply(pattern: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """einsum over activations (B, L, ...) and a weight in their dtype; "t" in the pattern is a token.
 
     With one dimension for all tokens the weight's gradient is a product of two matrices; with two of
@@ -58,18 +67,18 @@ def _multiply(pattern: str, x, weight):
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, equation 4)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Plan):
         self.scale = parameter(jnp.ones(config.model.width), P(None))
         self.epsilon = config.model.norm_epsilon
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return (y * jnp.broadcast_to(self.scale[...], y.shape)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    def __init__(self, config, key):
+    def __init__(self, config: Plan, key: jax.Array):
         m = config.model
         H = m.width // m.heads
         keys = jax.random.split(key, 4)
@@ -79,7 +88,9 @@ class Attention(nnx.Module):
         self.value = _weight(config, keys[2], (m.width, m.kv_heads, H), into, 1)
         self.output = _weight(config, keys[3], (m.heads, H, m.width), out_of, 2)
 
-    def __call__(self, x, attend, encodings, carried):
+    def __call__(
+        self, x: jax.Array, attend: Attend, encodings: LayerEncodings, carried: Any
+    ) -> tuple[jax.Array, Any]:
         q, k, v = (
             constrain(_multiply("td,dnh->tnh", x, w[...]), "heads")
             for w in (self.query, self.key, self.value)
@@ -91,28 +102,31 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """SwiGLU: (silu(x gate) * (x up)) down (Shazeer 2020, equation 6)."""
 
-    def __init__(self, config, key):
+    def __init__(self, config: Plan, key: jax.Array):
         D, F = config.model.width, config.model.feed_forward
         keys = jax.random.split(key, 3)
         self.gate = _weight(config, keys[0], (D, F), P("fsdp", "tensor"), 1)
         self.up = _weight(config, keys[1], (D, F), P("fsdp", "tensor"), 1)
         self.down = _weight(config, keys[2], (F, D), P("tensor", "fsdp"), 1)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = (_multiply("td,df->tf", x, w[...]) for w in (self.gate, self.up))
         hidden = constrain(jax.nn.silu(gate) * up, "feed_forward")
         return _multiply("tf,fd->td", hidden, self.down[...])
 
 
 class Layer(nnx.Module):
-    def __init__(self, config, key):
+    def __init__(self, config: Plan, key: jax.Array):
         keys = jax.random.split(key)
         self.attention_norm = RMSNorm(config)
         self.attention = Attention(config, keys[0])
         self.feed_forward_norm = RMSNorm(config)
         self.feed_forward = FeedForward(config, keys[1])
+        self.relative = nnx.Dict()  # of the stacked layers, see `Decoder`
 
-    def __call__(self, x, attend, encodings, carried):
+    def __call__(
+        self, x: jax.Array, attend: Attend, encodings: LayerEncodings, carried: Any
+    ) -> tuple[jax.Array, Any]:
         mixed, extra = self.attention(self.attention_norm(x), attend, encodings, carried)
         x += mixed
         x += self.feed_forward(self.feed_forward_norm(x))
@@ -122,7 +136,7 @@ class Layer(nnx.Module):
 class Table(nnx.Module):
     """The token embedding."""
 
-    def __init__(self, config, key):
+    def __init__(self, config: Plan, key: jax.Array):
         shape = (config.model.vocab_size, config.model.width)
         self.table = _weight(config, key, shape, P("tensor", "fsdp"), 0)
 
@@ -130,7 +144,7 @@ class Table(nnx.Module):
 class Kernel(nnx.Module):
     """The output kernel. Muon leaves it to Adam, as it does the embedding."""
 
-    def __init__(self, config, key):
+    def __init__(self, config: Plan, key: jax.Array):
         shape = (config.model.width, config.model.vocab_size)
         self.kernel = _weight(config, key, shape, P("fsdp", "tensor"), 0)
 
@@ -142,7 +156,7 @@ class Decoder(nnx.Module):
     that have parameters of each layer's own; `relative` has those that the layers share.
     """
 
-    def __init__(self, config: Plan, key):
+    def __init__(self, config: Plan, key: jax.Array):
         embed_key, layers_key, output_key, position_key = jax.random.split(key, 4)
         layer_keys = jax.random.split(layers_key, config.model.layers)
         encodings = config.encodings
@@ -156,13 +170,15 @@ class Decoder(nnx.Module):
         if not config.model.tied_output:
             self.output = Kernel(config, output_key)
 
-    def output_kernel(self):
+    def output_kernel(self) -> jax.Array:
         """(D, V), in the compute dtype."""
         tied = self.config.model.tied_output
         kernel = self.embed.table[...].T if tied else self.output.kernel[...]
         return constrain(kernel.astype(self.config.model.dtype), "kernel")
 
-    def __call__(self, inputs, attend, carried=None):
+    def __call__(
+        self, inputs: Inputs, attend: Attend, carried: Any = None
+    ) -> tuple[jax.Array, Any]:
         """Runs all layers.
 
         Args:
@@ -184,14 +200,15 @@ class Decoder(nnx.Module):
         graph, weights = self._layers_alone()
         stacked = {name: nnx.split(kind) for name, kind in self.layers.relative.items()}
 
-        def run(number, x, of_layer):
+        def run(number: int, x: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
             weights, params, carried = of_layer
             own = {name: nnx.merge(stacked[name][0], state) for name, state in params.items()}
             relative = encodings.of_layer(number, {**self.relative, **own}, inputs, prepared)
             return nnx.merge(graph, weights)(x, attend, relative, carried)
 
         period = encodings.period
-        layers, xs = [], []
+        layers: list[Callable[[jax.Array, Any], tuple[jax.Array, Any]]] = []
+        xs: list[Any] = []
         for number in range(period):
             layer = functools.partial(run, number)
             if config.model.remat != "none":
@@ -204,8 +221,8 @@ class Decoder(nnx.Module):
             }
             xs.append((_each(weights, number, period), params, _each(carried, number, period)))
 
-        def run_period(x, of_period):
-            extras = []
+        def run_period(x: jax.Array, of_period: list[Any]) -> tuple[jax.Array, list[Any]]:
+            extras: list[Any] = []
             for layer, of_layer in zip(layers, of_period, strict=True):
                 x, extra = layer(x, of_layer)
                 extras.append(extra)
@@ -214,18 +231,18 @@ class Decoder(nnx.Module):
         x, extras = jax.lax.scan(run_period, x, xs)
         return self.norm(x), jax.tree.map(_in_order, *extras)
 
-    def _layers_alone(self):
+    def _layers_alone(self) -> tuple[Any, Any]:
         """One layer's graph, and the parameters of the stacked layers, without `layers.relative`."""
         layer = nnx.eval_shape(lambda: Layer(self.config, jax.random.key(0)))
         return nnx.graphdef(layer), nnx.state(self.layers, lambda path, _: path[0] != "relative")
 
 
-def _each(tree, first: int, step: int):
+def _each(tree: Any, first: int, step: int) -> Any:
     """The layers first, first + step, ... of arrays that have the layers in front."""
     return jax.tree.map(lambda x: x[first::step], tree) if step > 1 else tree
 
 
-def _in_order(*of_layers):
+def _in_order(*of_layers: jax.Array) -> jax.Array:
     """What each layer of a period gave, periods in front (M, ...) each -> layers in front."""
     if len(of_layers) == 1:
         return of_layers[0]
@@ -233,10 +250,12 @@ def _in_order(*of_layers):
     return together.reshape(-1, *together.shape[2:])
 
 
-def attend_causally(config: Plan, inputs):
+def attend_causally(config: Plan, inputs: Inputs) -> Attend:
     """The `attend` of whole blocks: each token sees itself and those before it in the block."""
 
-    def attend(x, q, k, v, encodings: LayerEncodings, _):
+    def attend(
+        x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, encodings: LayerEncodings, _: Any
+    ) -> tuple[jax.Array, None]:
         features = encodings.features(x)
         q, k = encodings.turn(q, k, features)
         scoring = encodings.scoring(features)
@@ -246,7 +265,7 @@ def attend_causally(config: Plan, inputs):
     return attend
 
 
-def init(config: Plan, key) -> dict:
+def init(config: Plan, key: jax.Array) -> Params:
     """Fresh parameters: a nested dict of float32 arrays, those of the layers stacked in front."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, key), nnx.Param))
 
@@ -257,7 +276,9 @@ def declared(config: Plan) -> dict[str, Declaration]:
     return declarations(nnx.state(decoder, nnx.Param), stacked="layers")
 
 
-def run(config: Plan, params: dict, inputs: dict, attend, carried=None):
+def run(
+    config: Plan, params: Params, inputs: Inputs, attend: Attend, carried: Any = None
+) -> tuple[jax.Array, jax.Array, Any]:
     """The decoder with an `attend` of one's own, see `Decoder.__call__`.
 
     Returns:
@@ -269,19 +290,19 @@ def run(config: Plan, params: dict, inputs: dict, attend, carried=None):
     return x, decoder.output_kernel(), extra
 
 
-def _with_params(config: Plan, params: dict) -> Decoder:
+def _with_params(config: Plan, params: Params) -> Decoder:
     abstract = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
-def prepare(config: Plan, params: dict, coordinates: dict) -> dict:
+def prepare(config: Plan, params: Params, coordinates: Inputs) -> dict[str, Any]:
     """Features that are the same in all layers, of some coordinates, see `Encodings.prepare`."""
     return config.encodings.prepare(_with_params(config, params).relative, coordinates)
 
 
-def hidden(config: Plan, params: dict, inputs: dict) -> tuple[jax.Array, jax.Array]:
+def hidden(config: Plan, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """The final hidden states (B, L, D) and the output kernel (D, V), both in `model.dtype`."""
     return run(config, params, inputs, attend_causally(config, inputs))[:2]
 
@@ -291,6 +312,6 @@ def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
 
 
-def apply(config: Plan, params: dict, inputs: dict) -> jax.Array:
+def apply(config: Plan, params: Params, inputs: Inputs) -> jax.Array:
     """Logits (B, L, V), float32. For short blocks: `loss` never holds all logits at once."""
     return logits(*hidden(config, params, inputs))

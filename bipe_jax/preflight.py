@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import GIB
 from bipe_jax.model import REMAT_POLICIES
 from bipe_jax.segments import Rule
-from bipe_jax.training import metrics, roofline
+from bipe_jax.training import roofline
 from bipe_jax.training.step import compile_on
 
 _LOG = logging.getLogger("bipe_jax.preflight")
@@ -58,7 +58,7 @@ def describe(topology: str, config) -> Slice:
       UserError: libtpu is not installed, or does not know the topology.
     """
     wanted = hardware.split_slice(topology, "--topology")
-    options = {"num_slices": wanted.slices} if wanted.slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": wanted.slices} if wanted.slices > 1 else {}
     if wanted.chip.generation == "v4":
         options["chip_config_name"] = "megacore"  # two cores as one device
     # libtpu is to describe other machines, not to look for TPUs on this one.
@@ -82,8 +82,7 @@ def describe(topology: str, config) -> Slice:
             ) from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--topology={topology}: {reason}: {hardware.SLICES}") from None
-    kind = found.devices[0].device_kind
-    peak = metrics.peak_flops(config, kind)
+    peak = config.log.peak_flops or wanted.chip.peak_flops
     return Slice(topology, found.devices, wanted.slices, wanted.chip, peak)
 
 
@@ -116,10 +115,10 @@ def fit(config, mesh) -> Fit:
             raise
         needed = float(sizes[2]) * GIB + (0 if sizes[1] == "Used " else state)
         return Fit(needed, state, {})
-    m = compiled.memory_analysis()
+    m: Any = compiled.memory_analysis()
     needed = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     needed += m.temp_size_in_bytes + m.generated_code_size_in_bytes
-    return Fit(needed, state, collectives(compiled.as_text()))
+    return Fit(needed, state, collectives(compiled.as_text() or ""))
 
 
 _COLLECTIVE = re.compile(

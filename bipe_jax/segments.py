@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Segments: which tokens end one, and the coordinates of every token.
 
 A *separator* is a token that ends a segment and belongs to it. With tokens t_0 … t_{L-1}, as in the
@@ -12,7 +14,8 @@ Offsets are not clipped here: a table of finite size clips them itself (`positio
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,7 @@ _NEWLINE = re.compile(r"\n")
 # Full stops, exclamation and question marks, perhaps inside closing quotes or brackets.
 _SENTENCE_END = re.compile(r"\n|[.!?…。！？]+[\"'”’»)\]]*\s*$")
 
-_PIECE_RULES = {
+_PIECE_RULES: dict[str, Callable[[str], Any]] = {
     "sentence": lambda piece: _SENTENCE_END.search(piece),
     "newline": lambda piece: _NEWLINE.search(piece),
     # What the authors' code does with Llama's tokenizer (ids 13 and 869).
@@ -37,6 +40,9 @@ _FIXED = re.compile(r"fixed:([1-9][0-9]*)")
 RULES = (*_PIECE_RULES, "fixed:N")
 
 
+Coordinates = dict[str, Any]  # name -> integers, arrays of NumPy or JAX
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Where segments end: after each separator id or, if `length` > 0, every `length` tokens."""
@@ -44,7 +50,7 @@ class Rule:
     separators: tuple[int, ...] = ()
     length: int = 0
 
-    def ends(self, tokens, position):
+    def ends(self, tokens: Any, position: Any) -> Any:
         """Whether each token ends its segment: a boolean array shaped like `tokens`."""
         if self.length:
             return position % self.length == self.length - 1
@@ -52,7 +58,7 @@ class Rule:
         return xp.take(xp.asarray(self._table), tokens, mode="clip")
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
+    def _table(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """True for each separator id, False for the others and for any larger id (by clipping)."""
         table = np.zeros(max(self.separators, default=0) + 2, bool)
         table[list(self.separators)] = True
@@ -103,7 +109,9 @@ def coordinate_names(config: Config) -> tuple[str, ...]:
     return _POSITION, *_OF_SEGMENT
 
 
-def coordinates(tokens, rule: Rule, document_ids=None, start: dict | None = None) -> dict:
+def coordinates(
+    tokens: Any, rule: Rule, document_ids: Any = None, start: Coordinates | None = None
+) -> Coordinates:
     """The coordinates of every token of whole blocks.
 
     Args:
@@ -122,10 +130,10 @@ def coordinates(tokens, rule: Rule, document_ids=None, start: dict | None = None
     return _sparse(tokens, rule, document_ids, start)
 
 
-def _dense(tokens, rule, document_ids) -> dict:
+def _dense(tokens: jax.Array, rule: Rule, document_ids: Any) -> Coordinates:
     """With JAX: every step is an array operation of static shape."""
 
-    def since(starts):
+    def since(starts: Any) -> Any:
         """The distance from the last place where `starts` held."""
         return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=tokens.ndim - 1)
 
@@ -141,11 +149,11 @@ def _dense(tokens, rule, document_ids) -> dict:
     return {"position": position, "segment": count - before, "offset": since(starts)}
 
 
-def _sparse(tokens, rule, document_ids, start) -> dict:
+def _sparse(tokens: Any, rule: Rule, document_ids: Any, start: Coordinates | None) -> Coordinates:
     """With NumPy: segments start at few places, so that work on those alone costs a third."""
     shape, size = tokens.shape, tokens.size
 
-    def since(starts):
+    def since(starts: Any) -> Any:
         """The distance from the last place where `starts`, which each row begins with, held."""
         places = np.flatnonzero(starts)
         steps = np.ones(size, np.int32)
@@ -159,9 +167,9 @@ def _sparse(tokens, rule, document_ids, start) -> dict:
     if document_ids is not None:
         documents[..., 1:] = document_ids[..., 1:] != document_ids[..., :-1]
         position = since(documents)
+    first_document = np.cumsum(documents, axis=-1) == 1
     if start:
-        goes_on = np.cumsum(documents, axis=-1) == 1
-        position = position + goes_on * np.int32(start["position"])
+        position = position + first_document * np.int32(start["position"])
     behind_separator = np.zeros(shape, bool)
     behind_separator[..., 1:] = rule.ends(tokens, position)[..., :-1]
     segment = np.cumsum(behind_separator, axis=-1, dtype=np.int32)
@@ -171,17 +179,17 @@ def _sparse(tokens, rule, document_ids, start) -> dict:
     starts = behind_separator | documents
     offset = since(starts)
     if start:
-        segment += goes_on * np.int32(start["segment"])
+        segment += first_document * np.int32(start["segment"])
         offset += (np.cumsum(starts, axis=-1) == 1) * np.int32(start["offset"])
     return {"position": position, "segment": segment, "offset": offset}
 
 
-def start(shape: tuple[int, ...] = ()) -> dict:
+def start(shape: tuple[int, ...] = ()) -> Coordinates:
     """The coordinates of the first token of a document: what `advance` begins from."""
     return {name: jnp.zeros(shape, jnp.int32) for name in (_POSITION, *_OF_SEGMENT)}
 
 
-def advance(state: dict, token, rule: Rule) -> dict:
+def advance(state: Coordinates, token: Any, rule: Rule) -> Coordinates:
     """One token at a time: the coordinates of the token after `token`.
 
     Args:
@@ -197,7 +205,7 @@ def advance(state: dict, token, rule: Rule) -> dict:
     }
 
 
-def statistics(segment: np.ndarray, offset: np.ndarray, blocks: int) -> dict:
+def statistics(segment: np.ndarray, offset: np.ndarray, blocks: int) -> dict[str, float]:
     """How long segments are, over a number of blocks that follow one another.
 
     Args:

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """The mesh of devices, and how parameters, batches and activations are placed on it.
 
 | axis    | what is sharded over it                                                             |
@@ -9,17 +11,17 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bipe_jax.config import value_of
+from bipe_jax.config import Config, value_of
 from bipe_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -35,7 +37,7 @@ ACTIVATIONS = {
 }
 
 
-def make_mesh(config, devices=None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices. `mesh.data` = 0 is what the other axes leave.
 
     Raises:
@@ -62,7 +64,7 @@ def make_mesh(config, devices=None) -> Mesh:
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def mesh_shape(config, devices: int, slices: int = 1) -> tuple[int, ...]:
+def mesh_shape(config: Config, devices: int, slices: int = 1) -> tuple[int, ...]:
     """The sizes of AXES over so many devices. Raises UserError as make_mesh does."""
     sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
     rest = sizes["fsdp"] * sizes["tensor"] * sizes["context"]
@@ -91,7 +93,7 @@ def mesh_shape(config, devices: int, slices: int = 1) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
-def check_batch(config, mesh: Mesh) -> None:
+def check_batch(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Raises UserError if the rows that are computed at a time do not divide over the devices."""
     rows, shards = config.batch_size // config.accumulation, batch_shards(mesh)
     if rows % shards:
@@ -102,25 +104,25 @@ def check_batch(config, mesh: Mesh) -> None:
         )
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """The parts that a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def platform(mesh) -> str:
+def platform(mesh: Mesh | AbstractMesh) -> str:
     """ "tpu", "gpu" or "cpu": of a (abstract) mesh's devices, or of this process without a mesh."""
     device = getattr(mesh, "abstract_device", None)
     return device.platform if device else jax.default_backend()
 
 
-def names(tree) -> dict:
+def names(tree: Any) -> Any:
     """Tree of the same structure whose leaves are their own names, parts joined by "/"."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
     )
 
 
-def parameter(value: jax.Array, axes: P, inputs: int = 0) -> nnx.Param:
+def parameter(value: jax.Array, axes: P, inputs: int = 0) -> nnx.Param[Any]:
     """A parameter, declared with its placement.
 
     Args:
@@ -152,14 +154,14 @@ class Declaration(NamedTuple):
     stacked: bool
 
 
-def declarations(state: nnx.State, stacked: str) -> dict[str, Declaration]:
+def declarations(state: Any, stacked: str) -> dict[str, Declaration]:
     """Parameter's name -> its declaration.
 
     Args:
       state: the parameters of a module, perhaps abstract.
       stacked: under this name parameters have the layers in front.
     """
-    found = {}
+    found: dict[str, Declaration] = {}
     for path, variable in nnx.to_flat_state(state):
         of_layers = path[0] == stacked
         metadata = variable.get_metadata()
@@ -202,7 +204,7 @@ def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
     Processes whose devices have the same rows, because blocks or the model are sharded over them, read
     the same shard.
     """
-    parts: dict[int, set] = {}
+    parts: dict[int, set[int]] = {}
     indices = batch_sharding(mesh).devices_indices_map((rows, mesh.shape["context"]))
     for device, (cut, _) in indices.items():
         parts.setdefault(device.process_index, set()).add(cut.indices(rows)[0])
@@ -212,18 +214,18 @@ def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
     return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
 
 
-def place_batch(mesh: Mesh, batch: dict, shard_count: int = 1) -> dict:
+def place_batch(mesh: Mesh, batch: Mapping[str, Any], shard_count: int = 1) -> dict[str, jax.Array]:
     """The global batch from this process's rows of it (NumPy), see `data_shard`."""
     sharding = batch_sharding(mesh)
 
-    def place(rows):
+    def place(rows: Any) -> jax.Array:
         shape = (len(rows) * shard_count, *rows.shape[1:])
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: place(rows) for name, rows in batch.items()}
 
 
-def place(array, placement: NamedSharding) -> jax.Array:
+def place(array: Any, placement: NamedSharding) -> jax.Array:
     """An array that every process has whole -> the global array."""
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, placement, lambda part: array[part])

@@ -49,7 +49,7 @@ def test_a_shipped_config_is_run_again_for_each_command_line():
 
 def test_a_file_imports_those_beside_it_as_they_are_now(elsewhere):
     mine = "from . import mine_base\ndef get_config():\n  return mine_base.get_config()\n"
-    base = "from bipe_jax.defaults import get_config as defaults\n\ndef get_config():\n"
+    base = "from bipe_jax.config import defaults\n\ndef get_config():\n"
     base += "  c = defaults()\n  c.steps = {}\n  return c\n"
     for directory, steps in (("one", 3), ("two", 41), ("one", 5)):
         (elsewhere / directory).mkdir(exist_ok=True)

@@ -18,11 +18,6 @@ OPTIONAL = {
 }  # fmt: skip
 # Modules whose functions may import the project's modules: {module: what}.
 LAZY = {
-    # `import bipe_jax` is quick, and imports no JAX where it is not needed.
-    "bipe_jax": {"bipe_jax.checkpoint", "bipe_jax.model", "bipe_jax.segments"},
-    # To be mended: delete a line as soon as it is.
-    "bipe_jax.data.batches": {"bipe_jax.data.prepared.Prepared"},
-    "bipe_jax.evaluate": {"bipe_jax.data.prepared", "bipe_jax.evaluation.follow.follow"},
     "bipe_jax.harness": {"bipe_jax.evaluation.harness_model.Harness"},
     "bipe_jax.preflight": {"jax.experimental.topologies"},
     "launch.sweep": {"launch.collect.collect"},
@@ -32,8 +27,6 @@ LONGEST = 400
 # Modules that are longer.
 LONG = {
     "bipe_jax.convert.modeling_bipe",  # goes to users of transformers as one file
-    # To be mended: delete a line as soon as it is.
-    "bipe_jax.checkpoint",
 }
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bipe_jax import errors
+from bipe_jax import config, errors
 from bipe_jax.errors import UserError
 from launch import jobs, restart
 
@@ -39,9 +39,9 @@ def test_a_wrong_job_is_refused(tmp_path, overrides, says):
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
-    config = jobs.check(job(tmp_path))
+    saved = config.to_json(jobs.check(job(tmp_path)))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
     jobs.check(job(tmp_path, steps=99))  # a longer run goes on
     with pytest.raises(
         UserError, match=rf"model.layers=3, but the run in {tmp_path}/run .* with 2"

@@ -12,9 +12,9 @@ import tqdm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_spikes import fingerprint, first_batches, poison, with_nan
 from test_train import assert_same_run, read_metrics
-from tiny import tiny
+from tiny import tiny_plan
 
-from bipe_jax import goodput, sharding
+from bipe_jax import goodput, plan, sharding
 from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.data.batches import Batches
 from bipe_jax.data.prepare import prepare
@@ -185,7 +185,7 @@ def test_it_is_left_out_where_the_run_is_asked_to_stop(config, tmp_path, monkeyp
 
 def test_lengths_are_the_training_length_and_the_next():
     def lengths(*of_evaluation, **more):
-        return periodic.lengths(tiny(evaluation__lengths=of_evaluation, **more))
+        return periodic.lengths(tiny_plan(evaluation__lengths=of_evaluation, **more))
 
     assert lengths() == (16, 32)
     assert lengths(8, 16) == (16, 32)
@@ -203,12 +203,9 @@ def periodically(config, run):
     """An evaluation of a trained model, and its parameters."""
     config.evaluation.every = 1
     trained = loaded.load(run)
-    config.segments.separators = trained.rule.separators
-    mesh = sharding.make_mesh(config)
-    return (
-        periodic.PeriodicEvaluation(config, mesh, trained.tokenizer, trained.rule),
-        trained.params,
-    )
+    made = plan.make(config).with_rule(trained.config.segment_rule)
+    mesh = sharding.make_mesh(made)
+    return periodic.PeriodicEvaluation(made, mesh, trained.tokenizer), trained.params
 
 
 def test_it_compiles_once(periodically):
@@ -253,13 +250,14 @@ periodic.PeriodicEvaluation.__call__ = guarded
 directory, plain, meshes = json.loads(sys.argv[1])
 for name, mesh in meshes.items():
     for every in (0, 5):
-        config = plain
-        config.mesh.update(mesh)
-        config.evaluation.every = every
-        train(config, f"{directory}/{name}.{every}")
-config.evaluation.lengths = (50,)
+        plain["mesh"] |= mesh
+        plain["evaluation"]["every"] = every
+        train(plain, f"{directory}/{name}.{every}")
+    plain["mesh"] |= dict.fromkeys(mesh, 1) | {"data": 0}
+plain["mesh"] |= mesh
+plain["evaluation"]["lengths"] = [50]
 try:
-    train(config, f"{directory}/wrong")
+    train(plain, f"{directory}/wrong")
 except UserError as error:
     print(error)
 """

@@ -14,7 +14,7 @@ import optax
 import pytest
 from test_train import assert_same_run, random_batch, read_checkpoint, read_metrics
 
-from bipe_jax import segments, sharding
+from bipe_jax import checkpoint, plan, segments, sharding
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
@@ -80,6 +80,7 @@ def test_spikes_are_those_of_the_formula_and_change_nothing(threshold):
 def test_a_skipped_step_leaves_no_trace_but_its_count(config):
     """Three steps with a spike between are the three steps: parameters, moments, learning rates."""
     config.spikes.policy = "skip"
+    config = plan.make(config)
     batches = [random_batch(config, seed=seed) for seed in range(3)]
     poisoned = batches[0] | {"weights": batches[0]["weights"] * np.nan}
     update = jax.jit(lambda s, b: step.train_step(config, s, b))
@@ -154,21 +155,17 @@ def with_nonsense(batch):
 
 def first_batches(config, tokenizer_file, count) -> list:
     tokens = tokenizer.load(tokenizer_file)
-    resolved = config.copy_and_resolve_references()
-    resolved.segments.separators = segments.resolve(
-        config.segments.rule, tokens.pieces()
-    ).separators
-    batches = Batches(resolved, tokens)
+    rule = segments.resolve(config.segments.rule, tokens.pieces())
+    batches = Batches(plan.make(config).with_rule(rule), tokens)
     try:
         return [next(batches) for _ in range(count)]
     finally:
         batches.close()
 
 
-def trained(config, batches, separators) -> dict:
+def trained(config, batches, rule) -> dict:
     """The state after one step for each batch, by a plain loop over the compiled step."""
-    config = config.copy_and_resolve_references()
-    config.segments.separators = separators
+    config = plan.make(config).with_rule(rule)
     mesh = sharding.make_mesh(config)
     with jax.set_mesh(mesh):
         init, update, _ = step.compile_on(config, mesh)
@@ -202,9 +199,8 @@ def poisoned(request):
     return start
 
 
-def separators_of(workdir) -> tuple:
-    with open(f"{workdir}/config.json") as file:
-        return tuple(json.load(file)["segments"]["separators"])
+def rule_of(workdir) -> segments.Rule:
+    return checkpoint.describe(workdir)[0].config.segment_rule
 
 
 def test_policy_stop_ends_the_run_and_saves_nothing_behind_the_spike(
@@ -230,7 +226,7 @@ def test_policy_skip_trains_as_though_the_batch_had_not_been(config, batches, po
     good = batches[:5] + batches[7:9] + batches[10:12]
     saved = read_checkpoint(tmp_path, 12)
     assert int(saved["optimizer"]["skipped"]) == 3
-    assert_state(trained(config, good, separators_of(tmp_path)), saved)
+    assert_state(trained(config, good, rule_of(tmp_path)), saved)
 
 
 def test_a_loss_far_above_the_others_is_a_spike(config, tokenizer_file, poisoned, tmp_path):
@@ -243,7 +239,7 @@ def test_a_loss_far_above_the_others_is_a_spike(config, tokenizer_file, poisoned
     assert lines[49]["loss"] > lines[48]["loss"] + 1
     assert lines[-1]["skipped_updates"] == 1 and lines[49]["spike"] == 1
     good = batches[:49] + batches[50:]
-    assert_state(trained(config, good, separators_of(tmp_path)), read_checkpoint(tmp_path, 60))
+    assert_state(trained(config, good, rule_of(tmp_path)), read_checkpoint(tmp_path, 60))
 
 
 def test_policy_rewind_goes_on_from_the_checkpoint_with_the_data_behind_the_spike(
@@ -258,7 +254,7 @@ def test_policy_rewind_goes_on_from_the_checkpoint_with_the_data_behind_the_spik
     assert [line["rewinds"] for line in lines if "rewinds" in line] == [0, 1, 1, 1]
     saved = read_checkpoint(tmp_path, 12)
     assert saved["data"]["rewinds"] == 1
-    assert_state(trained(config, batches[:4] + batches[7:15], separators_of(tmp_path)), saved)
+    assert_state(trained(config, batches[:4] + batches[7:15], rule_of(tmp_path)), saved)
 
 
 def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisoned, tmp_path):
@@ -266,12 +262,12 @@ def test_rewind_before_the_first_checkpoint_begins_anew(config, batches, poisone
     poisoned(batches[1:2], with_nan)
     assert train(config, str(tmp_path))
     saved = read_checkpoint(tmp_path, 12)
-    assert_state(trained(config, batches[3:15], separators_of(tmp_path)), saved)
+    assert_state(trained(config, batches[3:15], rule_of(tmp_path)), saved)
 
 
 _PROGRAM = """
 import json, os, signal, sys
-from bipe_jax import checkpoint
+from bipe_jax import checkpoint, cli
 from bipe_jax.training.trainer import train
 from test_spikes import poison, with_nan
 config, workdir, bad, last = json.loads(sys.argv[1])

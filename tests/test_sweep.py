@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from bipe_jax import checkpoint, cli
+from bipe_jax import checkpoint, cli, config, plan
 from bipe_jax.errors import PREEMPTED, UserError
+from bipe_jax.positions import NAMED
 from bipe_jax.report import palette, pictures
 from bipe_jax.workdir import heartbeat
 from launch import collect, jobs, local, points, sweep
@@ -131,8 +132,8 @@ def test_shipped_positions_are_the_quickstarts():
     from configs import quickstart
 
     found = checked(points.read("configs/sweeps/positions.py"), config="configs/quickstart.py:nope")
-    for point, name in zip(found, quickstart.ENCODINGS, strict=True):
-        assert point.config.to_dict() == quickstart.get_config(name).to_dict()
+    for point, name in zip(found, NAMED, strict=True):
+        assert point.config == plan.make(quickstart.get_config(name))
 
 
 def sweep_file(tmp_path, body: str) -> str:
@@ -187,10 +188,9 @@ def test_bad_input_is_one_line_and_launches_nothing(tmp_path, monkeypatch, body,
 def test_a_workdir_of_another_config_is_refused(tmp_path):
     path = sweep_file(tmp_path, "return sweep('seed', [1, 2])")
     last = checked(points.read(path), tmp_path)[1]
-    other = last.config.copy_and_resolve_references()
-    other.model.layers = 7
+    other = last.config.replace({"model.layers": 7})
     os.makedirs(last.job.workdir)
-    Path(last.job.workdir, "config.json").write_text(json.dumps(other.to_dict()))
+    Path(last.job.workdir, "config.json").write_text(json.dumps(config.to_json(other)))
     with pytest.raises(
         UserError, match=f"point 2 of 2: config.model.layers=2, but .*{last.job.name}"
     ):
@@ -283,13 +283,13 @@ def finish(workdir, step: int, perplexity: float = 9.0, evaluation=None) -> None
 
 
 def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
-    config = checked([{}])[0].config
+    plain = checked([{}])[0].config
     run = str(tmp_path)
-    assert not points.finished(run, config)
+    assert not points.finished(run, plain)
     finish(run, step=20)
-    assert points.finished(run, config)
+    assert points.finished(run, plain)
     os.rename(f"{run}/checkpoints/20", f"{run}/checkpoints/20.orbax-checkpoint-tmp")
-    assert not points.finished(run, config)
+    assert not points.finished(run, plain)
     for change in (
         {"step": 10},
         {"data": "other"},
@@ -297,13 +297,12 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
         {"results": None},
     ):
         finish(run, 20, evaluation=change)
-        assert not points.finished(run, config)
+        assert not points.finished(run, plain)
     finish(run, step=20)
-    longer = config.copy_and_resolve_references()
-    longer.steps = 21
+    longer = plain.replace({"steps": 21})
     assert not points.finished(run, longer)
     Path(run, "evaluation.json").write_text('{"step": 20, "res')
-    assert not points.finished(run, config)
+    assert not points.finished(run, plain)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +492,9 @@ assert not xla_bridge.backends_are_initialized()
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 6 and all(text.startswith("python -m bipe_jax.train ") for text in lines)
+    assert len(lines) == len(NAMED) and all(
+        text.startswith("python -m bipe_jax.train ") for text in lines
+    )
     assert not any(tmp_path.iterdir())
 
 
@@ -557,7 +558,7 @@ def test_collect_makes_one_table_of_all_points(many, capsys):
     assert f"not started: {held[9].job.name}" in said.err
     assert "8 of 10 points are finished" in said.err
     page = (directory / "report.html").read_text()
-    assert "not started" in page and "learning_rate 3e-05, rule newline" in page
+    assert "not started" in page and "rule newline, learning_rate 3e-05" in page
 
 
 def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, monkeypatch):

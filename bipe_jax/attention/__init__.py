@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Causal attention: one function, four backends.
 
 | backend   | where                | encodings that act on logits  | memory      |
@@ -14,6 +16,7 @@ Shape letters: B batch, L length, N query heads, K key/value heads, H head width
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,15 @@ from bipe_jax.config.fields import BACKENDS
 from bipe_jax.errors import UserError
 
 
-def choose(backend: str, platform: str, q, *, encodings=(), documents=False, context=1) -> str:
+def choose(
+    backend: str,
+    platform: str,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    encodings: Sequence[Scoring] = (),
+    documents: bool = False,
+    context: int = 1,
+) -> str:
     """The backend to use: the one that is asked for, or with "auto" the first that can do it.
 
     Args:
@@ -51,14 +62,19 @@ def choose(backend: str, platform: str, q, *, encodings=(), documents=False, con
     return backend
 
 
-def _against_folding(encodings) -> str | None:
+def _against_folding(encodings: Sequence[Scoring]) -> str | None:
     for encoding in encodings:
         if "columns" not in encoding.acts or encoding.acts & {"visible", "logits"}:
             return f"has no form of the encoding {type(encoding).__name__}"
     return None
 
 
-def _against_splash(platform, q, encodings, context) -> str | None:
+def _against_splash(
+    platform: str,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    encodings: Sequence[Scoring],
+    context: int,
+) -> str | None:
     if platform != "tpu":
         return f"runs on TPUs, and this is a {platform}"
     if context > 1 and q.shape[1] % (context * kernels.TILE):
@@ -69,7 +85,13 @@ def _against_splash(platform, q, encodings, context) -> str | None:
     return _against_folding(encodings)
 
 
-def _against_cudnn(platform, q, encodings, documents, context) -> str | None:
+def _against_cudnn(
+    platform: str,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    encodings: Sequence[Scoring],
+    documents: bool,
+    context: int,
+) -> str | None:
     if platform != "gpu":
         return f"runs on NVIDIA GPUs, and this is a {platform}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -88,14 +110,14 @@ def _against_cudnn(platform, q, encodings, documents, context) -> str | None:
 
 
 def attention(
-    q,
-    k,
-    v,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
     *,
     encodings: Sequence[tuple[Scoring, Features]] = (),
-    document_ids=None,
+    document_ids: jax.Array | None = None,
     backend: str = "auto",
-):
+) -> jax.Array:
     """Causal attention under encodings that act on logits and, if asked, document masks.
 
     Args:
@@ -121,7 +143,14 @@ def attention(
 
     structures, params, axes = scoring.split(acting)
 
-    def on_one(devices, q, k, v, tokens, params):
+    def on_one(
+        devices: collectives.Devices,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens: Any,
+        params: Any,
+    ) -> jax.Array:
         L, N = q.shape[1:3]
         part = devices.index("context")
         query = Side(part * L + jnp.arange(L)[None], *tokens)
@@ -135,7 +164,7 @@ def attention(
                 return kernels.cudnn(*sides)
             case "chunked":
                 return chunked(*sides, aligned=context == 1)
-            case "reference":
+            case _:
                 return reference(*sides)
 
     heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]

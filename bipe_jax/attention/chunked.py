@@ -1,15 +1,21 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Attention by plain XLA: of all keys at once, or in chunks of queries with linear memory.
 
 Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bipe_jax.attention.scoring import Side
+from bipe_jax.attention.scoring import Scoring, Side
+
+Part = tuple[jax.Array, jax.Array, Side]  # keys, values, and what is known of them
 
 RESIDUAL = "attention"  # the checkpoint name of what flash kernels and chunks keep for going back
 
@@ -20,7 +26,14 @@ CHUNK = 256
 BANDS = 8
 
 
-def scores(q, k, query, key, encodings, heads):
+def scores(
+    q: jax.Array,
+    k: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+) -> jax.Array:
     """Logits of some queries to some keys, under the encodings; the lowest number where masked.
 
     Args:
@@ -40,8 +53,8 @@ def scores(q, k, query, key, encodings, heads):
     for encoding, of_query, of_key in pairs:
         if "bias" in encoding.acts:
             logits += encoding.bias(of_query, of_key, heads).astype(dtype)
-    visible = query.index[:, None, :, None] >= key.index[:, None, None, :]
-    if query.document_ids is not None:
+    visible = query.indices[:, None, :, None] >= key.indices[:, None, None, :]
+    if query.document_ids is not None and key.document_ids is not None:
         visible &= query.document_ids[:, None, :, None] == key.document_ids[:, None, None, :]
     for encoding, of_query, of_key in pairs:
         if "visible" in encoding.acts:
@@ -52,14 +65,14 @@ def scores(q, k, query, key, encodings, heads):
     return jnp.where(visible, logits, jnp.finfo(dtype).min).reshape(B, K, -1, S)
 
 
-def _weigh(logits, v):
+def _weigh(logits: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax of (B, K, M, S) float32, times v (B, S, K, H) -> (B, K, M, H) in v's dtype."""
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bkms,bskh->bkmh", weights, v)
 
 
 @jax.custom_vjp
-def _weigh_flash(logits, v):
+def _weigh_flash(logits: jax.Array, v: jax.Array) -> jax.Array:
     """As `_weigh`, in fewer passes over the logits, going back above all.
 
     As in FlashAttention-2 (Dao 2023, algorithms 1 and 2): the sum divides the result instead of the
@@ -70,7 +83,9 @@ def _weigh_flash(logits, v):
     return _weigh_flash_forward(logits, v)[0]
 
 
-def _weigh_flash_forward(logits, v):
+def _weigh_flash_forward(
+    logits: jax.Array, v: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
     highest = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - highest)
     total = weights.sum(axis=-1, keepdims=True)
@@ -82,7 +97,9 @@ def _weigh_flash_forward(logits, v):
     return mixed, (logits, v, mixed, log_total)
 
 
-def _weigh_flash_backward(kept, cotangent):
+def _weigh_flash_backward(
+    kept: tuple[jax.Array, jax.Array, jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     logits, v, mixed, log_total = kept
     weights = jnp.exp(logits - log_total)
     shared = jnp.einsum("bkmh,bkmh->bkm", cotangent, mixed, preferred_element_type=jnp.float32)[
@@ -96,14 +113,31 @@ def _weigh_flash_backward(kept, cotangent):
 _weigh_flash.defvjp(_weigh_flash_forward, _weigh_flash_backward)
 
 
-def _attend(weigh, q, k, v, query, key, encodings, heads):
+def _attend(
+    weigh: Callable[[jax.Array, jax.Array], jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+) -> jax.Array:
     B, L, N, _ = q.shape
     K, H = v.shape[2:]  # queries and keys may be wider
     mixed = weigh(scores(q, k, query, key, encodings, heads), v)
     return jnp.moveaxis(mixed.reshape(B, K, N // K, L, H), 3, 1).reshape(B, L, N, H)
 
 
-def reference(q, k, v, query: Side, key: Side, encodings, heads):
+def reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+) -> jax.Array:
     """Attention of all queries to all keys at once: the logits are B x N x L x S.
 
     Args:
@@ -117,7 +151,13 @@ def reference(q, k, v, query: Side, key: Side, encodings, heads):
     return _attend(_weigh, q, k, v, query, key, encodings, heads)
 
 
-def in_parts(q, parts, query: Side, encodings, heads):
+def in_parts(
+    q: jax.Array,
+    parts: Sequence[Part],
+    query: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+) -> jax.Array:
     """As `reference`, of keys that lie in several arrays, which are not joined.
 
     Args:
@@ -125,27 +165,37 @@ def in_parts(q, parts, query: Side, encodings, heads):
     """
     B, L, N, _ = q.shape
     if any("logits" in encoding.acts for encoding in encodings):  # which need whole rows
-        joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *map(_whole_sides, parts))
-        return reference(q, *joined[:2], query, joined[2], encodings, heads)
+        k, v, key = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *map(_whole_sides, parts))
+        return reference(q, k, v, query, key, encodings, heads)
     logits = [scores(q, k, query, key, encodings, heads) for k, _, key in parts]
     highest = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
-    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-    mixed = sum(
+    total = functools.reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
+    products = [
         jnp.einsum("bkms,bskh->bkmh", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
         for w, (_, v, _) in zip(weights, parts, strict=True)
-    )
+    ]
+    mixed = functools.reduce(jnp.add, products)
     mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, mixed.shape[-1])
     return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, -1)
 
 
-def _whole_sides(part):
+def _whole_sides(part: Part) -> Part:
     """Keys, values and their side, all with the batch in front."""
     k, v, key = part
-    return k, v, key._replace(index=jnp.broadcast_to(key.index, k.shape[:2]))
+    return k, v, key._replace(indices=jnp.broadcast_to(key.indices, k.shape[:2]))
 
 
-def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
+def chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+    aligned: bool,
+) -> jax.Array:
     """As `reference`, in chunks of queries: memory grows linearly with the length.
 
     Args:
@@ -157,15 +207,15 @@ def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
     @functools.partial(
         jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL)
     )
-    def chunk(q, k, v, query, key):
+    def chunk(q: jax.Array, k: jax.Array, v: jax.Array, query: Side, key: Side) -> jax.Array:
         return _attend(_weigh_flash, q, k, v, query, key, encodings, heads)
 
-    def cut(start, stop, x):
+    def cut(start: int, stop: int, x: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[:, start:stop], x)
 
     band = -(-L // BANDS)
     band = -(-band // CHUNK) * CHUNK if aligned else L
-    outputs = []
+    outputs: list[jax.Array] = []
     for start in range(0, L, band):
         stop = min(start + band, L)
         seen = (k, v, key)
@@ -174,19 +224,26 @@ def chunked(q, k, v, query: Side, key: Side, encodings, heads, aligned: bool):
     return jnp.concatenate(outputs, axis=1)
 
 
-def _each_chunk(chunk, k, v, key, q, query):
+def _each_chunk(
+    chunk: Callable[..., jax.Array],
+    k: jax.Array,
+    v: jax.Array,
+    key: Side,
+    q: jax.Array,
+    query: Side,
+) -> jax.Array:
     """Runs `chunk` over CHUNK queries at a time, one after the other."""
     L = q.shape[1]
     whole = L // CHUNK * CHUNK
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         x = x[:, :whole]
         return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
 
-    def run(piece):
+    def run(piece: tuple[jax.Array, Side]) -> jax.Array:
         return chunk(piece[0], k, v, piece[1], key)
 
-    outputs = []
+    outputs: list[jax.Array] = []
     if whole > CHUNK:
         mapped = jax.lax.map(run, jax.tree.map(split, (q, query)))
         outputs.append(jnp.moveaxis(mapped, 0, 1).reshape(q.shape[0], whole, *q.shape[2:]))

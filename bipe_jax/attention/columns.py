@@ -1,4 +1,8 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """A linear bias as columns of queries and keys, for flash kernels that take no bias."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ COLUMNS = 8
 
 
 def linear_columns(
-    slopes: np.ndarray, query: jax.Array, key: jax.Array, heads: jax.Array, scale: float
+    slopes: Any, query: jax.Array, key: jax.Array, heads: jax.Array, scale: float
 ) -> tuple[jax.Array, jax.Array]:
     """Columns of q and of k whose product is scale^-1 * -slope * (query - key coordinate).
 
@@ -26,15 +30,15 @@ def linear_columns(
     Returns:
       (B, L, N, COLUMNS) and (B, S, COLUMNS) float32, all of them exact in bfloat16.
     """
-    slopes = np.asarray(slopes, np.float64) / scale
-    high = slopes.astype(jnp.bfloat16).astype(np.float64)
-    low = (slopes - high).astype(jnp.bfloat16).astype(np.float64)
-    high, low, slopes = (jnp.asarray(x, jnp.float32)[heads] for x in (high, low, high + low))
+    scaled = np.asarray(slopes, np.float64) / scale
+    high = scaled.astype(jnp.bfloat16).astype(np.float64)
+    low = (scaled - high).astype(jnp.bfloat16).astype(np.float64)
+    high, low, both = (jnp.asarray(x, jnp.float32)[heads] for x in (high, low, high + low))
 
-    def rounded(x):  # to bfloat16; XLA may drop a cast there and back
+    def rounded(x: jax.Array) -> jax.Array:  # to bfloat16; XLA may drop a cast there and back
         return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
-    constant = -slopes * query[..., None].astype(jnp.float32)
+    constant = -both * query[..., None].astype(jnp.float32)
     constant_high = rounded(constant)
     of_query = [high] * 3 + [low] * 3 + [constant_high, rounded(constant - constant_high)]
     of_query = jnp.stack([jnp.broadcast_to(x, constant.shape) for x in of_query], axis=-1)

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Attention by flash kernels: splash attention on TPUs, cuDNN on NVIDIA GPUs.
 
 Neither takes a bias without holding L x L of it, and neither needs one: a bias that is linear in the
@@ -6,6 +8,9 @@ come first, so that large terms cancel before the content is added.
 
 Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width.
 """
+
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +25,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from bipe_jax.attention.chunked import RESIDUAL
 from bipe_jax.attention.columns import linear_columns
-from bipe_jax.attention.scoring import Side
+from bipe_jax.attention.scoring import Scoring, Side
 
 TILE = 128  # lengths are padded to a multiple of it
 _BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many
@@ -32,7 +37,9 @@ _BLOCK_BYTES = (
 _DOCUMENT_SLOPE = 512.0
 
 
-def _with_columns(q, k, query_columns, key_columns):
+def _with_columns(
+    q: jax.Array, k: jax.Array, query_columns: list[jax.Array], key_columns: list[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Puts the columns (B, L, N, C) and (B, S, C) before those of q and k."""
     K = k.shape[2]
     key_columns = [jnp.repeat(c[:, :, None], K, axis=2) for c in key_columns]
@@ -41,7 +48,15 @@ def _with_columns(q, k, query_columns, key_columns):
     return q, k
 
 
-def _fold(q, k, query: Side, key: Side, encodings, heads, scale):
+def _fold(
+    q: jax.Array,
+    k: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+    scale: float,
+) -> tuple[jax.Array, jax.Array]:
     """q and k with the columns of all biases in front; `scale` is what multiplies q.k later."""
     columns = [
         encoding.columns(of_query, of_key, heads, scale)
@@ -50,12 +65,22 @@ def _fold(q, k, query: Side, key: Side, encodings, heads, scale):
     return _with_columns(q, k, [c[0] for c in columns], [c[1] for c in columns])
 
 
-def _pad(x, length: int):
+def _pad(x: jax.Array, length: int) -> jax.Array:
     """Zeros behind, along axis 1."""
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
 
 
-def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), interpret=False):
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+    shard: tuple[jax.Array | int, int] = (0, 1),
+    interpret: bool = False,
+) -> jax.Array:
     """Splash attention; arguments as `chunked.reference`, and:
 
     Args:
@@ -71,10 +96,10 @@ def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), inte
     q, k = _fold((q * H**-0.5).astype(q.dtype), k, query, key, encodings, heads, 1.0)
     q, k, v = _pad(q, padded), _pad(k, whole), _pad(v, whole)
     documents = None
-    if query.document_ids is not None:
+    if query.document_ids is not None and key.document_ids is not None:
         documents = SegmentIds(_pad(query.document_ids, padded), _pad(key.document_ids, whole))
 
-    sizes = BlockSizes(*[block] * 8)
+    sizes = BlockSizes(*[block] * 8)  # pyright: ignore[reportArgumentType]  (the eight sizes come first)
     mask = MultiHeadMask([CausalMask((whole, whole))] * N)
     kernel = make_splash_mha(
         mask,
@@ -87,7 +112,8 @@ def splash(q, k, v, query: Side, key: Side, encodings, heads, shard=(0, 1), inte
     if shards > 1:
         kernel = _part(kernel, which, shards)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, documents), 1, 2)[:, :L]
+    mixed: Any = jax.vmap(kernel)(q, k, v, documents)
+    return jnp.swapaxes(mixed, 1, 2)[:, :L]
 
 
 def _divisor(length: int, largest: int) -> int:
@@ -95,17 +121,17 @@ def _divisor(length: int, largest: int) -> int:
     return next(block for block in range(largest, 0, -TILE) if length % block == 0)
 
 
-def _part(kernel, which, shards: int):
+def _part(kernel: Any, which: jax.Array | int, shards: int) -> Any:
     """The kernel for one part of the queries: its tables of blocks are cut along the queries.
 
     As `SplashAttentionKernel.manual_sharding_spec` cuts them, from inside a shard_map.
     """
 
-    def cut(x, axis):
+    def cut(x: jax.Array, axis: int) -> jax.Array:
         size = x.shape[axis] // shards
         return jax.lax.dynamic_slice_in_dim(x, which * size, size, axis)
 
-    def part(info):
+    def part(info: Any) -> Any:
         tables = {"data_next": 1, "mask_next": 1, "block_mask": 1, "q_sequence": 0}
         tables = {name: axis for name, axis in tables.items() if getattr(info, name) is not None}
         return info._replace(**{n: cut(getattr(info, n), axis) for n, axis in tables.items()})
@@ -114,7 +140,16 @@ def _part(kernel, which, shards: int):
     return type(kernel)(*map(part, infos), **kernel.kwargs)
 
 
-def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cudnn"):
+def cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+    heads: jax.Array,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> jax.Array:
     """cuDNN's flash attention; arguments as `chunked.reference`, where query and key are the same.
 
     Documents, each one run of tokens, are kept apart by a steep linear bias on their number in the
@@ -127,16 +162,16 @@ def cudnn(q, k, v, query: Side, key: Side, encodings, heads, implementation="cud
     """
     L, N, H = q.shape[1:]
     scale = H**-0.5
+    starts = None
     if query.document_ids is not None:
         starts = query.document_ids[:, 1:] != query.document_ids[:, :-1]
-
         running = [
             encoding.across_documents(features, starts)
             for encoding, features in zip(encodings, query.features, strict=True)
         ]
         query = key = query._replace(features=running)
     q, k = _fold(q, k, query, key, encodings, heads, scale)
-    if query.document_ids is not None:
+    if starts is not None:
         number = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))
         slopes = np.full(N, _DOCUMENT_SLOPE)
         columns = linear_columns(slopes, number, number, jnp.arange(N), scale)

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """What attention asks of an encoding that acts on logits. `positions.kind.Relative` is the base of all.
 
 Shape letters: B batch, L query length, S key length, N query heads, H head width.
@@ -19,7 +21,8 @@ class Scoring(Protocol):
       width: columns that `columns` adds to queries and keys.
     """
 
-    width: int
+    @property
+    def width(self) -> int: ...
 
     @property
     def acts(self) -> frozenset[str]: ...
@@ -49,12 +52,12 @@ class Side(NamedTuple):
     """What masks and biases know of the queries, or of the keys.
 
     Attributes:
-      index: (B or 1, L), the place in the block.
+      indices: (B or 1, L), of the tokens in the block.
       document_ids: (B, L), or None where documents are not kept apart.
       features: of each encoding that acts on logits.
     """
 
-    index: jax.Array
+    indices: jax.Array
     document_ids: jax.Array | None
     features: list[Features]
 

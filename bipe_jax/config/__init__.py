@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false
 """Configs: their defaults, checking them, comparing them, and reading those of older checkpoints.
 
 A config file returns an `ml_collections.ConfigDict`, which `parse` turns into a frozen `Config`. The
@@ -5,8 +6,8 @@ program works with the latter alone. The table of fields is in `fields`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import ml_collections
 
@@ -63,7 +64,7 @@ def _rows() -> Iterator[Field]:
     return rows(Config, "")
 
 
-def _group_kind(row: dataclasses.Field) -> type:
+def _group_kind(row: dataclasses.Field[Any]) -> type:
     kind = row.default_factory
     assert isinstance(kind, type)
     return kind
@@ -92,7 +93,7 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
       UserError: a group of fields is not a group.
     """
     flat: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in _items(config):
         if key not in _GROUPS:
             flat[key] = value
         elif not isinstance(value, (Mapping, ml_collections.ConfigDict)):
@@ -102,8 +103,12 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
                 f"config.{key}.{first} = ..."
             )
         else:
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+            flat |= {f"{key}.{name}": item for name, item in _items(value)}
     return flat
+
+
+def _items(config: Any) -> Iterable[tuple[str, Any]]:
+    return config.items()
 
 
 def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
@@ -137,7 +142,9 @@ def _build(flat: Mapping[str, Any]) -> Config:
 
 def _frozen(value: Any) -> Any:
     """Lists, as JSON has them, as tuples."""
-    return tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value
+    if not isinstance(value, (tuple, list)):
+        return value
+    return tuple(map(_frozen, cast(Sequence[Any], value)))
 
 
 def _check_together(config: Config, flat: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What the value of a config field must be. Each check has a `complaint`: the words of what is wrong."""
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 
 class Check(Protocol):
@@ -65,8 +66,10 @@ class TupleOf:
         self.item, self.description = item, description
 
     def complaint(self, value: Any) -> str | None:
-        good = isinstance(value, (tuple, list)) and not any(self.item.complaint(v) for v in value)
-        return None if good else self.description
+        if not isinstance(value, (tuple, list)):
+            return self.description
+        items = cast(Sequence[Any], value)
+        return self.description if any(map(self.item.complaint, items)) else None
 
 
 COUNT = Number(int, low=1)

@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false
 """Config files: which file `--config` names, and running it.
 
     configs/smoke.py         a file

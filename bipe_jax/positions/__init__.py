@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Positional encodings. An encoding is a *kind* applied to a *coordinate*.
 
 A config names encodings in two lists of entries (kind, coordinate, (option, value), ...):

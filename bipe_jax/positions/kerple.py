@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """KERPLE's kernels: biases with learned parameters for each head."""
 
 import jax
@@ -23,7 +25,9 @@ def clamped(parameter: jax.Array) -> jax.Array:
 
 
 @clamped.defjvp
-def _clamped_jvp(primals, tangents):
+def _clamped_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     return clamped(*primals), tangents[0]
 
 

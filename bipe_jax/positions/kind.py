@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """What every kind of positional encoding is: the two base classes.
 
 Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width, D
@@ -30,8 +32,8 @@ class Kind(nnx.Module):
         raise NotImplementedError
 
     @staticmethod
-    def check(config: Config, coordinate: str, **options: Any) -> None:
-        """Raises UserError for options, or a coordinate, that make no sense."""
+    def check(*arguments: Any, **options: Any) -> None:
+        """`check(config, coordinate, **options)` raises UserError for what makes no sense together."""
 
 
 class Absolute(Kind):
@@ -42,8 +44,8 @@ class Absolute(Kind):
         raise NotImplementedError
 
     @staticmethod
-    def longest(config: Config, coordinate: str, **options: Any) -> int | None:
-        """The longest text that the encoding has vectors for, in tokens; None: any."""
+    def longest(*arguments: Any, **options: Any) -> int | None:
+        """`longest(config, coordinate, **options)`: the longest text, in tokens; None: any length."""
         return None
 
 
@@ -73,7 +75,7 @@ class Relative(Kind):
     shared: ClassVar[bool] = True
     reads_input: ClassVar[bool] = False
     running: ClassVar[bool] = False
-    width: ClassVar[int] = 0
+    width: int = 0
 
     @property
     def cacheable(self) -> bool:

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Scalings of rotary frequencies, by which a trained model reaches coordinates beyond its training.
 
 `factor` (s) says how many times further the coordinate is to run than it did in training, `original`
@@ -10,6 +12,8 @@ is a function (frequencies, seen, factor, original) -> (frequencies, magnitude):
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +25,12 @@ from bipe_jax.errors import UserError
 ALPHA, BETA = 1.0, 32.0
 
 
-def linear(frequencies, seen, factor, original):
+def linear(frequencies: Any, seen: Any, factor: Any, original: Any) -> tuple[Any, float]:
     """Position interpolation (Chen et al. 2023, section 2.3; YaRN's equation 10): coordinate / s."""
     return frequencies / factor, 1.0
 
 
-def ntk(frequencies, seen, factor, original):
+def ntk(frequencies: Any, seen: Any, factor: Any, original: Any) -> tuple[Any, float]:
     """NTK-aware (bloc97 2023; Peng et al. 2023, definition 1): theta * s^(H/(H-2)) for theta.
 
     That multiplies frequency i by s^(-2i/(H-2)): the first stays, the last is divided by s.
@@ -35,7 +39,7 @@ def ntk(frequencies, seen, factor, original):
     return frequencies * factor ** (-np.arange(half) / (half - 1)), 1.0
 
 
-def dynamic_ntk(frequencies, seen, factor, original):
+def dynamic_ntk(frequencies: Any, seen: Any, factor: Any, original: Any) -> tuple[Any, float]:
     """Dynamic NTK (emozilla 2023): NTK-aware with s = factor * seen / original - (factor - 1).
 
     Each row has its own s, which is 1 up to the original length.
@@ -44,7 +48,7 @@ def dynamic_ntk(frequencies, seen, factor, original):
     return ntk(frequencies, seen, 1 + factor * beyond, original)
 
 
-def yarn(frequencies, seen, factor, original):
+def yarn(frequencies: Any, seen: Any, factor: Any, original: Any) -> tuple[Any, float]:
     """YaRN (Peng et al. 2023): NTK by parts (definition 2) and a temperature (equation 22).
 
     h = (1 - gamma) frequency / s + gamma * frequency, where gamma goes from 0 to 1 as the turns over
@@ -56,7 +60,12 @@ def yarn(frequencies, seen, factor, original):
     return (1 - gamma) * frequencies / factor + gamma * frequencies, 0.1 * math.log(factor) + 1
 
 
-SCALINGS = {"linear": linear, "ntk": ntk, "dynamic-ntk": dynamic_ntk, "yarn": yarn}
+SCALINGS: dict[str, Callable[..., tuple[Any, float]]] = {
+    "linear": linear,
+    "ntk": ntk,
+    "dynamic-ntk": dynamic_ntk,
+    "yarn": yarn,
+}
 NEED_ORIGINAL = ("dynamic-ntk", "yarn")
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import files
@@ -88,11 +89,11 @@ class Workdir:
                 f"{flag}={os.fspath(self.path)} is not writable: {error.strerror}"
             ) from None
 
-    def read_config(self) -> dict | None:
+    def read_config(self) -> dict[str, Any] | None:
         """What config.json holds, None without one. Raises UserError: it cannot be read."""
         try:
             with open(self.config, encoding="utf-8") as file:
-                config = json.load(file)
+                config: Any = json.load(file)
             if not isinstance(config, dict):
                 raise ValueError("it is no JSON object")
         except FileNotFoundError:
@@ -101,7 +102,7 @@ class Workdir:
             raise UserError(
                 f"{self.config} cannot be read ({error}): use another --workdir"
             ) from None
-        return config
+        return cast(dict[str, Any], config)
 
     def latest_step(self) -> int | None:
         """Of the complete checkpoints; None without one."""

@@ -7,6 +7,7 @@ in the middle of a line: such a line is skipped.
 
 import json
 import os
+from typing import Any, cast
 
 from bipe_jax.workdir import Workdir
 from bipe_jax.workdir.files import Path
@@ -14,7 +15,7 @@ from bipe_jax.workdir.files import Path
 _KEYS = {"event", "time", "since", "step", "seconds"}
 
 
-def append(workdir: Path, event: dict) -> None:
+def append(workdir: Path, event: dict[str, Any]) -> None:
     """Adds one event. Raises OSError if it cannot be written."""
     line = json.dumps(event, allow_nan=False).encode() + b"\n"
     with open(Workdir(workdir).events, "ab+") as file:
@@ -25,19 +26,19 @@ def append(workdir: Path, event: dict) -> None:
         file.write(line)  # at the end, wherever it has read
 
 
-def read(workdir: Path) -> list[dict]:
+def read(workdir: Path) -> list[dict[str, Any]]:
     """All events in the order in which they were written; [] if there are none."""
     try:
         with open(Workdir(workdir).events, "rb") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []
-    events = []
+    events: list[dict[str, Any]] = []
     for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if isinstance(event, dict) and event.keys() >= _KEYS:
-            events.append(event)
+            events.append(cast(dict[str, Any], event))
     return events

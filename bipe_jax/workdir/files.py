@@ -9,8 +9,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Callable, Generator
+from typing import IO, Any, cast
 
 from bipe_jax.errors import Transient, UserError
 
@@ -27,7 +27,7 @@ _FORGOTTEN = 86400  # seconds after which an unfinished file of another host is 
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
+def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Generator[IO[Any]]:
     """Opens a new file, which replaces `path` when the block ends without an error.
 
     Until then, and after an error, `path` is as it was. Processes may write one path at the same time:
@@ -62,14 +62,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
-def read_json(path: Path) -> dict | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object that a file holds, or None if it is not there or holds anything else."""
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    return cast(dict[str, Any], value) if isinstance(value, dict) else None
 
 
 def remove_unfinished(directory: Path) -> None:
@@ -97,7 +97,7 @@ def process_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, refusal: str) -> Iterator[int]:
+def locked(path: Path, refusal: str) -> Generator[int]:
     """Locks a file, which is made if it is not there, or a directory.
 
     The lock ends with the block, or with this process however it ends. A process that inherits the

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import Any
 
 from bipe_jax.workdir import Workdir, files
 from bipe_jax.workdir.files import Path
@@ -14,7 +15,7 @@ _KEYS = {"time", "step", "phase", "since", "seconds"}
 _TRAINING, _OTHERWISE = 60.0, 3600.0
 
 
-def read(workdir: Path) -> dict | None:
+def read(workdir: Path) -> dict[str, Any] | None:
     """The last heartbeat; None if there is none that this program wrote."""
     beat = files.read_json(Workdir(workdir).heartbeat)
     if beat is None or not beat.keys() >= _KEYS or not isinstance(beat["time"], (int, float)):
@@ -22,12 +23,12 @@ def read(workdir: Path) -> dict | None:
     return beat
 
 
-def age(beat: dict) -> float:
+def age(beat: dict[str, Any]) -> float:
     """Seconds since the run last progressed, by this machine's clock."""
     return time.time() - beat["time"]
 
 
-def alive(beat: dict | None) -> bool:
+def alive(beat: dict[str, Any] | None) -> bool:
     """Whether the run of a heartbeat has not ended, and was heard of lately enough for its phase."""
     if beat is None or beat["phase"] in ENDED:
         return False
@@ -39,7 +40,7 @@ def alive(beat: dict | None) -> bool:
     return isinstance(beat.get("pid"), int) and files.process_alive(beat["pid"])
 
 
-def read_alive(workdir: Path) -> dict | None:
+def read_alive(workdir: Path) -> dict[str, Any] | None:
     """The last heartbeat of a run that is alive, else None."""
     beat = read(workdir)
     return beat if alive(beat) else None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 from bipe_jax.workdir import Workdir
 from bipe_jax.workdir.files import Path
@@ -31,7 +32,7 @@ def latest(workdir: Path) -> Metrics:
             lines = file.read().splitlines()
     except OSError:
         return Metrics()
-    values = {}
+    values: dict[str, Any] = {}
     for line in lines:
         try:
             values |= json.loads(line)
