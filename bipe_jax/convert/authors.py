@@ -48,11 +48,11 @@ def config_of(theirs: dict, where: str) -> Plan:
             f"{where}: log_scale={theirs['log_scale']!r} is not supported: only False is"
         )
     c = llama.decoder(theirs, where)
-    scaling = llama.scaling_options(theirs, where)
+    llama.check_scaling(theirs, where)
     c.sequence_length = llama.value(theirs, "train_scale", where)
     bilevel, relative = _ENCODINGS[kind]
     size = min(c.sequence_length, MOST_ROWS["model.embeds.0.weight"])
     c.position.absolute = (("learned", "offset", ("size", size)),) if bilevel else ()
-    c.position.relative = ((*relative, *scaling),)
+    c.position.relative = (relative,)
     c.segments.rule = "newline-and-spaced-period"
     return llama.complete(c, where, Rule(_SEPARATORS))

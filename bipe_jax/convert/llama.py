@@ -21,9 +21,6 @@ _ONLY = {
     "quantization_config": (None,),
 }
 
-# Kind of `rope_scaling` -> function from its dict to the options of our rope entry.
-SCALINGS = {"default": lambda scaling: ()}
-
 
 def config_of(theirs: dict, where: str) -> Plan:
     """Our config of a Llama model: rope of position, and the rule "sentence" for fine-tuning.
@@ -115,20 +112,14 @@ def complete(c: Any, where: str, rule: Rule | None = None) -> Plan:
         raise UserError(f"{where} makes no config of ours: {error}") from None
 
 
-def scaling_options(theirs: dict, where: str) -> tuple:
-    """The options of our rope entry for their scaling of the angles; () without scaling.
-
-    Raises:
-      UserError: our decoder lacks the kind of scaling.
-    """
+def check_scaling(theirs: dict, where: str) -> None:
+    """Raises UserError if they scale the angles of rope."""
     scaling = _rope_parameters(theirs, where)
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind not in SCALINGS:
+    if kind != "default":
         raise UserError(
-            f"{where}: rope scaling of the kind {kind!r} is not supported: only "
-            f"{', '.join(map(repr, SCALINGS))} is"
+            f"{where}: rope scaling of the kind {kind!r} is not supported: only 'default' is"
         )
-    return SCALINGS[kind](scaling)
 
 
 def _rope_parameters(theirs: dict, where: str) -> dict:
@@ -144,4 +135,5 @@ def _rope_options(theirs: dict, where: str) -> tuple:
     if share != 1:
         raise UserError(f"{where}: partial_rotary_factor={share!r} is not supported: only 1.0 is")
     theta = value(parameters, "rope_theta", where, float, 10000.0)
-    return ("theta", theta), *scaling_options(theirs, where)
+    check_scaling(theirs, where)
+    return (("theta", theta),)

@@ -166,14 +166,10 @@ def _clear(plan: jobs.Plan) -> None:
 
 def _refuse(plan: jobs.Plan, name: str, before: Any, now: Any) -> NoReturn:
     """Raises UserError for a setting that differs from the one that the directory was begun with."""
+    difference = f"{now!r}, but {plan.output} was begun with {before!r}"
     if name in ("source_shards", "tokenizer_sha256"):  # too long to show
-        raise UserError(
-            f"{_FLAGS[name]} is not what {plan.output} was begun with: use that, or another --output"
-        )
-    raise UserError(
-        f"{_FLAGS[name]} is {now!r}, but {plan.output} was begun with {before!r}: use that, or "
-        "another --output"
-    )
+        difference = f"not what {plan.output} was begun with"
+    raise UserError(f"{_FLAGS[name]} is {difference}: use that, or another --output")
 
 
 def _write_json(path: epath.Path, value: dict) -> None:

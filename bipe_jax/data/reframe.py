@@ -189,14 +189,6 @@ def _check(paths: list[str], output: str, frame_mb, shards, level, workers) -> N
                 raise UserError(f"--output={output} holds the input {path}: use another directory")
 
 
-@contextlib.contextmanager
-def _locked(directory: str):
-    """Makes a directory, and locks it."""
-    os.makedirs(directory, exist_ok=True)
-    with locked(directory, f"--output={directory} is being written to by another run"):
-        yield
-
-
 def reframe(
     spec: str,
     output: str,
@@ -229,7 +221,11 @@ def reframe(
     stop, lock = threading.Event(), threading.Lock()
     pool = concurrent.futures.ThreadPoolExecutor(workers) if workers > 1 else None
     try:
-        with _locked(output), tqdm(unit="B", unit_scale=True, desc="text", disable=None) as bar:
+        os.makedirs(output, exist_ok=True)
+        with (
+            locked(output, f"--output={output} is being written to by another run"),
+            tqdm(unit="B", unit_scale=True, desc="text", disable=None) as bar,
+        ):
             targets = _targets(paths, output, shards)
             jobs: list[tuple[list[str], list[str]]] = [(paths, targets)]
             if not shards:

@@ -107,7 +107,7 @@ def policy_of(config: Config, tally: Tally | None = None) -> Policy:
     return Policy(config.data.on_error, config.data.max_bad_share, tally or Tally())
 
 
-Reader = Callable[[int, Any], Iterator[tuple[dict, Any]]]
+Reader = Callable[..., Iterator[tuple[dict, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,24 +117,14 @@ class Opened:
     Attributes:
       source, sets: the arguments of `open_source`.
       shards: names of the shards.
-      reader: (number of a shard, cursor or None) -> iterator, see `read`.
+      read: (number of a shard, cursor or None for its start) -> iterator over (document, cursor after
+        it). Cursors are of JSON's types. Raises UserError by the policy.
     """
 
     source: Source
     sets: tuple[str, ...]
     shards: list[str]
-    reader: Reader
-
-    def read(self, shard: int, cursor: Any = None) -> Iterator[tuple[dict, Any]]:
-        """Iterates over (document, cursor after it) of a shard.
-
-        Args:
-          shard: its number. cursor: of JSON's types; None for the shard's start.
-
-        Raises:
-          UserError: by the policy.
-        """
-        return self.reader(shard, cursor)
+    read: Reader
 
 
 def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None = None) -> Opened:
@@ -159,7 +149,7 @@ def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None 
     else:
         shards, read = _jsonl(files.find(source.path), policy)
 
-    def read_filtered(shard, cursor):
+    def read_filtered(shard, cursor=None):
         def keep(item):
             document, after = item
             name = document["set"]
