@@ -33,7 +33,7 @@ def _write(spec: str, path: str, size: int, level: int) -> None:
                 if written >= size:
                     return
             if written == before:
-                raise sources.nothing(spec)
+                raise sources.no_documents(spec)
 
 
 def _seconds_to_resume(path: str, rounds: int) -> list[float]:

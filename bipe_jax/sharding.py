@@ -198,11 +198,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ACTIVATIONS["tokens"])
 
 
-def reader(mesh: Mesh, rows: int) -> tuple[int, int]:
-    """(which, of how many) parts of a batch's rows this process has to read.
+def data_shard(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """(index, count) of the data shard that this process reads: its part of the rows of a batch.
 
-    Processes whose devices hold the same rows, since a block or the model is cut over them, read the
-    same part.
+    Processes whose devices have the same rows, because blocks or the model are sharded over them, read
+    the same shard.
     """
     parts: dict[int, set[int]] = {}
     indices = batch_sharding(mesh).devices_indices_map((rows, mesh.shape["context"]))
@@ -214,12 +214,12 @@ def reader(mesh: Mesh, rows: int) -> tuple[int, int]:
     return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
 
 
-def place_batch(mesh: Mesh, batch: Mapping[str, Any], readers: int = 1) -> dict[str, jax.Array]:
-    """This process's rows of a batch (NumPy), read as `reader` says -> the global batch."""
+def place_batch(mesh: Mesh, batch: Mapping[str, Any], shard_count: int = 1) -> dict[str, jax.Array]:
+    """The global batch from this process's rows of it (NumPy), see `data_shard`."""
     sharding = batch_sharding(mesh)
 
     def place(rows: Any) -> jax.Array:
-        shape = (len(rows) * readers, *rows.shape[1:])
+        shape = (len(rows) * shard_count, *rows.shape[1:])
         return jax.make_array_from_process_local_data(sharding, rows, shape)
 
     return {name: place(rows) for name, rows in batch.items()}

@@ -81,7 +81,7 @@ def test_verify_says_of_each_checkpoint_whether_it_is_intact_and_nothing_else(co
     code, out, err = verify(copy)
     assert code == 1
     assert out.splitlines() == [
-        "step 5: has no checksums.sha256, so nothing can be said",
+        "step 5: cannot be verified, since it has no checksums.sha256",
         "step 10: damaged",
         "  params/_METADATA is not what was written",
         "step 15: damaged",

@@ -403,11 +403,11 @@ FAULTS = {
     "heads": (_set(num_key_value_heads=2), "makes no config of ours: config.model.kv_heads=2"),
     "no tokenizer": (
         lambda s: os.remove(s / "tokenizer.model"),
-        "tokenizer.model is not there: give a SentencePiece file, --tokenizer=FILE",
+        "tokenizer.model does not exist: give a SentencePiece file, --tokenizer=FILE",
     ),
     "other kind of tokenizer": (
         _move("tokenizer.model", "tokenizer.json"),
-        "is not there, and a tokenizer.json may be .*byte-level BPE",
+        "does not exist, and a tokenizer.json may be .*byte-level BPE",
     ),
     "half a tokenizer": (_cut("tokenizer.model", 999), "is not a SentencePiece model"),
     "vocabulary": (_set(vocab_size=901), "has 900 pieces, but the model's vocab_size is 901"),

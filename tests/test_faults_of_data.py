@@ -539,8 +539,8 @@ def test_a_stream_with_damage_goes_on_the_same_where_it_was_stopped(tokens, tmp_
 BIG = """
 import hashlib, json, sys
 import numpy as np
-from bipe_jax import tokenizer
-from bipe_jax.data import sources
+from bipe_jax.config.spec import parse_source
+from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.stream import Stream
 
 class Bytes:
@@ -557,7 +557,7 @@ class Bytes:
 path, kind, most = sys.argv[1:]
 tokens = Bytes() if kind == "bytes" else tokenizer.load(kind)
 policy = sources.Policy("skip", 0.5)
-stream = Stream(sources.open_source(path, policy=policy), tokens, length=1 << 15, workers=1)
+stream = Stream(sources.open_source(parse_source(path), policy=policy), tokens, length=1 << 15, workers=1)
 documents, count = [], 0
 while len(documents) < 6 and count < int(most):
     block = next(stream)["tokens"]

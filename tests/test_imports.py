@@ -18,11 +18,6 @@ OPTIONAL = {
 }  # fmt: skip
 # Modules whose functions may import the project's modules: {module: what}.
 LAZY = {
-    # To be mended: delete a line as soon as it is.
-    "bipe_jax.convert.__main__": {
-        "bipe_jax.convert.authors", "bipe_jax.convert.from_hf", "bipe_jax.convert.incoming",
-        "bipe_jax.convert.llama", "bipe_jax.convert.to_hf",
-    },
     "bipe_jax.harness": {"bipe_jax.evaluation.harness_model.Harness"},
     "launch.sweep": {"launch.collect.collect"},
 }  # fmt: skip

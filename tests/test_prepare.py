@@ -17,11 +17,12 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
+from grain.experimental import index_shuffle
 from tiny import tiny_plan
 
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import jobs, records, tokenizer
-from bipe_jax.data.mixing import drawn, integer_weights, permuted
+from bipe_jax.data import jobs, mixing, records, tokenizer
+from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.prepare import prepare, split_names
 from bipe_jax.data.prepared import Prepared, open_prepared
 from bipe_jax.errors import UserError
@@ -433,7 +434,7 @@ class TestPrepared:
         prepared.take(8)
         assert prepared.get_state() == {"batch": 1}
         blocks = open_prepared(parse_source(config.data.train)).blocks
-        assert prepared.given() == {config.data.train: (8, 8 / blocks)}
+        assert prepared.consumed() == {config.data.train: (8, 8 / blocks)}
         prepared.close()
 
     def test_mixture(self, directory, tokens):
@@ -451,7 +452,7 @@ class TestPrepared:
         config = config_for(directory, data__train=mixture)
         prepared = Prepared(config, config.training, tokens)
         prepared.set_state({"batch": 25})
-        assert [n for n, _ in prepared.given().values()] == counts
+        assert [n for n, _ in prepared.consumed().values()] == counts
         # A source is read through before anything of it comes again.
         size = len(own[1])
         seen = [row for row in given if row in own[1]]
@@ -467,20 +468,20 @@ class TestPrepared:
 
 class TestMixing:
     @pytest.mark.parametrize("shares", [[1.0], [0.5, 0.5], [0.1, 0.2, 0.7], [1e-6, 1, 3, 0.3]])
-    def test_drawn(self, shares):
+    def test_source_counts(self, shares):
         weights = integer_weights(shares)
-        counts = drawn(np.arange(5000), weights)
+        counts = source_counts(np.arange(5000), weights)
         steps = np.diff(counts, axis=0)
         assert (counts[0] == 0).all() and (steps >= 0).all() and (steps.sum(axis=1) == 1).all()
         expected = np.arange(5000)[:, None] * np.asarray(shares) / sum(shares)
         assert np.abs(counts - expected).max() < len(shares)
-        assert drawn(10**11, weights).sum() == 10**11
+        assert source_counts(10**11, weights).sum() == 10**11
 
     def test_a_weight_too_small(self):
         with pytest.raises(UserError, match="less than a 16-millionth"):
             integer_weights([1.0, 1e-9])
 
-    @pytest.mark.parametrize("blocks", [1, 2, 7, 1000, 65_537, 65_538])
+    @pytest.mark.parametrize("blocks", [1, 2, 7, 1000, 65_537, 65_538, 131_073, 150_000])
     def test_permuted(self, blocks):
         orders = [[permuted(e * blocks + i, blocks, 3, 0) for i in range(blocks)] for e in (0, 1)]
         for order in orders:
@@ -488,6 +489,19 @@ class TestMixing:
         if blocks > 2:
             assert orders[0] != orders[1]
             assert orders[0] != [permuted(i, blocks, 3, 1) for i in range(blocks)]
+
+    @pytest.mark.parametrize(
+        "size", [65_537, 65_538, 100_000, 2**17 + 1, 2**18, 2**18 + 1, 2**20 + 2, 3**20, 2**37]
+    )
+    def test_permuted_as_grain_does(self, size):
+        # Grain returns no permutation of 4^n + 1 indices: one of 4^n + 2 is walked instead.
+        largest = size if size in (2**16 + 1, 2**18 + 1) else size - 1
+        for seed in (0, 7, 2**32 - 1):
+            for index in np.linspace(0, size - 1, 50, dtype=np.int64).tolist():
+                expected = index_shuffle(index, max_index=largest, seed=seed, rounds=4)
+                while expected >= size:
+                    expected = index_shuffle(expected, max_index=largest, seed=seed, rounds=4)
+                assert mixing._index_shuffle(index, size, seed) == expected
 
     def test_the_order_never_changes(self):
         assert [permuted(i, 1000, 3, 0) for i in range(5)] == [380, 632, 98, 432, 372]

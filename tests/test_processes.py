@@ -19,10 +19,10 @@ processes.start()
 process, count = jax.process_index(), jax.process_count()
 config = tiny_plan(batch_size=8, **{f"mesh__{axis}": size for axis, size in mesh.items()})
 mesh = sharding.make_mesh(config)
-index, readers = sharding.reader(mesh, config.batch_size)
+index, shards = sharding.data_shard(mesh, config.batch_size)
 whole = np.arange(8 * 16).reshape(8, 16).astype(np.int32)
-rows = np.split(whole, readers)[index]
-batch = sharding.place_batch(mesh, {"tokens": rows}, readers)["tokens"]
+rows = np.split(whole, shards)[index]
+batch = sharding.place_batch(mesh, {"tokens": rows}, shards)["tokens"]
 assert batch.shape == whole.shape
 for shard in batch.addressable_shards:
     np.testing.assert_array_equal(shard.data, whole[shard.index])
@@ -31,12 +31,12 @@ sums = jax.jit(lambda x: x.sum(axis=1))(batch)
 np.testing.assert_array_equal(multihost_utils.process_allgather(sums, tiled=True), whole.sum(axis=1))
 values = [{"of": i, "text": "x" * i} for i in range(count)]
 assert collectives.of_all_processes(values[process]) == values
-print(json.dumps([index, readers]))
+print(json.dumps([index, shards]))
 """
 
 
 def run(count: int, devices: int, mesh: dict) -> list:
-    """(reader, readers) that each process reports."""
+    """(index, count) of the data shard that each process reports."""
     done = several.finish(several.start(count, devices, "-c", PROGRAM, json.dumps(mesh)), 120)
     assert [code for code, _, _ in done] == [0] * count, done
     return [json.loads(out.splitlines()[-1]) for _, out, _ in done]
@@ -55,4 +55,4 @@ def run(count: int, devices: int, mesh: dict) -> list:
 def test_processes_read_the_rows_that_their_devices_hold(count, devices, mesh, expected):
     found = run(count, devices, mesh)
     assert sorted(found) == expected
-    assert np.unique([readers for _, readers in found]).size == 1
+    assert np.unique([count for _, count in found]).size == 1

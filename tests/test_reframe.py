@@ -91,7 +91,7 @@ def _with_ends(text: bytes) -> list[bytes]:
 
 
 def test_every_place_is_in_the_frame_of_its_line(tmp_path):
-    """So that no more than a frame is unpacked to go on."""
+    """So that no more than a frame is decompressed to resume."""
     spec = write(tmp_path / "in", b"\n".join(LINES), "jsonl.zst")
     run(spec, tmp_path / "out")
     path = str(tmp_path / "out" / "a.jsonl.zst")
@@ -278,7 +278,7 @@ def test_the_command_goes_on_after_a_kill(tmp_path, command):
     assert sorted(os.listdir(tmp_path / "out")) == ["a.jsonl.zst", "b.jsonl.zst.partial"]
     result = command("data.reframe", *arguments)
     assert result.returncode == 0, result.stderr
-    assert "1 files are in" in result.stderr
+    assert "Kept 1 files that exist in" in result.stderr
     assert result.stdout.startswith("Wrote 1 files of 100,100,000 bytes of text: 100,100,000 bytes")
     assert sorted(os.listdir(tmp_path / "out")) == ["a.jsonl.zst", "b.jsonl.zst"]
     frames = frames_of(tmp_path / "out" / "b.jsonl.zst")

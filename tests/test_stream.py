@@ -631,7 +631,7 @@ from bipe_jax.data.batches import Batches
 
 tokens = tokenizer.load(sys.argv[1])
 job = json.load(sys.stdin)
-with contextlib.closing(Batches(plan_from_json(job["config"]), tokens, reader=job["reader"])) as batches:
+with contextlib.closing(Batches(plan_from_json(job["config"]), tokens, shard=job["shard"])) as batches:
     if job["state"]:
         batches.set_state(job["state"])
     rows = [row for batch in itertools.islice(batches, job["count"]) for row in batch["tokens"].tolist()]
@@ -650,7 +650,7 @@ def read_in_processes(config, tokenizer_file, states, counts):
         )  # fmt: skip
         job = {
             "config": meta_to_json(config),
-            "reader": [i, len(states)],
+            "shard": [i, len(states)],
             "state": state,
             "count": count,
         }
@@ -687,16 +687,16 @@ def test_processes_read_disjoint_parts_and_together_all(tokens, tokenizer_file, 
         Batches(config, tokens).set_state(states[0])
 
 
-def test_each_reader_finds_its_state_among_all(tokens, layout):
+def test_each_shard_finds_its_state_among_all(tokens, layout):
     config = make_config(tokens, layout.replace("*", "0*"), batch_size=2)
-    readers = [(0, 1)] if len(sources.files.find(layout)) == 1 else [(0, 2), (1, 2)]
-    streams = [Batches(config, tokens, reader=reader) for reader in readers]
+    shards = [(0, 1)] if len(sources.files.find(layout)) == 1 else [(0, 2), (1, 2)]
+    streams = [Batches(config, tokens, shard=shard) for shard in shards]
     for _ in range(5):
         for stream in streams:
             next(stream)
     states = json.loads(json.dumps([stream.get_state() for stream in streams]))
-    for reader, stream in zip(readers, streams, strict=True):
-        with contextlib.closing(Batches(config, tokens, reader=reader)) as other:
+    for shard, stream in zip(shards, streams, strict=True):
+        with contextlib.closing(Batches(config, tokens, shard=shard)) as other:
             other.set_state_of(states)
             assert_equal(next(other), next(stream))
         stream.close()
@@ -730,4 +730,4 @@ def test_prepared_data_goes_on_with_another_number_of_processes(
 def test_fewer_shards_than_processes_are_refused(tokens, one_shard):
     config = make_config(tokens, one_shard)
     with pytest.raises(UserError, match="has 1 shards for 2 reading processes: rewrite it"):
-        Batches(config, tokens, reader=(0, 2))
+        Batches(config, tokens, shard=(0, 2))

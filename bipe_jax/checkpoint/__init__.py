@@ -1,4 +1,4 @@
-"""Checkpoints: each step's directory holds all that is needed to go on, or to use the model.
+"""Checkpoints: the directory of each step contains all that resuming, or using the model, needs.
 
 WORKDIR/checkpoints/STEP/
   params/, optimizer/   arrays, nested dicts with stable names (Orbax)
@@ -7,9 +7,9 @@ WORKDIR/checkpoints/STEP/
   tokenizer/            the SentencePiece model (JSON, base64)
   checksums.sha256      of these files
 
-A model that came from elsewhere is step 0, without optimizer/, data/ and checksums (`save_model`).
+A converted model is step 0, without optimizer/, data/ and checksums (`save_model`).
 
-python -m bipe_jax.checkpoint verify runs/quickstart    says of each checkpoint whether it is intact
+python -m bipe_jax.checkpoint verify runs/quickstart    checks whether each checkpoint is intact
 """
 
 from bipe_jax.checkpoint.reading import (

@@ -1,6 +1,6 @@
-"""Verifies checkpoints: python -m bipe_jax.checkpoint verify runs/quickstart
+"""Verifies checkpoints by their checksums.
 
-Says of each checkpoint whether its files are what was written.
+python -m bipe_jax.checkpoint verify runs/quickstart
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main():
     for number in numbers:
         problems = checksums.verify(directory / str(number))
         if problems is None:
-            print(f"step {number}: has no {checksums.NAME}, so nothing can be said")
+            print(f"step {number}: cannot be verified, since it has no {checksums.NAME}")
         else:
             print(f"step {number}: {'damaged' if problems else 'intact'}")
             damaged += [number] * bool(problems)

@@ -1,6 +1,6 @@
-"""SHA-256 of a checkpoint's files, in the form that `sha256sum --check` reads too.
+"""SHA-256 of a checkpoint's files, in the format of `sha256sum --check`.
 
-The first line, a comment, says how many there are, so that a list that was cut off is known as such.
+The first line, a comment, has the number of files, by which a truncated list is recognised.
 """
 
 import concurrent.futures
@@ -8,20 +8,22 @@ import hashlib
 import os
 from collections.abc import Iterable
 
+from bipe_jax.workdir.files import Path
+
 NAME = "checksums.sha256"
-# Orbax writes these once more when it completes a checkpoint, and adds files while it deletes one.
+# Orbax rewrites these when it completes a checkpoint.
 _LEFT_OUT = (NAME, "_CHECKPOINT_METADATA", "commit_success.txt")
 _HEAD = "# files: "
-_THREADS = 8  # hashing lets other threads run
+_THREADS = 8  # hashing releases the interpreter's lock
 
 
-def _files(directory: str) -> list[str]:
-    found = [
+def _files(directory: Path) -> list[str]:
+    paths = [
         os.path.relpath(os.path.join(folder, name), directory)
         for folder, _, names in os.walk(directory)
         for name in names
     ]
-    return sorted(name for name in found if name not in _LEFT_OUT)
+    return sorted(path for path in paths if path not in _LEFT_OUT)
 
 
 def _hash(path: str) -> str:
@@ -29,18 +31,18 @@ def _hash(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(directory: str) -> None:
+def write(directory: Path) -> None:
     """Writes the checksums of all files of a directory into it. Raises OSError."""
     names = _files(directory)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(lambda name: _hash(os.path.join(directory, name)), names)
-        text = "".join(f"{sum_}  {name}\n" for sum_, name in zip(sums, names, strict=True))
+        text = "".join(f"{digest}  {name}\n" for digest, name in zip(sums, names, strict=True))
     with open(os.path.join(directory, NAME), "w", encoding="utf-8") as file:
         file.write(f"{_HEAD}{len(names)}\n{text}")
 
 
-def read(directory: str) -> list[tuple[str, str]] | None:
-    """(name, sum) of each file of a directory, None if it has no checksums. Raises ValueError."""
+def read(directory: Path) -> list[tuple[str, str]] | None:
+    """(name, checksum) of each file of a directory, None if it has none. Raises OSError, ValueError."""
     try:
         with open(os.path.join(directory, NAME), encoding="utf-8") as file:
             head, *lines = file.read().split("\n")
@@ -50,17 +52,17 @@ def read(directory: str) -> list[tuple[str, str]] | None:
     good = all(len(pair) == 2 and len(pair[1]) == 64 for pair in pairs)
     if not good or head != f"{_HEAD}{len(pairs)}" or lines[-1:] != [""]:
         raise ValueError(f"{NAME} is cut off or damaged")
-    return [tuple(pair) for pair in pairs]
+    return [(name, digest) for name, digest in pairs]
 
 
-def problems(directory: str, sums: Iterable[tuple[str, str]]) -> list[str]:
-    """What is wrong with files of a directory, one line each, [] if they are what was written."""
+def problems(directory: Path, sums: Iterable[tuple[str, str]]) -> list[str]:
+    """The problems of files of a directory, one line each; [] if all are intact."""
 
     def check(pair):
         name, expected = pair
         try:
-            good = _hash(os.path.join(directory, name)) == expected
-            return None if good else f"{name} is not what was written"
+            intact = _hash(os.path.join(directory, name)) == expected
+            return None if intact else f"{name} is not what was written"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -70,8 +72,8 @@ def problems(directory: str, sums: Iterable[tuple[str, str]]) -> list[str]:
         return [line for line in pool.map(check, sums) if line]
 
 
-def verify(directory: str) -> list[str] | None:
-    """`problems` of all files of a directory, None if it has no checksums."""
+def verify(directory: Path) -> list[str] | None:
+    """The `problems` of all files of a directory, None if it has no checksums."""
     try:
         sums = read(directory)
     except (OSError, ValueError) as error:

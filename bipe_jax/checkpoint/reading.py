@@ -1,8 +1,9 @@
-"""Reading checkpoints. Nothing of them is touched."""
+"""Reading checkpoints, without writing to them."""
 
 import base64
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,12 +15,12 @@ from bipe_jax import plan, segments
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, complete_steps
+from bipe_jax.workdir import Workdir, complete_steps, files
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says beside its arrays."""
+    """The data of a checkpoint besides its arrays."""
 
     step: int
     config: Plan
@@ -27,7 +28,7 @@ class Meta:
 
 
 def meta_to_json(config: Plan) -> dict[str, Any]:
-    """What a checkpoint's item `config` is: the config, and the separators of its segment rule."""
+    """A checkpoint's item `config`: the config, and the separators of its segment rule."""
     return {
         "config": configs.to_json(config),
         "separators": list(config.segment_rule.separators),
@@ -35,14 +36,14 @@ def meta_to_json(config: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(saved: dict[str, Any]) -> Plan:
-    """The plan that `meta_to_json` gave, in this version of the program or an earlier one.
+    """The plan of an item `config`, written by this version of the program or an earlier one.
 
     Raises:
       UserError: it was saved by a later version, or is not a config.
     """
     if "config" in saved:
         config, separators = saved["config"], saved["separators"]
-    else:  # before format 1 the item was the config, which had the separators
+    else:  # before format 1 the item was the config, with the separators
         config, separators = saved, saved["segments"]["separators"]
     rule = segments.Rule(tuple(separators)) if separators else None
     return plan.of(configs.from_json(config), rule)
@@ -50,7 +51,7 @@ def plan_from_json(saved: dict[str, Any]) -> Plan:
 
 def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) -> Meta:
     """The meta data of a step."""
-    restored = manager.restore(
+    restored: Any = manager.restore(
         step,
         args=ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore()),
     )
@@ -59,38 +60,40 @@ def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) ->
     return Meta(step, plan_from_json(restored.config), tokenizer)
 
 
-def locate(path) -> tuple[epath.Path, int | None]:
+def locate(path: files.Path) -> tuple[epath.Path, int | None]:
     """A workdir, its checkpoints directory or one step's directory -> (directory, step or None)."""
-    path = epath.Path(path).resolve()
-    if (path / Workdir.checkpoints).is_dir():
-        return path / Workdir.checkpoints, None
-    if path.name.isdigit() and (path / "params").is_dir():
-        return path.parent, int(path.name)
-    return path, None
+    directory = epath.Path(path).resolve()
+    if (directory / Workdir.checkpoints).is_dir():
+        return directory / Workdir.checkpoints, None
+    if directory.name.isdigit() and (directory / "params").is_dir():
+        return directory.parent, int(directory.name)
+    return directory, None
 
 
-def steps(path) -> list[int]:
+def steps(path: files.Path) -> list[int]:
     """The steps of the complete checkpoints of a workdir, or of its checkpoints directory, in order.
 
-    [] where there is none, or no such directory. Any of them may be deleted before it is read.
+    [] if there is none, or no such directory. Any of them may be deleted before it is read.
     """
     directory, _ = locate(path)
     try:
-        names = [entry.name for entry in directory.iterdir()]  # unfinished ones have other names
+        names = [entry.name for entry in directory.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return complete_steps(names)
 
 
 @contextlib.contextmanager
-def _reading(path, step: int | None):
-    """The manager, the directory and the step of a complete checkpoint; nothing is touched."""
+def _reading(
+    path: files.Path, step: int | None
+) -> Iterator[tuple[ocp.CheckpointManager, epath.Path, int]]:
+    """Opens a complete checkpoint: yields its manager, directory and step."""
     directory, of_path = locate(path)
     step = of_path if step is None else step
     if not directory.is_dir():
         raise UserError(f"checkpoint {path}: no such directory")
     options = ocp.CheckpointManagerOptions(read_only=True)
-    # Without handlers Orbax would not say what shapes there are.
+    # Without handlers Orbax does not return shapes.
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(),
@@ -104,7 +107,7 @@ def _reading(path, step: int | None):
         yield manager, directory, step
     except UserError:
         raise
-    except Exception as error:  # whatever missing or damaged files make of Orbax
+    except Exception as error:  # of many kinds, for missing or damaged files
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"checkpoint {path}: step {step} is damaged or was deleted ({reason})"
@@ -113,8 +116,8 @@ def _reading(path, step: int | None):
         manager.close()
 
 
-def describe(path, step: int | None = None) -> tuple[Meta, dict]:
-    """A checkpoint's meta data, and its parameters' shapes and dtypes. See `load`."""
+def describe(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
+    """A checkpoint's meta data, and the shapes and dtypes of its parameters. See `load`."""
     with _reading(path, step) as (manager, directory, step):
         saved = manager.item_metadata(step).params
         if saved is None:
@@ -123,19 +126,20 @@ def describe(path, step: int | None = None) -> tuple[Meta, dict]:
         return meta_of(manager, directory, step), shapes
 
 
-def read_params(path, step: int | None, abstract: dict) -> dict:
-    """A checkpoint's parameters; `abstract` gives shapes, dtypes and shardings. See `load`."""
+def read_params(path: files.Path, step: int | None, abstract: dict) -> dict:
+    """A checkpoint's parameters, with the shapes, dtypes and shardings of `abstract`. See `load`."""
     with _reading(path, step) as (manager, _, step):
         restore = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return manager.restore(step, args=restore).params
+        restored: Any = manager.restore(step, args=restore)
+        return restored.params
 
 
-def load(path, step: int | None = None) -> tuple[Meta, dict]:
-    """Reads a checkpoint's meta data and parameters, without touching anything.
+def load(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
+    """Reads a checkpoint's meta data and parameters.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
-      step: which; None takes the latest, or that of `path`.
+      step: of the checkpoint; None: the latest, or that of `path`.
 
     Raises:
       UserError: there is no complete checkpoint.

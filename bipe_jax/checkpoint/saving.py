@@ -1,4 +1,4 @@
-"""Saving checkpoints: those of a training, asynchronously, and a model alone."""
+"""Saving checkpoints: those of training, asynchronously, and models alone."""
 
 import base64
 import contextlib
@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,12 +23,14 @@ from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
-_ATTEMPTS, _PAUSE = 50, 0.1  # to remove what threads may still write into; seconds
+_ATTEMPTS, _PAUSE = 50, 0.1  # to remove a directory that threads may write into; seconds
 
 
 class _Manager(ocp.CheckpointManager):
-    """Attributes:
-    failure: what went wrong with this process's part of a save, while Orbax waits for the others.
+    """Orbax's manager, with changes for several processes.
+
+    Attributes:
+      failure: the error of this process's part of a save, while Orbax waits for the other processes.
     """
 
     failure: Exception | None = None
@@ -40,7 +43,7 @@ class _Manager(ocp.CheckpointManager):
             raise
 
     def wait_until_finished(self):
-        # When one process has failed, Orbax lets all wait for 20 minutes for it to succeed.
+        # After a failure of one process, Orbax lets all processes wait for it for 20 minutes.
         while jax.process_count() > 1 and self.is_saving_in_progress():
             if self.failure:
                 raise self.failure
@@ -48,22 +51,26 @@ class _Manager(ocp.CheckpointManager):
         super().wait_until_finished()
 
     def reached_preemption(self, step: int) -> bool:
-        # JAX is asked by the trainer alone, once for each step that it dispatches. The numbers that it is
-        # asked with must not jump: SIGTERM would be heeded at the highest one, maybe never.
+        # The trainer alone asks JAX, once per dispatched step. The step numbers of all calls must be
+        # consecutive: JAX agrees on the highest of all processes, which might never come.
         return False
 
 
 class Checkpoints:
-    """The trainer's view of WORKDIR/checkpoints: saves asynchronously, restores the latest.
+    """The checkpoints of a training run: saves asynchronously, restores the latest.
 
-    A save that fails is tried again with the state that the training has reached then, until
-    `files.PAUSES` are used up; checkpoints that were complete stay as they are.
+    A failed save is retried with the state at that time, after each of `files.PAUSES`. Complete
+    checkpoints are not changed.
+
+    Args:
+      workdir: checkpoints are in WORKDIR/checkpoints.
+      keep: number of the latest checkpoints to keep.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
 
-    def __init__(self, workdir, keep: int):
+    def __init__(self, workdir: files.Path, keep: int):
         self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -72,25 +79,26 @@ class Checkpoints:
         )
         self._manager = _Manager(self.directory, options=options)
         self._opened = os.open(self.directory, os.O_RDONLY)
-        self._tries, self._again_at = 0, None  # saves that failed in a row; when to try again
-        # What a killed run left unfinished. Only the trainer may: a save under way looks the same.
+        self._failures = 0  # in a row
+        self._retry_at: float | None = None
+        # Unfinished saves of a killed run; other commands cannot tell them from a save in progress.
         if jax.process_index() == 0:
             _remove_unfinished(self.directory)
         self._set_damaged_aside()
 
     def _add_checksums(self) -> None:
-        """Orbax calls this when all processes have written, before the checkpoint gets its name."""
+        """Called by Orbax after all processes have written, before the checkpoint gets its name."""
         if jax.process_index() == 0:
             for unfinished in ocp.utils.tmp_checkpoints(self.directory):
                 checksums.write(unfinished.get())
 
     def _set_damaged_aside(self) -> None:
-        """Renames checkpoints that are not what was written, so that an earlier one is the latest."""
+        """Renames damaged checkpoints, so that the latest one is intact."""
         damaged = []
         while (step := self.latest) is not None:
             path = self.directory / str(step)
-            found = collectives.of_all_processes(self._problems_of_my_files(path))
-            if not (lines := [line for lines in found for line in lines]):
+            problems = collectives.of_all_processes(self._problems_of_my_files(path))
+            if not (lines := [line for lines in problems for line in lines]):
                 return
             damaged.append(aside := path.with_name(f"{step}.damaged"))
             if jax.process_index() == 0:
@@ -98,7 +106,7 @@ class Checkpoints:
                 if aside.exists():
                     _remove(aside)
                 path.rename(aside)
-            collectives.of_all_processes(None)  # until it has been renamed
+            collectives.of_all_processes(None)  # waits until it is renamed
             self._manager.reload()
         if damaged:
             raise UserError(
@@ -116,59 +124,60 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The last step that was saved completely."""
+        """The latest complete step."""
         return self._manager.latest_step()
 
     def meta(self) -> Meta | None:
-        """Of the latest checkpoint, or None if there is none."""
+        """The meta data of the latest checkpoint, or None if there is none."""
         step = self.latest
         return None if step is None else meta_of(self._manager, self.directory, step)
 
     def save(self, state: dict, data_state: dict, config: Plan, tokenizer: Tokenizer) -> None:
-        """Starts saving; between failures, when the pause is over.
+        """Starts a save; does nothing during the pause after a failure.
 
         Raises:
-          Transient: saving has failed too often. UserError: since the directory has vanished.
+          Transient: saving has failed too often.
+          UserError: saving has failed too often, since the directory has vanished.
         """
-        if self._again_at is not None and time.monotonic() < self._again_at:
+        if self._retry_at is not None and time.monotonic() < self._retry_at:
             return
         items = _model_items(config, state["params"], tokenizer) | {
             "optimizer": ocp.args.StandardSave(state["optimizer"]),
             "data": ocp.args.JsonSave(data_state),
         }
-        self._again_at = None
-        with self._noted():
-            self._see_directory()
+        self._retry_at = None
+        with self._retried():
+            self._check_directory()
             if not self._manager.save(int(state["step"]), args=ocp.args.Composite(**items)):
-                raise RuntimeError(f"step {int(state['step'])} is taken for saved")
+                raise RuntimeError(f"Orbax regards step {int(state['step'])} as saved")
 
     def _vanished(self) -> bool:
-        """Whether the directory is not there, or another in its place: Orbax would make it anew."""
+        """Whether the directory is missing or was replaced, which Orbax does not notice."""
         try:
             return not os.path.samestat(os.fstat(self._opened), os.stat(self.directory))
         except FileNotFoundError:
             return True
 
-    def _see_directory(self) -> None:
+    def _check_directory(self) -> None:
         if self._vanished():
             raise FileNotFoundError(errno.ENOENT, "it has vanished", str(self.directory))
 
     def restore(self, abstract: dict) -> tuple[dict, dict]:
-        """The latest (state, data state); `abstract` gives shapes, dtypes and shardings.
+        """The latest (state, data state), with the shapes, dtypes and shardings of `abstract`.
 
         Raises:
           UserError: the checkpoint is a model alone, see `save_model`.
         """
-        with self._noted():
-            self._manager.wait_until_finished()  # to Orbax a save under way is the latest step
+        with self._retried():
+            self._manager.wait_until_finished()  # Orbax's latest step may be a save in progress
         step = self.latest
         if not (self.directory / str(step) / "optimizer").is_dir():
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} is a model alone, without the state of a "
-                "training to go on with: start a new run from it, in another --workdir, with "
+                "training to resume: start a new run from it, in another --workdir, with "
                 f"config.initial_checkpoint={self.directory.parent}"
             )
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract["params"]),
@@ -181,31 +190,31 @@ class Checkpoints:
         return state, restored.data
 
     def failed(self) -> bool:
-        """Whether a save has failed and should be made again now. Raises as `save`."""
+        """Whether a save has failed and its retry is due. Raises as `save`."""
         if self._manager.failure or not self._manager.is_saving_in_progress():
-            with self._noted():
-                self._manager.wait_until_finished()  # raises, once, what went wrong
-                self._tries = self._tries if self._again_at else 0
-        return self._again_at is not None and time.monotonic() >= self._again_at
+            with self._retried():
+                self._manager.wait_until_finished()  # raises each error once
+                self._failures = self._failures if self._retry_at else 0
+        return self._retry_at is not None and time.monotonic() >= self._retry_at
 
     def finish(self, save: Callable[[], None]) -> None:
-        """Waits until what was saved is complete; calls `save` if it failed. Raises as `save`."""
+        """Waits until the last save is complete; calls `save` to retry it. Raises as `save`."""
         while True:
-            with self._noted():
+            with self._retried():
                 self._manager.wait_until_finished()
-                if self._again_at is None:
-                    self._see_directory()
-            if self._again_at is None:
+                if self._retry_at is None:
+                    self._check_directory()
+            if self._retry_at is None:
                 return
-            time.sleep(max(0.0, self._again_at - time.monotonic()))
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
             save()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        # Waits for a save that is still under way, unless with another process that was lost; what went
-        # wrong before matters more.
+        # Waits for a save in progress, unless another process of it was lost. An earlier error has
+        # precedence over one of closing.
         lost = jax.process_count() > 1 and kind and issubclass(kind, jax.errors.JaxRuntimeError)
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             if not lost:
@@ -213,42 +222,42 @@ class Checkpoints:
         os.close(self._opened)
 
     @contextlib.contextmanager
-    def _noted(self):
-        """Plans to try again what went wrong while saving (disk full, no permission), if it may."""
+    def _retried(self):
+        """Schedules a retry after an error of saving (disk full, no permission), or raises."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             failure = f"saving a checkpoint to {self.directory} failed ({reason})"
             vanished = self._vanished()
-            # Several processes would have to agree on it: they start again instead.
+            # Several processes would have to agree on a retry; they restart instead.
             pauses = files.PAUSES if jax.process_count() == 1 else ()
             if pauses:
                 with contextlib.suppress(Exception):
                     if not vanished:
-                        self._manager.reload()  # it has forgotten those that it would have deleted
+                        self._manager.reload()  # restores its list of checkpoints to delete
                 with contextlib.suppress(OSError):
                     _remove_unfinished(self.directory)
-                    if vanished:  # what Orbax has made in its place, if it is empty
+                    if vanished:  # removes the new directory that Orbax has made, if it is empty
                         os.rmdir(self.directory)
                         os.rmdir(self.directory.parent)
-            if self._tries == len(pauses):
-                # Where the directory has vanished, another start would begin a new run.
+            if self._failures == len(pauses):
+                # After the directory has vanished, a restart would begin a new run.
                 kind = UserError if vanished else Transient
-                # Orbax counts one that is under way too.
+                # Orbax's latest step may be a save in progress.
                 complete = self.latest if vanished else max(steps(self.directory), default=None)
                 raise kind(
                     f"{failure}; the last complete one is step {complete}: mend that, then run the "
                     "same command"
                 ) from error
-            pause = pauses[self._tries]
+            pause = pauses[self._failures]
             _LOG.info(f"{failure}; trying again in {pause:g} s")
-            self._tries += 1
-            self._again_at = time.monotonic() + pause
+            self._failures += 1
+            self._retry_at = time.monotonic() + pause
 
 
 def _remove_unfinished(directory) -> None:
-    """Orbax's own option does it in a thread, which an early error would leave behind."""
+    """Removes unfinished saves. Orbax's option does it in a thread, which may outlive an early error."""
     for unfinished in ocp.utils.tmp_checkpoints(directory):
         _remove(unfinished.get())
 
@@ -259,7 +268,7 @@ def _remove(path) -> None:
         try:
             path.rmtree()
         except FileNotFoundError:
-            pass  # what a thread has removed, or all of it
+            pass  # removed by a thread
         except OSError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -269,7 +278,7 @@ def _remove(path) -> None:
 
 
 def _model_items(config: Plan, params: dict, tokenizer: Tokenizer) -> dict:
-    """What every checkpoint has."""
+    """The items that every checkpoint has."""
     model = base64.b64encode(tokenizer.model).decode()
     return {
         "params": ocp.args.StandardSave(params),
@@ -278,8 +287,8 @@ def _model_items(config: Plan, params: dict, tokenizer: Tokenizer) -> dict:
     }
 
 
-def check_free(workdir) -> None:
-    """Raises UserError unless a model can be saved to `workdir`: it holds no checkpoint yet."""
+def check_free(workdir: files.Path) -> None:
+    """Raises UserError if `workdir` contains a checkpoint or is a file."""
     path = epath.Path(workdir).resolve()
     if path.exists() and not path.is_dir():
         raise UserError(f"{workdir} is a file: name a directory to write the checkpoint to")
@@ -288,17 +297,18 @@ def check_free(workdir) -> None:
         raise UserError(f"{workdir} holds a checkpoint already: name another directory")
 
 
-def save_model(workdir, config: Plan, params: dict, tokenizer: Tokenizer) -> None:
+def save_model(workdir: files.Path, config: Plan, params: dict, tokenizer: Tokenizer) -> None:
     """Writes WORKDIR/checkpoints/0: a model without the state of a training, see `check_free`.
 
     Args:
+      workdir: to write to. config, tokenizer: of the model.
       params: a nested dict of float32 arrays, NumPy's or JAX's.
 
     Raises:
-      UserError: it cannot be written. What was begun is removed.
+      UserError: it cannot be written. Incomplete files are removed.
     """
     directory = epath.Path(workdir).resolve() / Workdir.checkpoints
-    # JAX's arrays cannot change under Orbax, which would copy NumPy's first.
+    # Orbax copies NumPy's arrays, but not JAX's, which are immutable.
     items = _model_items(config, jax.device_put(params), tokenizer)
     made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)
     try:

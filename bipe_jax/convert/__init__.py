@@ -1,1 +1,1 @@
-"""Checkpoints of other projects in and out: `python -m bipe_jax.convert --help`."""
+"""Conversion of checkpoints from and to other projects: `python -m bipe_jax.convert --help`."""

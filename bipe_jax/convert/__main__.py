@@ -1,8 +1,8 @@
-"""Checkpoints of other projects in and out:
+"""Converts checkpoints from and to other projects.
 
 python -m bipe_jax.convert from-authors SRC DST   a checkpoint of BiPE's authors -> a checkpoint of ours
 python -m bipe_jax.convert from-llama SRC DST     a Llama checkpoint of Hugging Face's -> one of ours
-python -m bipe_jax.convert from-hf SRC DST        what to-hf wrote -> a checkpoint of ours, the same again
+python -m bipe_jax.convert from-hf SRC DST        the output of to-hf -> a checkpoint of ours, the same again
 python -m bipe_jax.convert to-hf CHECKPOINT DST   a checkpoint of ours -> a directory for transformers
 """
 
@@ -11,38 +11,14 @@ import argparse
 import jax
 
 from bipe_jax import cli
+from bipe_jax.convert import authors, from_hf, incoming, llama, to_hf
 
-
-def _from_authors(args) -> None:
-    from bipe_jax.convert import authors, incoming
-
-    incoming.convert(args.source, args.destination, authors, args.tokenizer)
-
-
-def _from_llama(args) -> None:
-    from bipe_jax.convert import incoming, llama
-
-    incoming.convert(args.source, args.destination, llama, args.tokenizer)
-
-
-def _from_hf(args) -> None:
-    from bipe_jax.convert import from_hf, incoming
-
-    incoming.convert(args.source, args.destination, from_hf, args.tokenizer)
-
-
-def _to_hf(args) -> None:
-    from bipe_jax.convert import to_hf
-
-    to_hf.convert(args.source, args.destination)
-
-
-def _add_incoming(commands, name: str, run, what: str) -> None:
-    parser = commands.add_parser(name, help=f"{what} -> a checkpoint of ours")
-    parser.add_argument("source", help=f"{what}: a directory with config.json and its tensors")
-    parser.add_argument("destination", help="a workdir that has no checkpoint yet")
-    parser.add_argument("--tokenizer", default="", help="a SentencePiece file (the source's)")
-    parser.set_defaults(run=run)
+# Command -> the module of the source's format, and a description of the source.
+_INCOMING = {
+    "from-authors": (authors, "a checkpoint of BiPE's authors"),
+    "from-llama": (llama, "a Llama checkpoint of Hugging Face's"),
+    "from-hf": (from_hf, "the output of to-hf, perhaps trained further"),
+}
 
 
 def main():
@@ -51,20 +27,22 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_incoming(commands, "from-authors", _from_authors, "a checkpoint of BiPE's authors")
-    _add_incoming(commands, "from-llama", _from_llama, "a Llama checkpoint of Hugging Face's")
-    _add_incoming(commands, "from-hf", _from_hf, "what to-hf wrote, perhaps trained on")
-    outgoing = commands.add_parser("to-hf", help="a checkpoint of ours -> for transformers")
-    outgoing.add_argument(
-        "source", help="a workdir (its latest checkpoint) or one step's directory"
-    )
-    outgoing.add_argument("destination", help="a directory that does not exist, or is empty")
-    outgoing.set_defaults(run=_to_hf)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, source) in _INCOMING.items():
+        command = commands.add_parser(name, help=f"{source} -> a checkpoint of ours")
+        command.add_argument("source", help=f"{source}: a directory with config.json and tensors")
+        command.add_argument("destination", help="a workdir without checkpoints")
+        command.add_argument("--tokenizer", default="", help="a SentencePiece file (the source's)")
+    command = commands.add_parser("to-hf", help="a checkpoint of ours -> for transformers")
+    command.add_argument("source", help="a workdir (its latest checkpoint) or one step's directory")
+    command.add_argument("destination", help="a directory that does not exist, or is empty")
     args = parser.parse_args()
     cli.quiet()
     jax.config.update("jax_platforms", "cpu")  # nothing is computed here
-    args.run(args)
+    if args.command == "to-hf":
+        to_hf.convert(args.source, args.destination)
+    else:
+        incoming.convert(args.source, args.destination, _INCOMING[args.command][0], args.tokenizer)
 
 
 if __name__ == "__main__":

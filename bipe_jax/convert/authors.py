@@ -1,8 +1,8 @@
 """The config.json of BiPE's authors (github.com/zhenyuhe00/BiPE) -> our config.
 
-Facts read in their code: the separators are the ids 13 and 869 whatever the tokenizer; blocks of
-`train_scale` tokens; the intra table has `train_scale` rows, of which offsets reach the first 1024;
-RoPE's base is 10000 whatever the config says; ALiBi's slopes are times 96 for segments.
+Facts from their code: the separators are the ids 13 and 869 for any tokenizer; blocks have `train_scale`
+tokens; the intra table has `train_scale` rows, of which offsets use the first 1024; RoPE's base is 10000
+for any config; ALiBi's slopes are multiplied by 96 for segments.
 """
 
 from bipe_jax.convert import llama
@@ -27,11 +27,11 @@ def config_of(theirs: dict, where: str) -> Plan:
     """Our config of one of their models.
 
     Args:
-      theirs: what config.json holds.
+      theirs: the contents of config.json.
       where: its path, for errors.
 
     Raises:
-      UserError: an unknown rpe_type, or something that our decoder lacks.
+      UserError: rpe_type is unknown, or our decoder lacks a feature.
     """
     if "rpe_type" not in theirs:
         raise UserError(
@@ -48,11 +48,11 @@ def config_of(theirs: dict, where: str) -> Plan:
             f"{where}: log_scale={theirs['log_scale']!r} is not supported: only False is"
         )
     c = llama.decoder(theirs, where)
-    scaling = llama.scaling_options(theirs, where)
+    llama.check_scaling(theirs, where)
     c.sequence_length = llama.value(theirs, "train_scale", where)
     bilevel, relative = _ENCODINGS[kind]
     size = min(c.sequence_length, MOST_ROWS["model.embeds.0.weight"])
     c.position.absolute = (("learned", "offset", ("size", size)),) if bilevel else ()
-    c.position.relative = ((*relative, *scaling),)
+    c.position.relative = (relative,)
     c.segments.rule = "newline-and-spaced-period"
     return llama.complete(c, where, Rule(_SEPARATORS))

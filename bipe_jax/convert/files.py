@@ -1,7 +1,7 @@
 """Reading a checkpoint directory of Hugging Face's: config.json, and tensors one at a time.
 
-The tensors are in the first of these that is there: model.safetensors, the shards that
-model.safetensors.index.json names, pytorch_model.bin, the shards of pytorch_model.bin.index.json.
+The tensors are in the first of these that exists: model.safetensors, the shards of
+model.safetensors.index.json, pytorch_model.bin, the shards of pytorch_model.bin.index.json.
 """
 
 import json
@@ -18,36 +18,34 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def read_json(path: str) -> dict:
-    """Raises UserError if the file is not there, or holds no JSON object."""
+    """The JSON object of a file. Raises UserError if it cannot be read or is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            value = json.load(file)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON, or only half of it: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 class Tensors:
-    """The tensors of a checkpoint directory. Opening it reads names and shapes alone.
+    """The tensors of a checkpoint directory. Opening it reads only names and shapes.
+
+    Args:
+      directory: the checkpoint.
+      most_rows: name -> number of rows of the tensor that are read.
 
     Attributes:
       shapes: name -> shape.
+
+    Raises:
+      UserError: a file is missing or incomplete, or PyTorch is needed and not installed.
     """
 
     def __init__(self, directory: str, most_rows: dict[str, int]):
-        """Opens every file of a checkpoint.
-
-        Args:
-          directory: the checkpoint.
-          most_rows: name -> number of rows from which on a tensor is left out.
-
-        Raises:
-          UserError: there is none, one is half-written, or PyTorch is needed and not installed.
-        """
         self._most_rows = most_rows
         self._sources = {}
         self.shapes = {}
@@ -58,7 +56,7 @@ class Tensors:
                 self.shapes[name], self._sources[name] = shape, (path, read)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor: float32, float16 or bfloat16. Raises UserError if it is of another type."""
+        """One tensor: float32, float16 or bfloat16. Raises UserError for another dtype."""
         path, read = self._sources[name]
         try:
             tensor = read()
@@ -82,7 +80,7 @@ def _paths(directory: str) -> list[str]:
         if os.path.exists(index):
             names = read_json(index).get("weight_map")
             if not names or not isinstance(names, dict) or {*map(type, names.values())} != {str}:
-                raise UserError(f"{index} has no weight_map, which says where each tensor is")
+                raise UserError(f"{index} has no weight_map with the file of each tensor")
             shards = [os.path.join(directory, shard) for shard in sorted(set(names.values()))]
             if missing := [shard for shard in shards if not os.path.exists(shard)]:
                 raise UserError(
@@ -95,7 +93,7 @@ def _paths(directory: str) -> list[str]:
 
 
 def _open(path: str) -> dict:
-    """name -> (shape, a function that reads the tensor)."""
+    """Name -> (shape, function that reads the tensor)."""
     if path.endswith(".safetensors"):
         try:
             return _open_safetensors(path)
@@ -109,7 +107,7 @@ def _open(path: str) -> dict:
 
 
 def _open_safetensors(path: str) -> dict:
-    # Read, not mapped: pages of a mapped file would count as this process's memory.
+    # Not memory-mapped: pages of a mapped file would count as this process's memory.
     file = safe_open(path, framework="np", backend="pread")
 
     def entry(name):
@@ -123,7 +121,7 @@ def _open_safetensors(path: str) -> dict:
 
         return tuple(part.get_shape()), read
 
-    return {name: entry(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    return {name: entry(name) for name in file.keys()}  # noqa: SIM118, not a dict
 
 
 def _wrong_type(path, name, dtype) -> str:
@@ -144,7 +142,7 @@ def _open_pytorch(path: str) -> dict:
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            # PyTorch before 1.6 wrote another format, which cannot be mapped.
+            # The format of PyTorch before 1.6 cannot be memory-mapped.
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What `to_hf` wrote -> our config: it is in config.json, as it was."""
+"""The config.json that `to_hf` wrote -> our config, which it contains."""
 
 from bipe_jax import checkpoint
 from bipe_jax.convert import llama
@@ -6,14 +6,14 @@ from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
 IGNORED = llama.IGNORED
-MOST_ROWS = {}
+MOST_ROWS: dict[str, int] = {}
 
 
 def config_of(theirs: dict, where: str) -> Plan:
-    """The config that config.json holds.
+    """Our config of a directory that `to_hf` wrote.
 
     Args:
-      theirs: what config.json holds.
+      theirs: the contents of config.json.
       where: its path, for errors.
 
     Raises:
@@ -22,7 +22,7 @@ def config_of(theirs: dict, where: str) -> Plan:
     ours = theirs.get("bipe_jax")
     if isinstance(ours, dict):
         return checkpoint.plan_from_json(ours)
-    command = {"llama": "from-llama"}.get(theirs.get("model_type"), "from-llama or from-authors")
+    command = "from-llama" if theirs.get("model_type") == "llama" else "from-llama or from-authors"
     if "rpe_type" in theirs:
         command = "from-authors"
     raise UserError(

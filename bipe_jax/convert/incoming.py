@@ -1,7 +1,8 @@
-"""A checkpoint of another project -> a workdir of ours with one checkpoint, of step 0."""
+"""A checkpoint of another project -> a workdir with one checkpoint of ours, step 0."""
 
 import logging
 import os
+from typing import Any
 
 from etils import epath
 
@@ -14,19 +15,19 @@ from bipe_jax.plan import Plan
 _LOG = logging.getLogger(__name__)
 
 
-def convert(source: str, destination: str, format, tokenizer_path: str = "") -> None:
-    """Writes DESTINATION/checkpoints/0, which has no optimizer's state.
+def convert(source: str, destination: str, format: Any, tokenizer_path: str = "") -> None:
+    """Writes DESTINATION/checkpoints/0, without optimizer state.
 
-    Config, tokenizer and the tensors' names and shapes are checked before any tensor is read.
+    The config, the tokenizer and the tensors' names and shapes are checked before tensors are read.
 
     Args:
       source: a local directory with config.json, the tensors and perhaps tokenizer.model.
-      destination: a workdir that has no checkpoint yet.
-      format: the module that knows it, `authors` or `llama`.
-      tokenizer_path: a SentencePiece file; "" takes the source's.
+      destination: a workdir without checkpoints.
+      format: the module of the source's format: `authors`, `from_hf` or `llama`.
+      tokenizer_path: a SentencePiece file; "": the source's.
 
     Raises:
-      UserError: one line that names what is wrong with them. Nothing was written.
+      UserError: the source or the tokenizer cannot be converted. Nothing was written.
     """
     if not os.path.isdir(source):
         raise UserError(f"{source}: no such directory")
@@ -46,7 +47,7 @@ def _tokenizer(config: Plan, source: str, path: str) -> tokenizer.Tokenizer:
     if not path:
         path = os.path.join(source, "tokenizer.model")
         if not os.path.exists(path):
-            reason = "is not there"
+            reason = "does not exist"
             if os.path.exists(os.path.join(source, "tokenizer.json")):
                 reason += (
                     ", and a tokenizer.json may be of another kind than SentencePiece (byte-level BPE "
@@ -63,7 +64,7 @@ def _tokenizer(config: Plan, source: str, path: str) -> tokenizer.Tokenizer:
 
 
 def _with_rule(config: Plan, spm: tokenizer.Tokenizer) -> Plan:
-    """The config with this tokenizer's rule; a rule that a format fixes stays, and is compared."""
+    """The config with this tokenizer's rule; warns if it differs from a rule that the format fixes."""
     pieces, name = spm.pieces(), config.segments.rule
     if config.rule is None:
         return config.with_rule(segments.resolve(name, pieces))

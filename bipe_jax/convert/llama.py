@@ -9,11 +9,11 @@ from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 from bipe_jax.segments import Rule
 
-# What is no parameter: a buffer that older versions of transformers saved.
+# Tensors that are no parameters: a buffer that older versions of transformers saved.
 IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-MOST_ROWS = {}
+MOST_ROWS: dict[str, int] = {}
 
-# Keys with the only values that our decoder computes; the first is what a missing key means.
+# Key -> the values that our decoder supports; the first is the default.
 _ONLY = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -21,19 +21,16 @@ _ONLY = {
     "quantization_config": (None,),
 }
 
-# Kinds of `rope_scaling` -> a function of its dict that gives the options of our rope entry.
-SCALINGS = {"default": lambda scaling: ()}
-
 
 def config_of(theirs: dict, where: str) -> Plan:
-    """Our config of a Llama model: rope of position, and the rule "sentence" for what is made of it.
+    """Our config of a Llama model: rope of position, and the rule "sentence" for fine-tuning.
 
     Args:
-      theirs: what config.json holds.
+      theirs: the contents of config.json.
       where: its path, for errors.
 
     Raises:
-      UserError: it is of another architecture, or asks for something that our decoder lacks.
+      UserError: it is of another architecture, or our decoder lacks a feature.
     """
     if "rpe_type" in theirs:
         raise UserError(
@@ -52,24 +49,24 @@ def config_of(theirs: dict, where: str) -> Plan:
     return complete(c, where)
 
 
-def value(theirs: dict, key: str, where: str, kind=int, missing=None):
-    """The value of a key, or of a missing one (or null) `missing`.
+def value(theirs: dict, key: str, where: str, kind: type = int, default: Any = None) -> Any:
+    """The value of a key; `default` if it is missing or null.
 
     Raises:
-      UserError: it is of another kind, or it is missing and has no default.
+      UserError: it is of another type, or it is missing and has no default.
     """
-    found = theirs.get(key)
-    found = missing if found is None else found
-    if found is None:
+    item = theirs.get(key)
+    item = default if item is None else item
+    if item is None:
         raise UserError(f"{where} has no {key!r}")
     kinds = (int, float) if kind is float else kind
-    if not isinstance(found, kinds) or isinstance(found, bool) != (kind is bool):
-        raise UserError(f"{where}: {key}={found!r} must be of the type {kind.__name__}")
-    return found
+    if not isinstance(item, kinds) or isinstance(item, bool) != (kind is bool):
+        raise UserError(f"{where}: {key}={item!r} must be of the type {kind.__name__}")
+    return item
 
 
 def decoder(theirs: dict, where: str) -> Any:
-    """Our config of a Llama-like decoder, but for its encodings, length and segment rule."""
+    """Our config of a Llama-like decoder, without its encodings, length and segment rule."""
     for key, allowed in _ONLY.items():
         if theirs.get(key, allowed[0]) not in allowed:
             raise UserError(
@@ -83,12 +80,12 @@ def decoder(theirs: dict, where: str) -> Any:
     m.feed_forward = value(theirs, "intermediate_size", where)
     m.vocab_size = value(theirs, "vocab_size", where)
     # The defaults are those of transformers' LlamaConfig.
-    m.kv_heads = value(theirs, "num_key_value_heads", where, missing=m.heads)
-    m.tied_output = value(theirs, "tie_word_embeddings", where, bool, missing=False)
-    m.norm_epsilon = value(theirs, "rms_norm_eps", where, float, missing=1e-6)
-    m.init_std = value(theirs, "initializer_range", where, float, missing=0.02)
+    m.kv_heads = value(theirs, "num_key_value_heads", where, default=m.heads)
+    m.tied_output = value(theirs, "tie_word_embeddings", where, bool, default=False)
+    m.norm_epsilon = value(theirs, "rms_norm_eps", where, float, default=1e-6)
+    m.init_std = value(theirs, "initializer_range", where, float, default=0.02)
     m.dtype = "float32"  # so that the logits are theirs; a training's config may say otherwise
-    head_width = value(theirs, "head_dim", where, missing=m.width // max(m.heads, 1))
+    head_width = value(theirs, "head_dim", where, default=m.width // max(m.heads, 1))
     if head_width * m.heads != m.width:
         raise UserError(
             f"{where}: head_dim={head_width} is not supported: only hidden_size / "
@@ -98,13 +95,14 @@ def decoder(theirs: dict, where: str) -> Any:
 
 
 def complete(c: Any, where: str, rule: Rule | None = None) -> Plan:
-    """The plan of a config of ours, with what follows from the rest.
+    """The plan of a config of ours, with a `loss_chunk` that divides its length.
 
     Args:
-      rule: where segments end, if their code fixes it.
+      c: a ConfigDict. where: the source's path, for errors.
+      rule: the segment rule, if their code fixes it.
 
     Raises:
-      UserError: a value does not fit, see `plan.make`.
+      UserError: a value is invalid, see `plan.of`.
     """
     if c.sequence_length > c.loss_chunk:
         c.loss_chunk = math.gcd(c.loss_chunk, c.sequence_length)
@@ -114,20 +112,14 @@ def complete(c: Any, where: str, rule: Rule | None = None) -> Plan:
         raise UserError(f"{where} makes no config of ours: {error}") from None
 
 
-def scaling_options(theirs: dict, where: str) -> tuple:
-    """The options of our rope entry for what scales their angles; () where nothing does.
-
-    Raises:
-      UserError: a kind that our decoder lacks.
-    """
+def check_scaling(theirs: dict, where: str) -> None:
+    """Raises UserError if they scale the angles of rope."""
     scaling = _rope_parameters(theirs, where)
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind not in SCALINGS:
+    if kind != "default":
         raise UserError(
-            f"{where}: rope scaling of the kind {kind!r} is not supported: only "
-            f"{', '.join(map(repr, SCALINGS))} is"
+            f"{where}: rope scaling of the kind {kind!r} is not supported: only 'default' is"
         )
-    return SCALINGS[kind](scaling)
 
 
 def _rope_parameters(theirs: dict, where: str) -> dict:
@@ -138,9 +130,10 @@ def _rope_parameters(theirs: dict, where: str) -> dict:
 
 
 def _rope_options(theirs: dict, where: str) -> tuple:
-    given = theirs | _rope_parameters(theirs, where)
-    turned = value(given, "partial_rotary_factor", where, float, 1.0)
-    if turned != 1:
-        raise UserError(f"{where}: partial_rotary_factor={turned!r} is not supported: only 1.0 is")
-    theta = value(given, "rope_theta", where, float, 10000.0)
-    return ("theta", theta), *scaling_options(theirs, where)
+    parameters = theirs | _rope_parameters(theirs, where)
+    share = value(parameters, "partial_rotary_factor", where, float, 1.0)
+    if share != 1:
+        raise UserError(f"{where}: partial_rotary_factor={share!r} is not supported: only 1.0 is")
+    theta = value(parameters, "rope_theta", where, float, 10000.0)
+    check_scaling(theirs, where)
+    return (("theta", theta),)

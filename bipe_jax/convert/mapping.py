@@ -1,4 +1,4 @@
-"""Our parameters and Llama's, as Hugging Face names and shapes them: bit for bit, both ways.
+"""Our parameters <-> Llama's, with the names and shapes of Hugging Face, bit for bit.
 
 | ours                             | theirs                                                   |
 |----------------------------------|----------------------------------------------------------|
@@ -8,8 +8,8 @@
 | norm/scale                       | model.norm.weight                                        |
 | output/kernel, if not tied       | lm_head.weight                                           |
 
-A matrix of theirs is (outputs, inputs), and heads are flattened; ours is (inputs, outputs).
-`model.embeds` is what BiPE's authors call their tables.
+A matrix of theirs is (outputs, inputs), with flattened heads; ours is (inputs, outputs). BiPE's authors
+named the tables `model.embeds`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from bipe_jax import model, sharding
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
-# Ours -> theirs, and how many of our dimensions are a matrix's inputs; 0: not turned round.
+# Ours -> theirs, and the number of our dimensions that are a matrix's inputs; 0: not transposed.
 _EMBED = {"embed/table": ("model.embed_tokens.weight", 0)}
 _LAYER = {
     "layers/attention_norm/scale": ("input_layernorm.weight", 0),
@@ -43,25 +43,25 @@ _TIED = "lm_head.weight"
 
 
 class Pair(NamedTuple):
-    """One tensor of theirs and where ours is.
+    """One tensor of theirs, and the parameter of ours.
 
     Attributes:
       ours: the parameter's name, parts joined by "/".
-      layer: which part of the stacked parameter, or None.
+      layer: index in the stacked parameter, or None.
       theirs: the tensor's name.
       shape: of theirs.
-      turned: whether ours, with heads flattened, is the transpose of theirs.
+      transposed: whether ours, with heads flattened, is the transpose of theirs.
     """
 
     ours: str
     layer: int | None
     theirs: str
     shape: tuple[int, ...]
-    turned: bool
+    transposed: bool
 
 
 def abstract(config: Plan) -> dict:
-    """The shapes of a config's parameters: what `model.init` returns, without any memory."""
+    """The result of `model.init` as shapes and dtypes."""
     return jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
 
 
@@ -101,18 +101,18 @@ def pairs(config: Plan) -> list[Pair]:
 
 
 def _few(names: Iterable[str]) -> str:
-    """The first three names, and how many there are in all."""
+    """The first three names, and the number of all."""
     names = sorted(names)
     more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def check(config: Plan, shapes: dict, where: str, ignored: str = "") -> None:
-    """Raises UserError unless a checkpoint has exactly the tensors that a config asks for.
+    """Raises UserError unless a checkpoint has exactly the tensors of a config.
 
     Args:
       config: a config of ours.
-      shapes: the shape of each tensor of theirs by its name.
+      shapes: name -> shape of each tensor of theirs.
       where: the checkpoint, for the error.
       ignored: a regular expression of names that are no parameters.
     """
@@ -121,7 +121,7 @@ def check(config: Plan, shapes: dict, where: str, ignored: str = "") -> None:
         raise UserError(f"{where} lacks tensors that its config asks for: {_few(missing)}")
     surplus = {name for name in shapes.keys() - wanted.keys() if not re.fullmatch(ignored, name)}
     if config.model.tied_output:
-        surplus.discard(_TIED)  # that it is the embedding is checked where it is read
+        surplus.discard(_TIED)  # `from_llama` compares it with the embedding
     if surplus:
         raise UserError(
             f"{where} has tensors that its config does not account for: {_few(surplus)}"
@@ -134,7 +134,7 @@ def check(config: Plan, shapes: dict, where: str, ignored: str = "") -> None:
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Float32, aligned to 64 bytes: JAX on a CPU takes such an array over without a copy."""
+    """A float32 array, aligned to 64 bytes so that JAX on a CPU uses it without a copy."""
     size = 4 * math.prod(shape)
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -145,23 +145,23 @@ def from_llama(config: Plan, shapes: dict, read: Callable[[str], np.ndarray], wh
     """Our parameters from their tensors, one after the other.
 
     Args:
-      config: a config of ours that fits them, see `check`.
-      shapes: the shape of each tensor of theirs by its name.
-      read: gives a tensor by its name.
+      config: a config of ours that matches them, see `check`.
+      shapes: name -> shape of each tensor of theirs.
+      read: name -> tensor.
       where: the checkpoint, for the error.
 
     Returns:
-      A nested dict of float32 NumPy arrays, as `model.init` has them.
+      A nested dict of float32 NumPy arrays, of the structure of `model.init`.
 
     Raises:
-      UserError: the output is tied by the config, but is another matrix than the embedding.
+      UserError: the config ties the output to the embedding, and the two matrices differ.
     """
     params = jax.tree.map(lambda leaf: _empty(leaf.shape), abstract(config))
     flat = _by_name(params)
     for pair in pairs(config):
         ours = flat[pair.ours] if pair.layer is None else flat[pair.ours][pair.layer]
         theirs = read(pair.theirs)
-        ours[...] = theirs.T.reshape(ours.shape) if pair.turned else theirs
+        ours[...] = theirs.T.reshape(ours.shape) if pair.transposed else theirs
     if (
         config.model.tied_output
         and _TIED in shapes
@@ -174,10 +174,10 @@ def from_llama(config: Plan, shapes: dict, read: Callable[[str], np.ndarray], wh
 
 
 def to_llama(config: Plan, params: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """Their names and tensors (contiguous float32) from our parameters, one after the other."""
+    """Yields their names and tensors (contiguous float32) from our parameters."""
     flat = {name: np.asarray(leaf, np.float32) for name, leaf in _by_name(params).items()}
     for pair in pairs(config):
         ours = flat[pair.ours] if pair.layer is None else flat[pair.ours][pair.layer]
-        if pair.turned:
+        if pair.transposed:
             ours = ours.reshape(pair.shape[::-1]).T
         yield pair.theirs, np.ascontiguousarray(ours)

@@ -1,17 +1,15 @@
 """BiPE language models for transformers: a Llama-like decoder with any positional encodings.
 
-bipe_jax writes this file beside the weights:
+bipe_jax writes this file to the directory of the weights:
 
 model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 An encoding is a *kind* (learned, sinusoidal, rope, alibi) applied to a *coordinate* of each token:
-`position`, its index among the tokens that are no padding; `segment`, the number of separators before
-it; `offset`, its index in its segment. Coordinates follow from the tokens, also in generation: a cache
-holds the tokens besides keys and values, and whatever is done to it (beams reordered, tokens cropped)
-is done to them.
+`position`, its index without counting padding; `segment`, the number of separators before it; `offset`,
+its index in its segment. Coordinates are computed from the tokens, also in generation: the cache contains
+the tokens besides keys and values, so that reordering beams or cropping applies to both.
 
-Shape letters: B batch, L new tokens, S new tokens and those in the cache, N heads, H head width, D
-model width.
+Shape letters: B batch, L new tokens, S new and cached tokens, N heads, H head width, D model width.
 """
 
 import math
@@ -23,17 +21,17 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-# What generation calls the cache: transformers 5.24 renamed it.
+# The cache's name in generation, which transformers 5.24 changed.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class BipeConfig(PretrainedConfig):
-    """Names as in Llama's config, and these.
+    """The config, with the names of Llama's and these attributes.
 
     Attributes:
       absolute_encodings, relative_encodings: dicts with "kind", "coordinate" and the kind's options.
       segment_separators: ids of the tokens that end a segment.
-      segment_length: if above 0, segments end every so many tokens instead.
+      segment_length: if above 0, the length of all segments, instead of separators.
     """
 
     model_type = "bipe_jax"
@@ -77,11 +75,11 @@ def coordinates_of(tokens, real, separators, length):
     """The coordinates of every token of whole texts.
 
     Args:
-      tokens: (B, S). real: (B, S) booleans, False for padding, which counts for nothing.
+      tokens: (B, S). real: (B, S) booleans, False for padding, which is not counted.
       separators, length: see `BipeConfig`.
 
     Returns:
-      "position", "segment", "offset", each (B, S) int64; of no meaning for padding.
+      "position", "segment", "offset", each (B, S) int64; undefined for padding.
     """
     position = (real.cumsum(-1) - 1).clamp(min=0)
     if length:
@@ -91,12 +89,12 @@ def coordinates_of(tokens, real, separators, length):
     ends &= real
     segment = ends.cumsum(-1) - ends.long()
     after_end = (ends * (position + 1)).cummax(-1).values
-    first = F.pad(after_end, (1, -1))  # of the segment that the token is in
+    first = F.pad(after_end, (1, -1))  # position of the first token of each segment
     return {"position": position, "segment": segment, "offset": (position - first).clamp(min=0)}
 
 
 def learned(table, coordinate, entry):
-    """Rows of a table; its last for all values beyond, but for `position`, which must not pass it."""
+    """Rows of a table. Beyond the table, the last row; for `position`, an error."""
     rows = table.num_embeddings
     if entry["coordinate"] == "position" and coordinate.max() >= rows:
         raise ValueError(
@@ -115,14 +113,14 @@ def sinusoidal(width, coordinate, entry):
 
 
 def rope_frequencies(width, seen, entry):
-    """Angles of a pair of each head per unit of the coordinate, and what is multiplied besides.
+    """Angles of the pairs of a head per unit of the coordinate, and the magnitude of the rotation.
 
     Args:
-      width: H. seen: (B, 1, 1, 1) float64 on the CPU, how far the coordinate runs in each row.
-      entry: "theta" and, where they are scaled, "scaling", "factor" and "original".
+      width: H. seen: (B, 1, 1, 1) float64 on the CPU, the coordinate's largest value plus 1.
+      entry: "theta" and, with scaling, "scaling", "factor" and "original".
 
     Returns:
-      (H/2,), with "dynamic-ntk" (B, 1, 1, H/2), float64; a number.
+      (H/2,) float64, with "dynamic-ntk" (B, 1, 1, H/2); the magnitude.
     """
     theta, scaling, factor = entry["theta"], entry.get("scaling", ""), entry.get("factor")
     pairs = torch.arange(width // 2, dtype=torch.float64)
@@ -139,8 +137,10 @@ def rope_frequencies(width, seen, entry):
         return frequencies * stretch ** (-pairs / (width // 2 - 1)), 1.0
     if scaling == "yarn":  # Peng et al. 2023: NTK by parts, and a temperature
         turns = original * frequencies / (2 * math.pi)
-        kept = ((turns - 1) / 31).clamp(0, 1)
-        return (1 - kept) * frequencies / factor + kept * frequencies, 0.1 * math.log(factor) + 1
+        unscaled = ((turns - 1) / 31).clamp(0, 1)
+        return (1 - unscaled) * frequencies / factor + unscaled * frequencies, 0.1 * math.log(
+            factor
+        ) + 1
     raise ValueError(f"the rope scaling {scaling!r} is unknown to modeling_bipe.py")
 
 
@@ -153,7 +153,7 @@ def rotation_of(width, coordinate, real, new, entry):
 
 
 def turn(x, cos, sin):
-    """Turns the pairs (i, i + H/2) of (B, N, L, H); computed in float32, returned in x's dtype."""
+    """Rotates the pairs (i, i + H/2) of x, (B, N, L, H), in float32."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
@@ -173,23 +173,23 @@ def alibi(heads, coordinate, new, entry):
 
 
 def mask_of(real, new, bias):
-    """What attention adds or allows, for the last `new` of all tokens.
+    """The attention mask of the last `new` of all tokens.
 
     Args:
-      real: (B, S). bias: (B, N, L, S) float32, or None.
+      real: (B, S), False for padding. bias: (B, N, L, S) float32, or None.
 
     Returns:
-      The bias, with -inf for what is not seen; without one (B, 1, L, S) booleans, or None where that
-      is plain causality.
+      The bias with -inf where attention is masked; without a bias (B, 1, L, S) booleans, or None if the
+      mask is causal only.
     """
     size = real.shape[-1]
     if bias is None and new in (1, size) and bool(real.all()):
         return None
     key = torch.arange(size, device=real.device)
     query = key[size - new :, None]
-    # Padding sees itself: a row of attention that sees nothing would be NaN, and spread.
-    seen = ((key < query) & real[:, None, :] | (key == query))[:, None]
-    return seen if bias is None else bias.masked_fill(~seen, -math.inf)
+    # Padding attends to itself: a fully masked row would be NaN.
+    visible = ((key < query) & real[:, None, :] | (key == query))[:, None]
+    return visible if bias is None else bias.masked_fill(~visible, -math.inf)
 
 
 class BipeRMSNorm(nn.Module):
@@ -286,21 +286,21 @@ class BipeModel(BipePreTrainedModel):
         inputs_embeds=None,
         use_cache=False,
     ):
-        """As `BipeForCausalLM.forward`, without what concerns logits."""
+        """The hidden states; see `BipeForCausalLM.forward`."""
         config = self.config
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("give input_ids: coordinates follow from tokens, not from embeddings")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
         new = input_ids.shape[1]
-        tokens, real = self._seen(input_ids, attention_mask, past_key_values)
+        tokens, real = self._all_tokens(input_ids, attention_mask, past_key_values)
         coordinates = coordinates_of(tokens, real, config.segment_separators, config.segment_length)
         if position_ids is not None:
             differs = (position_ids != coordinates["position"][:, -new:]) & real[:, -new:]
             if bool(differs.any()):
                 raise ValueError(
-                    "position_ids must count the tokens that are no padding, as they do without being "
-                    "given: texts that are packed into one row are not told apart"
+                    "position_ids must count the tokens that are no padding, as by default: texts "
+                    "that are packed into one row are not separated"
                 )
 
         x = self.embed_tokens(input_ids)
@@ -323,16 +323,16 @@ class BipeModel(BipePreTrainedModel):
                 term = alibi(heads, coordinate, new, entry)
                 bias = term if bias is None else bias + term
         mask = mask_of(real, new, bias)
-        if bias is not None:
+        if mask is not None and bias is not None:
             mask = mask.to(dtype)
         for layer in self.layers:
             x = layer(x, rotation, mask, past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE: past_key_values})
 
-    def _seen(self, input_ids, attention_mask, cache):
-        """All tokens so far and which are no padding, (B, S) each; the new ones go into the cache.
+    def _all_tokens(self, input_ids, attention_mask, cache):
+        """Adds the new tokens to the cache; returns all tokens, and False for padding, (B, S) each.
 
-        They lie in a layer of the cache behind the decoder's, as keys and values of one head of width 1.
+        They are in a layer of the cache after the decoder's, as keys and values of one head of width 1.
         """
         layer = None if cache is None else self._token_layer(cache)
         before = 0 if layer is None else layer.get_seq_length()
@@ -348,8 +348,8 @@ class BipeModel(BipePreTrainedModel):
             )
         tokens = input_ids
         if layer is not None:
-            held = layer.update(input_ids[:, None, :, None], real[:, None, :, None])
-            tokens, real = (x[:, 0, :, 0] for x in held)
+            cached = layer.update(input_ids[:, None, :, None], real[:, None, :, None])
+            tokens, real = (x[:, 0, :, 0] for x in cached)
             real = real.bool()  # one type for keys and values
         return tokens, real if attention_mask is None else attention_mask.bool()
 
@@ -360,8 +360,8 @@ class BipeModel(BipePreTrainedModel):
             )
         if any(e.get("scaling") == "dynamic-ntk" for e in self.config.relative_encodings):
             raise ValueError(
-                "with rope scaling 'dynamic-ntk' all keys change with the length: nothing can be kept "
-                "in a cache, use use_cache=False"
+                "with rope scaling 'dynamic-ntk' all keys change with the length and cannot be "
+                "cached: use use_cache=False"
             )
         size = self.config.num_hidden_layers
         while len(cache.layers) <= size:
@@ -398,21 +398,21 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
 
         Args:
           input_ids: (B, L).
-          attention_mask: (B, S), 0 for padding, on either side; with a cache also of what is in it.
-          position_ids: only checked, since coordinates follow from the tokens.
-          past_key_values, cache: a DynamicCache, which the new tokens are added to, by either name.
-          inputs_embeds: refused.
-          labels: (B, L) as in Llama, -100 for what does not count; shifted by one in here.
-          use_cache: return a new cache if none is given.
-          logits_to_keep: only the logits of so many last tokens, if above 0, or of these indices.
-          output_attentions, output_hidden_states: refused.
+          attention_mask: (B, S), 0 for padding, on either side; includes the cached tokens.
+          position_ids: only checked, since coordinates are computed from the tokens.
+          past_key_values, cache: a DynamicCache, by either name; the new tokens are added to it.
+          inputs_embeds: not supported.
+          labels: (B, L) as in Llama, -100 for tokens without loss; shifted by one here.
+          use_cache: returns a new cache if none is passed.
+          logits_to_keep: the number of last tokens with logits, if above 0, or their indices.
+          output_attentions, output_hidden_states: not supported.
           **kwargs: of the loss, such as num_items_in_batch.
         """
         if output_attentions or output_hidden_states:
             raise ValueError("this model gives neither attentions nor hidden states of its layers")
-        held = past_key_values if cache is None else cache
+        past = past_key_values if cache is None else cache
         outputs = self.model(
-            input_ids, attention_mask, position_ids, held, inputs_embeds, use_cache
+            input_ids, attention_mask, position_ids, past, inputs_embeds, use_cache
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])

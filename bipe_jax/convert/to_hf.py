@@ -1,9 +1,8 @@
 """A checkpoint of ours -> a directory that Hugging Face's transformers loads.
 
-A model whose only encoding is rope of position becomes a plain Llama; any other comes with
-`modeling_bipe.py`, for `trust_remote_code=True`. The tokenizer is SentencePiece itself, behind
-`tokenization_bipe.py`. `config.json` holds our whole config under the key "bipe_jax", by which
-`from_hf` gives back what went in.
+A model whose only encoding is rope of position becomes a plain Llama. Any other includes
+`modeling_bipe.py`, for `trust_remote_code=True`. `tokenization_bipe.py` wraps SentencePiece.
+`config.json` contains our config under the key "bipe_jax", from which `from_hf` restores it.
 """
 
 import itertools
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from bipe_jax import checkpoint
 from bipe_jax.convert import mapping
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 from bipe_jax.positions.registry import Entry
@@ -28,8 +28,7 @@ _LOG = logging.getLogger(__name__)
 SHARD_BYTES = 5_000_000_000
 _HERE = os.path.dirname(__file__)
 
-# Options of each kind that modeling_bipe.py computes, with what they are where an entry leaves them
-# out; of a config, since some follow from it.
+# Kind of encoding in modeling_bipe.py -> its options and their defaults, which depend on the config.
 _OPTIONS: dict[str, Callable] = {
     "learned": lambda config: {"size": config.sequence_length},
     "sinusoidal": lambda config: {"theta": 10000.0, "scale": config.model.init_std},
@@ -45,10 +44,10 @@ def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None
     Args:
       path: a checkpoint, see `checkpoint.load`.
       destination: a local directory that does not exist, or is empty.
-      shard_bytes: more parameters than this are cut into several files.
+      shard_bytes: the largest size of a file of parameters.
 
     Raises:
-      UserError: one line that names what is wrong with them. `destination` is as it was.
+      UserError: the checkpoint cannot be converted or written. `destination` is unchanged.
     """
     _check_free(destination)
     meta, params = checkpoint.load(path)
@@ -73,7 +72,7 @@ def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None
         os.rename(unfinished, destination)
     except FileExistsError:
         raise UserError(
-            f"{unfinished} is there already, from a conversion that is under way or was killed: "
+            f"{unfinished} is there already, from a conversion that is in progress or was killed: "
             "remove it"
         ) from None
     except BaseException as error:
@@ -82,8 +81,7 @@ def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"writing {destination} failed ({reason})") from error
-    what = "LlamaForCausalLM" if llama else "trust_remote_code=True"
-    _LOG.info(f"Wrote {destination} ({what})")
+    _LOG.info(f"Wrote {destination} ({'LlamaForCausalLM' if llama else 'trust_remote_code=True'})")
 
 
 def _check_free(destination: str) -> None:
@@ -94,7 +92,7 @@ def _check_free(destination: str) -> None:
 
 
 def is_llama(config: Plan) -> bool:
-    """Whether a model is a plain Llama: rope of position, not scaled, and nothing else."""
+    """Whether a model is a plain Llama: its only encoding is rope of position, not scaled."""
     relative = config.encodings.relative
     return (
         not config.encodings.absolute
@@ -104,7 +102,7 @@ def is_llama(config: Plan) -> bool:
 
 
 def _exported(config: Plan, entry: Entry) -> dict:
-    """An entry as modeling_bipe.py takes it, with all options."""
+    """An entry of modeling_bipe.py's config, with all options. Raises UserError if it lacks them."""
     if len(entry.layers) < config.model.layers:
         raise UserError(
             f"the encoding {entry.name!r} of some layers only cannot be converted: modeling_bipe.py has the "
@@ -131,18 +129,18 @@ def _exported(config: Plan, entry: Entry) -> dict:
 
 
 def encodings_of(config: Plan) -> dict:
-    """The encodings as modeling_bipe.py takes them. Raises UserError for what it does not compute."""
+    """The encodings of modeling_bipe.py's config. Raises UserError for those that it lacks."""
     return {
         "absolute_encodings": [_exported(config, e) for e in config.encodings.absolute],
         "relative_encodings": [_exported(config, e) for e in config.encodings.relative],
     }
 
 
-def config_of(config: Plan, tokenizer) -> dict:
-    """config.json: Llama's names, the encodings, and our config as it is.
+def config_of(config: Plan, tokenizer: Tokenizer) -> dict:
+    """The contents of config.json: Llama's names, the encodings, and our config.
 
     Raises:
-      UserError: an encoding that modeling_bipe.py does not compute.
+      UserError: modeling_bipe.py lacks an encoding.
     """
     m, ids = config.model, _ids(tokenizer)
     common = {
@@ -169,7 +167,7 @@ def config_of(config: Plan, tokenizer) -> dict:
             "model_type": "llama",
             "hidden_act": "silu",
             "rope_parameters": {"rope_type": "default", "rope_theta": rope["theta"]},
-            "rope_theta": rope["theta"],  # where transformers before 5 look
+            "rope_theta": rope["theta"],  # for transformers before 5
             **common,
         }
     rule = config.segment_rule
@@ -187,17 +185,17 @@ def config_of(config: Plan, tokenizer) -> dict:
     }
 
 
-def _ids(tokenizer) -> dict:
-    """The ids of BOS and EOS, None where there is none, of UNK, and of what pads."""
+def _ids(tokenizer: Tokenizer) -> dict:
+    """The ids of BOS, EOS and UNK, None where there is none, and of padding."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     ids = {name: getattr(processor, f"{name}_id")() for name in ("bos", "eos", "pad", "unk")}
     ids = {name: i if i >= 0 else None for name, i in ids.items()}
-    # What pads is masked, so that any will do.
+    # Padding is masked, so that its id does not matter.
     ids["pad"] = next(i for i in (ids["pad"], ids["eos"], ids["unk"]) if i is not None)
     return ids
 
 
-def _generation_config(config: Plan, tokenizer) -> dict:
+def _generation_config(config: Plan, tokenizer: Tokenizer) -> dict:
     ids = _ids(tokenizer)
     dynamic = any(
         entry.options.get("scaling") == "dynamic-ntk" for entry in config.encodings.relative
@@ -206,15 +204,15 @@ def _generation_config(config: Plan, tokenizer) -> dict:
         "bos_token_id": ids["bos"],
         "eos_token_id": sorted(tokenizer.ends) or None,
         "pad_token_id": ids["pad"],
-        "use_cache": not dynamic,  # its keys change with the length
+        "use_cache": not dynamic,  # dynamic NTK changes the keys with the length
     }
 
 
-def _tokenizer_config(tokenizer) -> dict:
-    """tokenizer_config.json.
+def _tokenizer_config(tokenizer: Tokenizer) -> dict:
+    """The contents of tokenizer_config.json.
 
-    Without trust_remote_code transformers take their own class for SentencePiece (since 5.0), which
-    gives the same ids; only its decoding is not exact.
+    Without trust_remote_code, transformers (since 5.0) use their class for SentencePiece. Its ids are the
+    same; its decoding is not exact.
     """
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     ids = _ids(tokenizer)
@@ -231,7 +229,7 @@ def _tokenizer_config(tokenizer) -> dict:
 
 
 def _write_tensors(directory: str, config, params: dict, shard_bytes: int) -> None:
-    """model.safetensors, or model-I-of-N.safetensors and their index."""
+    """Writes model.safetensors, or model-I-of-N.safetensors and their index."""
     shards, size = [[]], 0  # names
     for pair in mapping.pairs(config):
         nbytes = 4 * math.prod(pair.shape)
@@ -249,10 +247,12 @@ def _write_tensors(directory: str, config, params: dict, shard_bytes: int) -> No
         part = dict(itertools.islice(tensors, len(names)))
         path = os.path.join(directory, file)
         save_file(part, path, metadata={"format": "pt"})
-        shutil.copymode(os.path.join(directory, "config.json"), path)  # it was the user's alone
+        shutil.copymode(os.path.join(directory, "config.json"), path)  # it was 0600
         total += sum(tensor.nbytes for tensor in part.values())
     if count > 1:
-        places = {name: file for names, file in zip(shards, files, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        weight_map = {
+            name: file for names, file in zip(shards, files, strict=True) for name in names
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         with open(os.path.join(directory, "model.safetensors.index.json"), "w") as file:
             json.dump(index, file, indent=2)

@@ -1,11 +1,11 @@
-"""SentencePiece as it is, for transformers: the ids that the model was trained with.
+"""A tokenizer for transformers that uses SentencePiece itself, with the ids of training.
 
-bipe_jax writes this file beside the weights:
+bipe_jax writes this file to the directory of the weights:
 
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)
 
-The library `tokenizers`, which transformers would use by itself, chooses other pieces where two ways to
-split a text are almost equally probable.
+The library `tokenizers`, the default of transformers, chooses other pieces where two ways to split a text
+are almost equally probable.
 """
 
 import os
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizer
 
 
 class BipeTokenizer(PreTrainedTokenizer):
-    """BOS first where the model has one; "<s>" in a text is text (`split_special_tokens`)."""
+    """Adds BOS where the model has one; "<s>" in a text is text (`split_special_tokens`)."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask"]
@@ -44,7 +44,7 @@ class BipeTokenizer(PreTrainedTokenizer):
         return self.processor.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens):
-        """Special tokens are spelt out, which SentencePiece leaves out."""
+        """The text of pieces, with special tokens, which SentencePiece alone omits."""
         special, parts, pieces = set(self.all_special_tokens), [], []
         for token in tokens:
             if token in special:

@@ -1,16 +1,17 @@
-"""Shows where a segment rule cuts a text, and how long its segments are:
+"""Shows the segments of a text under segment rules, and their lengths.
 
 python -m bipe_jax.data.inspect 'shards/*.jsonl.zst' --tokenizer=FILE.model [--rule=sentence,newline]
 
-Prints blocks with their segments told apart, by colour on a terminal and by ⟦number⟧ everywhere, and a
-table; and writes a page (inspection.html) with histograms of every set under every rule. Data is a
-source as training takes it, also prepared:DIR, which has its tokenizer with it.
+Prints blocks with their segments, marked by ⟦number⟧ and by colour on a terminal, and a table. Writes a
+page (inspection.html) with histograms of every set under every rule. The data is a source as of
+training, also prepared:DIR, which contains its tokenizer.
 """
 
 import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 from bipe_jax import cli, segments
 from bipe_jax.config.fields import PACKINGS
@@ -25,42 +26,46 @@ _LOG = logging.getLogger("bipe_jax.data.inspect")
 RULES = ("sentence", "newline", "newline-and-spaced-period")
 
 
-def rules_of(names: str, pieces: list[str]) -> dict:
-    """Name -> `segments.Rule`, of names separated by commas; "" stands for RULES.
+def rules_of(names: str, pieces: list[str]) -> dict[str, segments.Rule]:
+    """Name -> rule, for names separated by commas; "" means those of RULES that have separators.
 
     Raises:
-      UserError: one is unknown or, if it was named, finds no separator in this tokenizer.
+      UserError: a rule is unknown or has no separator in this tokenizer.
     """
     if names:
         return {name: segments.resolve(name, pieces) for name in names.split(",")}
-    found = {}
+    rules = {}
     for name in RULES:
         try:
-            found[name] = segments.resolve(name, pieces)
+            rules[name] = segments.resolve(name, pieces)
         except UserError as error:
             _LOG.info(f"Left out: {error}")
-    if not found:
+    if not rules:
         raise UserError(
             "the tokenizer has no piece with a line or sentence end: use --rule=fixed:N"
         )
-    return found
+    return rules
 
 
-def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), packing="",
-            documents=20_000, output="") -> survey.Survey:  # fmt: skip
+def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128, blocks: int = 2,
+            sets: Sequence[str] = (), packing: str = "", documents: int = 20_000,
+            output: str = "") -> survey.Survey:  # fmt: skip
     """Prints blocks and statistics of a source, and writes the page.
 
     Args:
       data: a source, see `config.spec`.
-      tokenizer: a SentencePiece model's file; "" for prepared data, which has one.
-      rule: names of rules, separated by commas; the blocks shown are cut by the first. "": RULES.
-      length: tokens of a block shown. blocks: how many of each set. sets: those to keep; () keeps all.
-      packing: one of `config.fields.PACKINGS`, "" for "concat" or what the prepared data has.
-      documents: that are read, or prepared blocks of each set; 0: all.
-      output: the page's file; "" writes none.
+      tokenizer: the file of a SentencePiece model; "" for prepared data, which contains it.
+      rule: names of rules, separated by commas; the first is that of the blocks shown. "": RULES.
+      length: tokens of a block shown. blocks: number shown of each set. sets: to keep; () keeps all.
+      packing: one of `config.fields.PACKINGS`; "" is "concat", or that of the prepared data.
+      documents: number to read, or of prepared blocks of each set; 0: all.
+      output: file of the page; "" writes none.
+
+    Returns:
+      The statistics.
 
     Raises:
-      UserError: a wrong input; see the text.
+      UserError: an argument or the source is wrong.
     """
     for name, value, low in (
         ("length", length, 1),
@@ -82,7 +87,7 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
             raise UserError(
                 f"{data} has a tokenizer and a packing: leave --tokenizer, --packing out"
             )
-        prepared.open_prepared(source, sets).close()  # its errors come before the tokenizer's
+        prepared.open_prepared(source, sets).close()  # raises before the tokenizer is read
         tokenizer = os.path.join(source.path, "tokenizer.model")
     elif not tokenizer:
         raise UserError(
@@ -93,62 +98,51 @@ def inspect(data: str, tokenizer="", rule="", *, length=128, blocks=2, sets=(), 
     rules = rules_of(rule, model.pieces())
     kind = packing or "concat"
     if is_prepared:
-        found = survey.of_prepared(source, rules, sets=sets, limit=documents)
+        result = survey.of_prepared(source, rules, sets=sets, limit=documents)
     else:
-        found = survey.of_text(source, model, rules, sets=sets, kind=kind, limit=documents)
+        result = survey.of_text(source, model, rules, sets=sets, kind=kind, limit=documents)
     for name in sets:
-        if name not in found.sets:
+        if name not in result.sets:
             _LOG.info(f"There is no document of the set {name!r}")
     shown = {
         (name, rule): sample.samples(
-            found.sets[name], rules[rule], model, length=length, count=max(blocks, 1), kind=kind
+            result.sets[name], rules[rule], model, length=length, count=max(blocks, 1), kind=kind
         )
-        for name in found.sets
+        for name in result.sets
         for rule in rules
     }
-    show(found, shown if blocks else {})
+    show(result, shown if blocks else {})
     if output:
         facts = {"Data": data, "Tokenizer": f"{tokenizer}, {model.vocab_size:,} pieces"}
         try:
             with open(output, "w", encoding="utf-8") as file:
-                file.write(page.render(found, facts, shown, model.pieces()))
+                file.write(page.render(result, facts, shown, model.pieces()))
         except OSError as error:
             raise UserError(f"--output={output} cannot be written: {error.strerror}") from None
         print(f"\nWrote {output}")
-    return found
+    return result
 
 
-def show(found: survey.Survey, blocks: dict) -> None:
-    """Prints blocks {(set, rule): list} by the first rule, and what was counted."""
+def show(result: survey.Survey, blocks: dict) -> None:
+    """Prints the blocks {(set, rule): list} of the first rule, and the statistics."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    first = next(iter(found.rules))
-    for (name, rule), some in blocks.items():
+    first = next(iter(result.rules))
+    for (name, rule), of_set in blocks.items():
         if rule != first:
             continue
-        for i, block in enumerate(some, 1):
+        for i, block in enumerate(of_set, 1):
             count = int(block.segment[-1]) + 1
             print(
-                f"━━ {text.visible(name)}, block {i} of {len(some)}, rule {rule}: "
+                f"━━ {text.visible(name)}, block {i} of {len(of_set)}, rule {rule}: "
                 f"{len(block.texts)} tokens, {count} segments ━━\n{sample.text_of(block, colour)}\n"
             )
-    total = sum(s.tokens for s in found.sets.values())
     print(
         text.table(
             ("set", "documents", "bytes", "tokens", "tokens/byte", "share"),
-            [
-                (
-                    text.visible(name),
-                    f"{s.documents:,}",
-                    f"{s.text_bytes:,}",
-                    f"{s.tokens:,}",
-                    f"{s.tokens / max(s.text_bytes, 1):.3f}",
-                    f"{s.tokens / total:.1%}",
-                )
-                for name, s in found.sets.items()
-            ],
+            [(text.visible(name), *cells) for name, *cells in page.rows_of_sets(result)],
         )
     )
-    print("\nTokens a segment, and segments a block of", found.block)
+    print("\nTokens a segment, and segments a block of", result.block)
     print(
         text.table(
             ("set, rule", "segments", "mean", "median", "p99", "max", "a block", "p99", "max"),
@@ -161,12 +155,12 @@ def show(found: survey.Survey, blocks: dict) -> None:
                     f"{b.mean:.1f}" if b.total else "–",
                     *(f"{n:,}" if b.total else "–" for n in (b.quantile(0.99), b.max)),
                 )
-                for name, s in found.sets.items()
-                for rule, h, b in ((r, s.segments[r], s.per_block[r]) for r in found.rules)
+                for name, s in result.sets.items()
+                for rule, h, b in ((r, s.segments[r], s.per_block[r]) for r in result.rules)
             ],
         )
     )
-    for line in page.remarks(found):
+    for line in page.remarks(result):
         print(line)
 
 
@@ -174,9 +168,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m bipe_jax.data.inspect", description=__doc__)
     parser.add_argument("data", help="a source, such as 'texts/*.jsonl.zst', or prepared:DIR")
     parser.add_argument("--tokenizer", default="", help="a SentencePiece .model")
-    parser.add_argument(
-        "--rule", default="", help=f"{','.join(RULES)}; the first cuts what is shown"
-    )
+    parser.add_argument("--rule", default="", help=f"{','.join(RULES)}; blocks show the first")
     parser.add_argument("--length", type=int, default=128, help="tokens of a block shown (128)")
     parser.add_argument("--blocks", type=int, default=2, help="blocks shown of each set (2)")
     parser.add_argument("--sets", default="", help="names of sets, separated by | (all)")

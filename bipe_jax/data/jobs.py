@@ -1,7 +1,7 @@
 """The jobs of a preparation: each tokenises some shards and writes the blocks of each set to a file.
 
-What a job writes follows from its plan and number alone, whoever runs it. A job is done when its JSON
-file exists; until then it may be run again, also by two processes at once.
+The plan and a job's number determine what it writes. A job is done when its JSON file exists. Until then
+it may be run again, also by two processes at once.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -23,19 +24,20 @@ from bipe_jax.data.records import SetWriter, writing
 from bipe_jax.data.stream import parts
 from bipe_jax.errors import UserError
 
-MOST_JOBS = 256  # and so, at most as many files a set
-_MOST_SETS = 512  # files that a job has open
-_TASK = 1 << 16  # characters that are tokenised together
-_LOST = ("corrupt_frames", "truncated_shards", "unreadable_shards")
+MOST_JOBS = 256  # and files per set
+_MOST_SETS = 512  # and open files of a job
+_TASK = 1 << 16  # characters that are tokenised at a time
+
+Report = Callable[[int, int], None]  # of numbers of documents and tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is prepared, and how.
+    """The settings of a preparation.
 
     Attributes:
-      input: a source, see `config.spec`. sets: those to keep; () keeps all.
-      output: the directory, which holds `tokenizer.model` already.
+      input: a source, see `config.spec`. sets: to keep; () keeps all.
+      output: the directory, which contains `tokenizer.model`.
       length: tokens of a block. packing: one of `config.fields.PACKINGS`. vocab_size: the tokenizer's.
       on_error, max_bad_share: see `sources.Policy`.
     """
@@ -65,7 +67,7 @@ def _size(shards: int) -> int:
 
 
 def count(shards: int) -> int:
-    """As many jobs as shards, or at most `MOST_JOBS` of several shards each."""
+    """Number of jobs: one per shard, or at most `MOST_JOBS` of several shards each."""
     return -(-shards // _size(shards))
 
 
@@ -79,7 +81,7 @@ _of_thread = threading.local()
 
 
 def _opened(plan: Plan) -> tuple:
-    """(tokenizer, source, tally) of a plan, opened once a thread: a runner may have several."""
+    """(tokenizer, source, tally) of a plan, opened once per thread, since runners have several."""
     if getattr(_of_thread, "plan", None) != plan:
         tokens = tokenizer.load(str(plan.path("tokenizer.model")))
         policy = sources.Policy(plan.on_error, plan.max_bad_share)
@@ -88,8 +90,8 @@ def _opened(plan: Plan) -> tuple:
     return _of_thread.opened
 
 
-def _texts(source, shards: range):
-    """Yields lists of (set, part of a text, whether it is the document's first), of some size."""
+def _texts(source: sources.Opened, shards: range) -> Iterator[list[tuple[str, str, bool]]]:
+    """Yields lists of (set, part of a text, whether it is the document's first), see `_TASK`."""
     task, size = [], 0
     for shard in shards:
         for document, _ in source.read(shard):
@@ -99,30 +101,31 @@ def _texts(source, shards: range):
                 if size >= _TASK:
                     yield task
                     task, size = [], 0
-            del document, text  # they may be large, and so may be the next
+            del document, text  # frees them, which may be large, before the next is read
     if task:
         yield task
 
 
-def run(plan: Plan, number: int, report=lambda documents, tokens: None) -> None:
-    """Does a job, unless it is done.
+def run(plan: Plan, number: int, report: Report = lambda documents, tokens: None) -> None:
+    """Runs a job, unless it is done.
 
     Args:
-      report: called now and then with how many documents and tokens have been added.
+      plan, number: of the job.
+      report: called repeatedly with the numbers of documents and tokens since the last call.
 
     Raises:
-      UserError: as `Source.read`; or the output cannot be written.
+      UserError: as `Opened.read`; or the output cannot be written.
     """
     if plan.file(number, "json").exists():
         return
     tokens, source, tally = _opened(plan)
-    tally.__init__()  # what one job counts must not depend on those before it
+    tally.__init__()  # the counts of a job do not depend on the jobs before it
     with contextlib.ExitStack() as stack:
         with writing(plan.output):
             plan.path("parts").mkdir(parents=True, exist_ok=True)
             # In the output, so that files can be renamed; object stores get copies.
-            place = plan.path("parts") if plan.local else None
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=place))
+            parent = os.fspath(plan.path("parts")) if plan.local else None
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
         writers: dict[str, SetWriter] = {}
         for task in _texts(source, shards_of(number, len(source.shards))):
             encoded = tokens.encode_parts([t for _, t, _ in task], [f for _, _, f in task])
@@ -146,7 +149,7 @@ def run(plan: Plan, number: int, report=lambda documents, tokens: None) -> None:
                     if of_set["blocks"]
                 },
                 "faults": {k: n for k, n in tally.counts().items() if k != "retries"},
-                "lost_shards": tally.shards(*_LOST),
+                "lost_shards": tally.lost_shards(),
             }
             for of_set in result["sets"].values():
                 target = plan.file(number, of_set["file"])
@@ -164,8 +167,8 @@ def _move(path: str, target: epath.Path, local: bool) -> None:
         epath.Path(path).copy(target, overwrite=True)
 
 
-def run_all(plan: Plan, numbers: list[int], workers: int, report) -> None:
-    """Does jobs in as many processes; in this one if that is enough.
+def run_all(plan: Plan, numbers: list[int], workers: int, report: Report) -> None:
+    """Runs jobs in `workers` processes; for 1, in this process.
 
     Raises:
       UserError: as `run`; or a process died.
@@ -183,7 +186,7 @@ def run_all(plan: Plan, numbers: list[int], workers: int, report) -> None:
             connection, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, plan), daemon=True)
             process.start()
-            theirs.close()  # so that its end shows here
+            theirs.close()  # so that its death closes the pipe
             connection.send(waiting.pop())
             processes[connection] = process
         while processes:
@@ -195,14 +198,14 @@ def run_all(plan: Plan, numbers: list[int], workers: int, report) -> None:
 
 
 def _answer(connection, processes: dict, waiting: list[int], report) -> None:
-    """Takes one message of a process: progress, an error, or None for a job that is done."""
+    """Handles one message of a worker: progress, an error, or None for a job that is done."""
     try:
         message = connection.recv()
     except (EOFError, ConnectionError):
         processes[connection].join()
         raise UserError(
             f"a worker process died (exit code {processes[connection].exitcode}; below 0: by that "
-            "signal): if memory was short, use fewer --workers; run the same command again to go on"
+            "signal): if memory was short, use fewer --workers; run the same command again to resume"
         ) from None
     if isinstance(message, UserError):
         raise message
@@ -216,8 +219,8 @@ def _answer(connection, processes: dict, waiting: list[int], report) -> None:
 
 
 def _work(connection, plan: Plan) -> None:
-    """A worker process: does the jobs that it is sent, until there is no other end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
+    """A worker process: runs the jobs that it is sent, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sent, added = time.monotonic(), [0, 0]
 
@@ -243,5 +246,7 @@ def _work(connection, plan: Plan) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

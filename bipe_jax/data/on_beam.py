@@ -1,17 +1,20 @@
-"""The jobs of a preparation on a cluster, by Apache Beam: one element a job, and nothing else moves.
+"""The jobs of a preparation on a cluster, by Apache Beam: each element is the number of a job.
 
-The output has to be where all machines write to, and the package be installed on them.
+All machines need access to the output, and the package installed.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 from bipe_jax.data import jobs
 from bipe_jax.errors import UserError
 
 
-def options(runner: str, arguments):
+def options(runner: str, arguments: Sequence[str]) -> Any:
     """Apache Beam's PipelineOptions.
 
     Raises:
-      UserError: Beam is not installed; or the options choose the runner that mixes threads' data.
+      UserError: Beam is not installed, or the options choose multi-threading, which corrupts data.
     """
     try:
         from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
@@ -25,15 +28,15 @@ def options(runner: str, arguments):
     return parsed
 
 
-def run_all(plan: jobs.Plan, numbers: list[int], runner: str, options) -> None:
-    """Does jobs on a cluster, and waits for them.
+def run_all(plan: jobs.Plan, numbers: list[int], runner: str, options: Any) -> None:
+    """Runs jobs on a cluster, and waits for them.
 
     Raises:
       UserError: as `jobs.run`; or there is no such runner.
     """
     import apache_beam as beam
 
-    # Beam's own choice between local runners begins with a program that it would download.
+    # Beam's default local runner would download a program.
     if runner.lower() in ("direct", "directrunner"):
         runner = "FnApiRunner"
     try:
@@ -50,7 +53,7 @@ def run_all(plan: jobs.Plan, numbers: list[int], runner: str, options) -> None:
 
 
 def _run(number: int, plan: jobs.Plan) -> int:
-    """A job whose error is the user's leaves it in a file: runners would try again for nothing."""
+    """Runs a job. A UserError is written to a file, since runners would retry the job."""
     try:
         jobs.run(plan, number)
     except UserError as error:

@@ -1,8 +1,7 @@
 """Packing: pieces of tokens -> blocks of one length.
 
-`rows` are arrays over the tokens of some documents one after the other, all cut in the same way:
-"tokens", "document_ids" and perhaps coordinates. In a block, documents are numbered from 1 in
-"document_ids"; 0 is padding.
+`rows` are arrays over the tokens of consecutive documents, by name: "tokens", "document_ids" and perhaps
+coordinates. All are cut in the same way. The "document_ids" of a block count from 1; 0 is padding.
 """
 
 import bisect
@@ -11,12 +10,12 @@ import numpy as np
 
 
 def concat(rows: dict, length: int, pad: bool = False) -> dict:
-    """One document after the other, cut into blocks (as in BiPE's paper).
+    """Concatenates the documents and cuts them into blocks (as in BiPE's paper).
 
     Args:
       rows: arrays (T,) by name.
       length: tokens of a block.
-      pad: fill the last block up; otherwise the tokens after the last whole block are left out.
+      pad: fills the last block; otherwise the tokens after the last whole block are dropped.
 
     Returns:
       Arrays (blocks, length) by the same names.
@@ -34,28 +33,32 @@ def concat(rows: dict, length: int, pad: bool = False) -> dict:
 
 
 def document(rows: dict, length: int) -> dict:
-    """No document crosses a block's end: best fit, the longest first.
+    """Packs whole documents into blocks: best fit, decreasing.
 
     Documents longer than a block are cut into whole blocks and a rest, which is packed like the others.
 
-    Args and returns: as `concat`.
+    Args:
+      rows, length: as `concat`.
+
+    Returns:
+      As `concat`.
     """
     ids = rows["document_ids"]
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1)) if len(ids) else np.zeros(0, int)
     ends = np.append(starts[1:], len(ids)).astype(int)
-    # (block, place in it, start of the piece, its tokens)
-    placed, rests, used = [], [], 0
+    # (block, offset in it, start of the piece, its tokens)
+    pieces, rests, used = [], [], 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         whole = (end - start) // length
         for i in range(whole):
-            placed.append((used + i, 0, start + i * length, length))
+            pieces.append((used + i, 0, start + i * length, length))
         used += whole
         if rest := (end - start) - whole * length:
             rests.append((rest, end - rest))
     rests.sort(key=lambda piece: (-piece[0], piece[1]))
     room: list[
         tuple[int, int]
-    ] = []  # (tokens left, block), sorted: the first that suffices is the best
+    ] = []  # (tokens left, block), sorted: the first that fits is the best
     for size, start in rests:
         at = bisect.bisect_left(room, (size, -1))
         if at < len(room):
@@ -63,19 +66,19 @@ def document(rows: dict, length: int) -> dict:
         else:
             left, block = length, used
             used += 1
-        placed.append((block, length - left, start, size))
+        pieces.append((block, length - left, start, size))
         if left > size:
             bisect.insort(room, (left - size, block))
 
     packed = {name: np.zeros((used, length), array.dtype) for name, array in rows.items()}
     for name, array in rows.items():
-        for block, place, start, size in placed:
-            packed[name][block, place : place + size] = array[start : start + size]
+        for block, offset, start, size in pieces:
+            packed[name][block, offset : offset + size] = array[start : start + size]
     return _numbered(packed)
 
 
 def _numbered(blocks: dict) -> dict:
-    """Document ids, which differ from one document of a block to the next, become 1, 2, …"""
+    """Renumbers the document ids of each block as 1, 2, and so on."""
     ids = blocks["document_ids"]
     changes = np.zeros(ids.shape, np.int32)
     np.not_equal(ids[:, 1:], ids[:, :-1], out=changes[:, 1:], casting="unsafe")

@@ -1,4 +1,4 @@
-"""The page of a survey."""
+"""The HTML page of a survey."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,31 +10,24 @@ from bipe_jax.report import charts, webpage
 from bipe_jax.report.text import visible
 from bipe_jax.report.webpage import Figure, Table
 
-_MOST_SETS = 24  # that have pictures
+_MOST_SETS = 24  # sets with figures
 _SEPARATORS = 40  # pieces of a rule that are listed
 
 Rows = Mapping[str, Mapping[str, Histogram]]  # title of a row -> data set -> histogram
 
 
 def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
-      facts: name -> text, of what was surveyed; "Data" is one.
-      blocks: (set, rule) -> a list of `Block`.
+      survey: the statistics.
+      facts: name -> text, shown at the top; "Data" is one of them.
+      blocks: (set, rule) -> list of `sample.Block`.
       pieces: of the tokenizer.
     """
     sets = dict(list(survey.sets.items())[:_MOST_SETS])
     rules = {names[0]: ", also ".join(names) for names in _alike(survey)}
-    total = sum(s.tokens for s in survey.sets.values())
-    table = Table(
-        ["set", "documents", "bytes", "tokens", "tokens/byte", "share of tokens"],
-        [
-            (name, f"{s.documents:,}", f"{s.text_bytes:,}", f"{s.tokens:,}",
-             f"{s.tokens / max(s.text_bytes, 1):.3f}", f"{s.tokens / total:.1%}")
-            for name, s in survey.sets.items()
-        ],
-    )  # fmt: skip
+    head = ["set", "documents", "bytes", "tokens", "tokens/byte", "share of tokens"]
 
     def of_rules(field: str) -> Rows:
         return {
@@ -50,7 +43,7 @@ def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
         title=f"Segments of {facts['Data']}",
         facts=[*facts.items(), *_rules(survey, pieces)],
         remarks=remarks(survey),
-        sets=table,
+        sets=Table(head, rows_of_sets(survey)),
         pictured=len(sets),
         segments=_pictures(segments, _powers(segments), "tokens", "segments"),
         length=f"{survey.block:,}",
@@ -64,8 +57,18 @@ def render(survey: Survey, facts: dict, blocks: dict, pieces: list[str]) -> str:
     )
 
 
+def rows_of_sets(survey: Survey) -> list[tuple[str, ...]]:
+    """Set, documents, bytes, tokens, tokens per byte and share of all tokens, of each set."""
+    total = sum(s.tokens for s in survey.sets.values())
+    return [
+        (name, f"{s.documents:,}", f"{s.text_bytes:,}", f"{s.tokens:,}",
+         f"{s.tokens / max(s.text_bytes, 1):.3f}", f"{s.tokens / total:.1%}")
+        for name, s in survey.sets.items()
+    ]  # fmt: skip
+
+
 def remarks(survey: Survey) -> list[str]:
-    """What a reader must know of the numbers."""
+    """Remarks on the numbers: the sample, equal rules, cuts and faults."""
     lines = [f"This is {survey.note}."] if survey.note else []
     for names in _alike(survey):
         if len(names) > 1:
@@ -83,7 +86,7 @@ def remarks(survey: Survey) -> list[str]:
 
 
 def _alike(survey: Survey) -> list[list[str]]:
-    """The rules' names; those that split at the same tokens are together."""
+    """The names of the rules, grouped by equal rules."""
     names: dict = {}
     for name, rule in survey.rules.items():
         names.setdefault(rule, []).append(name)
@@ -91,7 +94,7 @@ def _alike(survey: Survey) -> list[list[str]]:
 
 
 def _rules(survey: Survey, pieces: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, text) of each rule, with the pieces that it splits at."""
+    """(name, text) of each rule, with its separators."""
     for name, rule in survey.rules.items():
         text = f"a segment every {rule.length} tokens"
         if not rule.length:
@@ -109,14 +112,14 @@ def _all(rows: Rows) -> list[Histogram]:
 
 
 def _powers(rows: Rows) -> list[tuple[int, int]]:
-    """Bins from a power of two to below the next, that hold all numbers."""
+    """Bins of all numbers, each from a power of two to below the next."""
     low, high = min(h.quantile(0) for h in _all(rows)), max(h.max for h in _all(rows))
     powers = range(max(low, 1).bit_length() - 1, max(high, 1).bit_length())
     return [(1 << i, (2 << i) - 1) for i in powers]
 
 
 def _even(rows: Rows) -> list[tuple[int, int]]:
-    """Some twenty bins of the same, round width, that hold 99 % of each."""
+    """About twenty bins of one round width, for 99 % of each histogram."""
     low = min(h.quantile(0.005) for h in _all(rows))
     high = max(h.quantile(0.995) for h in _all(rows))
     width = max((high - low) / 20, 1)
@@ -126,11 +129,11 @@ def _even(rows: Rows) -> list[tuple[int, int]]:
 
 
 def _pictures(rows: Rows, bins, unit: str, of: str) -> dict[str, list[Figure]]:
-    """Pictures with the same scale.
+    """Title of a row -> figures of its histograms, all with the same scale.
 
     Args:
       bins: the first and the last number of each bar.
-      unit: what the numbers count. of: what is counted.
+      unit: of the numbers. of: name of the things that have them.
     """
     highest = max(h.between(*b) / h.total for h in _all(rows) for b in bins)
     parts = 10 if highest > 0.2 else 50

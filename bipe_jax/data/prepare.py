@@ -1,8 +1,10 @@
-"""Tokenises a corpus once and for all: python -m bipe_jax.data.prepare --input='shards/*.jsonl.zst' \
---output=DIR --tokenizer=FILE.model --length=1024
+"""Tokenises a corpus in advance of training.
 
-DIR becomes a TFDS dataset of blocks in ArrayRecord files, one split a set of the corpus, which trains
-as `prepared:DIR`; DIR/bipe.json says what it holds. Run the same command again to go on after a stop.
+python -m bipe_jax.data.prepare --input='shards/*.jsonl.zst' --output=DIR --tokenizer=FILE.model \
+--length=1024
+
+DIR becomes a TFDS dataset of blocks in ArrayRecord files, with one split per set of the corpus. The
+source `prepared:DIR` trains on it; DIR/bipe.json describes it. After a stop, the same command resumes.
 """
 
 import argparse
@@ -12,6 +14,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import tqdm
 from etils import epath
@@ -28,7 +32,7 @@ from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.prepare")
 
-# How a setting is called where it is chosen.
+# Name of a setting -> its flag.
 _FLAGS = {
     "input": "--input",
     "source_shards": "--input (its shards)",
@@ -41,24 +45,25 @@ _FLAGS = {
 
 
 def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packing: str = "concat",
-            sets=(), workers: int = 0, on_error: str = "raise", max_bad_share: float = 0.0,
-            runner: str = "", beam_options=()) -> dict:  # fmt: skip
-    """Writes the blocks of a source to a directory, or goes on with that.
+            sets: Sequence[str] = (), workers: int = 0, on_error: str = "raise",
+            max_bad_share: float = 0.0, runner: str = "",
+            beam_options: Sequence[str] = ()) -> dict:  # fmt: skip
+    """Writes the blocks of a source to a directory, or resumes that.
 
     Args:
       input: a source, see `config.spec`. output: the directory.
       tokenizer_path: a SentencePiece model.
-      length: tokens that a model will see at a time; blocks have one more.
+      length: of the model's sequences; blocks have one token more.
       packing: one of `config.fields.PACKINGS`. sets: names of sets to keep; () keeps all.
-      workers: processes, 0 for as many as there are cores; 1 is this process.
+      workers: number of processes; 0: one per core; 1: this process.
       on_error, max_bad_share: see `sources.Policy`.
-      runner: Apache Beam's runner, if it is to do the work; beam_options: its options.
+      runner: of Apache Beam, "" for none; beam_options: its options.
 
     Returns:
-      What DIR/bipe.json holds.
+      The contents of DIR/bipe.json.
 
     Raises:
-      UserError: a wrong input; or `output` was begun with other settings.
+      UserError: an argument or the source is wrong, or `output` was begun with other settings.
     """
     options = on_beam.options(runner, beam_options) if runner else None
     tokens = tokenizer.load(tokenizer_path)
@@ -85,7 +90,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
         count = jobs.count(len(source.shards))
         todo = [i for i in range(count) if not plan.file(i, "json").exists()]
         if len(todo) < count:
-            _LOG.info(f"Going on with {output}: {count - len(todo)} of {count} jobs are done")
+            _LOG.info(f"Resuming {output}: {count - len(todo)} of {count} jobs are done")
         if runner:
             on_beam.run_all(plan, todo, runner, options)
         elif todo:
@@ -94,8 +99,8 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
 
 
 @contextlib.contextmanager
-def _alone(plan: jobs.Plan):
-    """Refuses a local directory that another process prepares; removes what a killed one left."""
+def _alone(plan: jobs.Plan) -> Iterator[None]:
+    """Locks a local directory, and removes the temporary files of a killed process."""
     if not plan.local:
         yield
         return
@@ -121,10 +126,10 @@ def _run_here(plan: jobs.Plan, numbers: list[int], workers: int) -> None:
 
 
 def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
-    """Makes the directory, or checks that what is in it has the same settings.
+    """Makes the directory, or checks that it was begun with the same settings.
 
     Returns:
-      bipe.json, if the directory is complete.
+      The contents of bipe.json, or None if the directory is not complete.
     """
     complete, preparing = plan.path(COMPLETE), plan.path(PREPARING)
     for path in (complete, preparing):
@@ -153,21 +158,18 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
 
 
 def _clear(plan: jobs.Plan) -> None:
-    """Removes what is not needed when all is complete."""
+    """Removes the files that a complete directory does not need."""
     with writing(plan.output):
         plan.path("parts").rmtree(missing_ok=True)
         plan.path(PREPARING).unlink(missing_ok=True)
 
 
-def _refuse(plan, name, before, now):
-    if name in ("source_shards", "tokenizer_sha256"):  # too long to be shown
-        raise UserError(
-            f"{_FLAGS[name]} is not what {plan.output} was begun with: use that, or another --output"
-        )
-    raise UserError(
-        f"{_FLAGS[name]} is {now!r}, but {plan.output} was begun with {before!r}: use that, or "
-        "another --output"
-    )
+def _refuse(plan: jobs.Plan, name: str, before: Any, now: Any) -> NoReturn:
+    """Raises UserError for a setting that differs from the one that the directory was begun with."""
+    difference = f"{now!r}, but {plan.output} was begun with {before!r}"
+    if name in ("source_shards", "tokenizer_sha256"):  # too long to show
+        difference = f"not what {plan.output} was begun with"
+    raise UserError(f"{_FLAGS[name]} is {difference}: use that, or another --output")
 
 
 def _write_json(path: epath.Path, value: dict) -> None:
@@ -176,8 +178,8 @@ def _write_json(path: epath.Path, value: dict) -> None:
     scratch.replace(path)
 
 
-def split_names(sets: list[str]) -> dict[str, str]:
-    """Set -> the split's name, of letters, digits and _; different also where case is ignored."""
+def split_names(sets: Iterable[str]) -> dict[str, str]:
+    """Set -> the name of its split, of letters, digits and _, unique without regard to case."""
     names, taken = {}, {"all"}  # TFDS's name for all splits
     for name in sorted(sets):
         split = base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "set"
@@ -190,7 +192,7 @@ def split_names(sets: list[str]) -> dict[str, str]:
 
 
 def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
-    """Numbers the jobs' files as TFDS wants them, and describes them; may be stopped and run again."""
+    """Renames the files of the jobs as TFDS requires, and describes them; may be repeated."""
     if missing := [i for i in range(count) if not plan.file(i, "json").exists()]:
         raise UserError(f"{len(missing)} of {count} jobs are not done: run the same command again")
     results = [json.loads(plan.file(i, "json").read_text()) for i in range(count)]
@@ -202,13 +204,13 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
         )
     splits = split_names({name for r in results for name in r["sets"]})
     if not splits:
-        raise sources.nothing(parse_source(plan.input), plan.sets)
+        raise sources.no_documents(parse_source(plan.input), plan.sets)
     sets = {}
     with writing(plan.output):
         for name, split in splits.items():
-            held = [(i, r["sets"][name]) for i, r in enumerate(results) if name in r["sets"]]
-            files = [file_name(split, i, len(held)) for i in range(len(held))]
-            for file, (job, counts) in zip(files, held, strict=True):
+            of_set = [(i, r["sets"][name]) for i, r in enumerate(results) if name in r["sets"]]
+            files = [file_name(split, i, len(of_set)) for i in range(len(of_set))]
+            for file, (job, counts) in zip(files, of_set, strict=True):
                 part = plan.file(job, counts["file"])
                 if part.exists():
                     part.replace(plan.path(file))
@@ -216,8 +218,11 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
                     raise UserError(f"{part} is gone: delete {plan.output} and prepare it again")
             sets[name] = {"split": split}
             for key in ("documents", "tokens", "text_bytes", "blocks", "file_bytes"):
-                sets[name][key] = sum(counts[key] for _, counts in held)
-            sets[name] |= {"files": files, "file_blocks": [counts["blocks"] for _, counts in held]}
+                sets[name][key] = sum(counts[key] for _, counts in of_set)
+            sets[name] |= {
+                "files": files,
+                "file_blocks": [counts["blocks"] for _, counts in of_set],
+            }
         describe_for_tfds(plan.path(), plan.length, plan.vocab_size, list(sets.values()))
         record, fields = layout(plan.length, plan.vocab_size)
         kinds = sorted({kind for r in results for kind in r["faults"]})
@@ -278,7 +283,7 @@ def main():
             beam_options=rest,
         )
     except KeyboardInterrupt:
-        raise UserError("stopped: run the same command again to go on") from None
+        raise UserError("stopped: run the same command again to resume") from None
 
 
 if __name__ == "__main__":

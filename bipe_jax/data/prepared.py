@@ -1,15 +1,15 @@
-"""Prepared data: blocks that were tokenised before, read in any order.
+"""Prepared data: blocks tokenised in advance, read in any order.
 
-The blocks of a batch follow from the config and the batch's number alone, without any state: which
-source each of them is from, from the sources' shares; and which block of the source, from a permutation
-of all its blocks that is another in every epoch. Batches are therefore the same for any number of
-reading processes.
+The blocks of a batch are a function of the config and the batch's number alone: the shares of the
+sources determine the source of each block, and a permutation per source and epoch the block. Batches
+are therefore the same for any number of processes.
 """
 
 import dataclasses
 import hashlib
 import json
 import resource
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
@@ -18,26 +18,27 @@ from etils import epath
 from bipe_jax.config import Config
 from bipe_jax.config.spec import Mixture, Source
 from bipe_jax.data import tokenizer as tokenizers
-from bipe_jax.data.mixing import drawn, integer_weights, permuted
+from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.records import read_field
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 
-COMPLETE, PREPARING = "bipe.json", "preparing.json"  # the former is written last
+COMPLETE, PREPARING = "bipe.json", "preparing.json"  # the first is written last
 FORMAT = 1
-# For reading single records: nothing is read ahead.
-_READER = "readahead_buffer_size:0,max_parallelism:0"
+# Single records are read, so that nothing is prefetched.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
 _READ_AT_ONCE = 256  # blocks
-_FILES_BESIDE = 256  # files that are open for other reasons
+_OTHER_FILES = 256  # open files of other kinds
 
 
 class Dataset:
     """The blocks of some sets of a prepared directory.
 
     Attributes:
-      source: what it was opened from. path: the directory.
-      settings: what it was prepared with, see `prepare.prepare`.
-      blocks: how many there are. length: tokens of each.
+      source: the source that was opened. path: its directory.
+      settings: of its preparation, see `prepare.prepare`.
+      blocks: number of blocks. length: tokens of each.
     """
 
     def __init__(self, source: Source, path: epath.Path, description: dict, sets: list[str]):
@@ -49,23 +50,23 @@ class Dataset:
         self._file_blocks = [n for counts in chosen for n in counts["file_blocks"]]
         self._ends = np.cumsum(self._file_blocks)
         self.blocks = int(self._ends[-1])
-        self._readers = [None] * len(self._files)
+        self._readers: list[ArrayRecordReader | None] = [None] * len(self._files)
         _allow_files(len(self._files))
 
     def _reader(self, i: int) -> ArrayRecordReader:
-        """Opens a file when it is needed; what ArrayRecord cannot read, it takes for an empty one."""
-        if self._readers[i] is None:
+        """Opens a file at its first use."""
+        if (reader := self._readers[i]) is None:
             path = str(self.path / self._files[i])
-            reader = ArrayRecordReader(path, _READER, file_reader_buffer_size=_BUFFER_BYTES)
-            if reader.num_records() != self._file_blocks[i]:
+            reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+            if reader.num_records() != self._file_blocks[i]:  # 0 of a file that cannot be read
                 raise UserError(
                     f"data: {path} is missing or damaged ({reader.num_records()} of "
                     f"{self._file_blocks[i]} blocks): fetch it again, or prepare {self.path} again"
                 )
             self._readers[i] = reader
-        return self._readers[i]
+        return reader
 
-    def read(self, numbers) -> dict:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> dict:
         """Blocks by their numbers.
 
         Args:
@@ -79,14 +80,14 @@ class Dataset:
         """
         numbers = np.asarray(numbers, np.int64)
         files = np.searchsorted(self._ends, numbers, side="right")
-        places = numbers - self._ends[files] + np.take(self._file_blocks, files)
+        in_file = numbers - self._ends[files] + np.take(self._file_blocks, files)
         size = self._record["bytes"]
         records = np.empty((len(numbers), size), np.uint8)
         for i in np.unique(files).tolist():
             rows = np.flatnonzero(files == i)
             try:
-                found = self._reader(i).read(places[rows].tolist())
-                records[rows] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, size)
+                texts = self._reader(i).read(in_file[rows].tolist())
+                records[rows] = np.frombuffer(b"".join(texts), np.uint8).reshape(-1, size)
             except (RuntimeError, ValueError, IndexError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
@@ -106,11 +107,11 @@ class Dataset:
 
 
 def _allow_files(count: int) -> None:
-    """Lets this process have so many more files open, as its user may allow it to do."""
+    """Raises this process's limit of open files. Raises UserError if the hard limit is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count + _FILES_BESIDE:
+    needed = count + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
         return
-    needed = count + _FILES_BESIDE
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(f"data: {count} prepared files cannot be open at once: ulimit -Hn {needed}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -146,7 +147,7 @@ def _description(path: epath.Path) -> dict:
     )
 
 
-def open_prepared(source: Source, sets=()) -> Dataset:
+def open_prepared(source: Source, sets: Sequence[str] = ()) -> Dataset:
     """Opens prepared data.
 
     Args:
@@ -171,10 +172,10 @@ def open_prepared(source: Source, sets=()) -> Dataset:
     return Dataset(source, epath.Path(path), description, chosen)
 
 
-def documents(source: Source, sets, tokenizer):
-    """Yields {"set": str, "tokens": (T,) int32}: what blocks hold of documents, block by block.
+def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iterator[dict]:
+    """Yields {"set": str, "tokens": (T,) int32} of each document, block by block.
 
-    A document that was cut is given in parts, each no longer than a block.
+    A document that was cut comes in parts, each no longer than a block.
 
     Raises:
       UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer.
@@ -188,8 +189,8 @@ def documents(source: Source, sets, tokenizer):
             rows = part.read(np.arange(start, min(start + _READ_AT_ONCE, part.blocks)))
             for tokens, ids in zip(rows["tokens"], rows["document_ids"], strict=True):
                 cuts = np.flatnonzero(np.diff(ids)) + 1
-                for piece, which in zip(np.split(tokens, cuts), ids[[0, *cuts]], strict=True):
-                    if which:  # 0 is padding
+                for piece, number in zip(np.split(tokens, cuts), ids[[0, *cuts]], strict=True):
+                    if number:  # 0 is padding
                         yield {"set": name, "tokens": piece}
         part.close()
 
@@ -198,49 +199,57 @@ class Prepared:
     """Batches of blocks from one or several prepared sources; the state is the next batch's number.
 
     Args:
-      config: `batch_size`, `sequence_length`, `seed` and `data` count here.
+      config: its `batch_size`, `sequence_length`, `seed` and `data` are used.
       mixture: of prepared sources. tokenizer: the run's.
-      reader: (which, of how many) processes; each takes its rows of every batch.
+      shard: (index, count) of this process's rows of each batch.
 
     Raises:
-      UserError: as `open_prepared`; or a source was prepared for something else.
+      UserError: as `open_prepared`; or a source was prepared with other settings.
     """
 
-    def __init__(self, config: Config, mixture: Mixture, tokenizer, reader=(0, 1)):
+    def __init__(
+        self,
+        config: Config,
+        mixture: Mixture,
+        tokenizer: Tokenizer,
+        shard: tuple[int, int] = (0, 1),
+    ):
         self._sources = [open_prepared(source, config.data.sets) for source in mixture.sources]
         for source in self._sources:
             _check(source, config, tokenizer)
         self._weights = integer_weights(list(mixture.shares))
         self._seed, self._batch_size = config.seed, config.batch_size
-        self._reader, self._batch = reader, 0
+        self._shard, self._batch = shard, 0
 
     def take(self, count: int) -> dict:
         """This process's rows of the next batch: {"tokens", "document_ids"}, (count, L + 1) int32.
 
         Row r of batch b is block b B + r of the run.
         """
-        first = self._batch * self._batch_size + self._reader[0] * count
+        first = self._batch * self._batch_size + self._shard[0] * count
         blocks = self.blocks(np.arange(first, first + count))
         self._batch += 1
         return blocks
 
     def blocks(self, numbers: np.ndarray) -> dict:
         """Blocks of the run by their numbers (n,): {"tokens", "document_ids"}, (n, L + 1) int32."""
-        before, after = drawn(numbers, self._weights), drawn(numbers + 1, self._weights)
-        chosen = np.argmax(after - before, axis=1)
-        found = {}
+        before = source_counts(numbers, self._weights)
+        chosen = np.argmax(source_counts(numbers + 1, self._weights) - before, axis=1)
+        blocks = {}
         for i in np.unique(chosen).tolist():
             source, rows = self._sources[i], np.flatnonzero(chosen == i)
-            places = [permuted(n, source.blocks, self._seed, i) for n in before[rows, i].tolist()]
-            for name, values in source.read(places).items():
-                if name not in found:
-                    found[name] = np.empty((len(numbers), values.shape[1]), np.int32)
-                found[name][rows] = values
-        return found
+            of_source = [
+                permuted(n, source.blocks, self._seed, i) for n in before[rows, i].tolist()
+            ]
+            for name, values in source.read(of_source).items():
+                if name not in blocks:
+                    blocks[name] = np.empty((len(numbers), values.shape[1]), np.int32)
+                blocks[name][rows] = values
+        return blocks
 
-    def given(self) -> dict:
+    def consumed(self) -> dict[str, tuple[int, float]]:
         """Source -> (blocks that all processes together have taken, epochs)."""
-        counts = drawn(self._batch * self._batch_size, self._weights).tolist()
+        counts = source_counts(self._batch * self._batch_size, self._weights).tolist()
         return {
             s.source.text: (n, n / s.blocks) for s, n in zip(self._sources, counts, strict=True)
         }
@@ -256,14 +265,13 @@ class Prepared:
             source.close()
 
 
-def _check(source: Dataset, config: Config, tokenizer) -> None:
-    """Raises UserError if a run cannot use what was prepared."""
-    made = source.settings
+def _check(source: Dataset, config: Config, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the settings of a preparation are not those of a run."""
     for name, value in (
         ("sequence_length", config.sequence_length),
         ("data.packing", config.data.packing),
     ):
-        before = made[name.removeprefix("data.")]
+        before = source.settings[name.removeprefix("data.")]
         if value != before:
             raise UserError(
                 f"config.{name}={value!r}, but {source.path} was prepared with {before!r}: use that, "
@@ -277,7 +285,7 @@ def _check(source: Dataset, config: Config, tokenizer) -> None:
     check_tokenizer(source, tokenizer)
 
 
-def check_tokenizer(source: Dataset, tokenizer) -> None:
+def check_tokenizer(source: Dataset, tokenizer: Tokenizer) -> None:
     """Raises UserError if a source was prepared with another tokenizer."""
     if hashlib.sha256(tokenizer.model).hexdigest() != source.settings["tokenizer_sha256"]:
         path = str(source.path / "tokenizer.model")

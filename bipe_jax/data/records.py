@@ -1,13 +1,15 @@
-"""Records: packed blocks in ArrayRecord files, as TFDS has them.
+"""Records: packed blocks in ArrayRecord files, in the format of TFDS.
 
-A record is a serialised `tf.train.Example` of two strings of bytes, the block's tokens and document ids.
-Since both have a fixed size, everything else in it is the same in all records, and where they are is
-known: `layout`.
+A record is a serialised `tf.train.Example` of two byte strings, the block's tokens and document ids. Both
+have a fixed size. All other bytes are therefore the same in all records, and the offsets are constant:
+`layout`.
 """
 
 import contextlib
 import functools
 import os
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -27,39 +29,41 @@ def _smallest(largest: int) -> np.dtype:
 
 @functools.cache
 def layout(length: int, vocab_size: int) -> tuple[bytes, dict]:
-    """A record of zeros and where its features are.
+    """A record of zeros, and the layout of its features.
 
     Args:
-      length: tokens of a block.
+      length: tokens of a block. vocab_size: determines the dtype of the tokens.
 
     Returns:
       The record, and {"tokens", "document_ids": {"offset" in bytes, "dtype"}}.
     """
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+    example, feature = cast(Any, tf_example_pb2), cast(Any, tf_feature_pb2)  # without types
+
     def serialised(fill: bytes) -> bytes:
         features = {
-            name: tf_feature_pb2.Feature(
-                bytes_list=tf_feature_pb2.BytesList(value=[fill * (length * dtype.itemsize)])
+            name: feature.Feature(
+                bytes_list=feature.BytesList(value=[fill * (length * dtype.itemsize)])
             )
             for name, dtype in dtypes.items()
         }
-        example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
-        return example.SerializeToString(deterministic=True)
+        record = example.Example(features=feature.Features(feature=features))
+        return record.SerializeToString(deterministic=True)
 
     dtypes = {"tokens": _smallest(vocab_size - 1), "document_ids": _smallest(length)}
     zeros, ones = serialised(b"\0"), serialised(b"\xff")
-    places = np.flatnonzero(np.frombuffer(zeros, np.uint8) != np.frombuffer(ones, np.uint8))
-    # Sorted by name: the document ids come first.
+    different = np.flatnonzero(np.frombuffer(zeros, np.uint8) != np.frombuffer(ones, np.uint8))
+    # The features are sorted by name.
     offsets = {
-        "document_ids": places[0],
-        "tokens": places[-1] + 1 - length * dtypes["tokens"].itemsize,
+        "document_ids": different[0],
+        "tokens": different[-1] + 1 - length * dtypes["tokens"].itemsize,
     }
     return zeros, {n: {"offset": int(offsets[n]), "dtype": dtypes[n].name} for n in dtypes}
 
 
 def _view(records: np.ndarray, field: dict, length: int) -> tuple[np.ndarray, np.dtype]:
-    """The bytes of a feature in records (n, bytes), and their type."""
+    """A view of a feature's bytes in records (n, bytes), and its dtype."""
     dtype = np.dtype(field["dtype"]).newbyteorder("<")
     return records[:, field["offset"] : field["offset"] + length * dtype.itemsize], dtype
 
@@ -80,14 +84,14 @@ class SetWriter:
     def __init__(self, path: str, length: int, vocab_size: int, kind: str):
         self._path, self._length, self._kind = path, length, kind
         self._record, self._fields = layout(length, vocab_size)
-        self._tokens, self._ids, self._held = [], [], 0
+        self._tokens, self._ids, self._buffered = [], [], 0
         self._file = None
         self.counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "blocks": 0}
 
     def add(self, tokens: np.ndarray, first: bool, text_bytes: int) -> None:
-        """The next part of a document (L,); `first` if it is the document's first."""
+        """Adds the next part of a document (L,); `first` begins a new document."""
         # Best fit needs whole documents.
-        if self._held >= _WINDOW and (first or self._kind == "concat"):
+        if self._buffered >= _WINDOW and (first or self._kind == "concat"):
             self._pack()
         counts = self.counts
         counts["documents"] += first
@@ -95,10 +99,10 @@ class SetWriter:
         counts["text_bytes"] += text_bytes
         self._tokens.append(tokens)
         self._ids.append(np.full(len(tokens), counts["documents"], np.int32))
-        self._held += len(tokens)
+        self._buffered += len(tokens)
 
     def _pack(self, last: bool = False) -> None:
-        if not self._held:
+        if not self._buffered:
             return
         tokens, ids = np.concatenate(self._tokens), np.concatenate(self._ids)
         rows = {"tokens": tokens, "document_ids": ids}
@@ -109,7 +113,7 @@ class SetWriter:
             blocks = packing.concat(rows, self._length, pad=last)
             used = len(blocks["tokens"]) * self._length
         self._tokens, self._ids = [tokens[used:]], [ids[used:]]
-        self._held = len(self._tokens[0])
+        self._buffered = len(self._tokens[0])
         self._write(blocks)
 
     def _write(self, blocks: dict) -> None:
@@ -123,7 +127,7 @@ class SetWriter:
         self.counts["blocks"] += len(records)
 
     def close(self) -> dict:
-        """Writes what is left. Returns the counts, also of the file's bytes; no block, no file."""
+        """Writes the remaining blocks. Returns the counts and "file_bytes", 0 if there is no block."""
         self._pack(last=True)
         if not self._file:
             return self.counts | {"file_bytes": 0}
@@ -134,8 +138,8 @@ class SetWriter:
 
 
 @contextlib.contextmanager
-def writing(output: str):
-    """What fails inside is the output's fault. Raises UserError."""
+def writing(output: str) -> Iterator[None]:
+    """Turns errors of writing into a UserError that names the output."""
     try:
         yield
     except (OSError, ImportError, RuntimeError) as error:  # ArrayRecord raises the last
@@ -144,14 +148,15 @@ def writing(output: str):
 
 
 def file_name(split: str, number: int, count: int) -> str:
-    """The file of a split that TFDS takes for its `number`-th of `count`."""
+    """TFDS's name of file `number` of the `count` files of a split."""
     return f"{DATASET}-{split}.array_record-{number:05}-of-{count:05}"
 
 
 def describe_for_tfds(path: epath.Path, length: int, vocab_size: int, sets: list[dict]) -> None:
-    """Writes dataset_info.json and features.json.
+    """Writes TFDS's dataset_info.json and features.json.
 
     Args:
+      path: the directory. length: tokens of a block. vocab_size: as `layout`.
       sets: {"split", "blocks", "file_blocks"} of each split.
     """
     import tensorflow_datasets as tfds

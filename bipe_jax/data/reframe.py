@@ -1,22 +1,20 @@
-"""Rewrites JSONL shards so that they can be gone on with from any place at once:
+"""Rewrites JSONL shards into small frames, so that reading resumes at any line at once.
 
 python -m bipe_jax.data.reframe --input='shards/*.jsonl.zst' --output=DIR [--frame_mb=4] [--shards=N]
 
-What comes out is .jsonl.zst with one frame per about 4 MB of text, each of which ends at a line's end
-and carries a checksum. Every line is kept byte for byte. Each file has a counterpart of the same stem
-or, with --shards=N, line i of all files, one after the other in the order of their paths, goes to shard
-i mod N, so that N processes can read them. Files get their names when they are complete, and those that
-are there stay, so that the same command goes on after it was stopped.
+The output is .jsonl.zst with one frame per 4 MB of text. Each frame ends at the end of a line and has a
+checksum. All lines are copied byte for byte, to a file of the same stem or, with --shards=N, line i of
+all files in the order of their paths to shard i mod N, so that N processes can read them. Files get
+their names when they are complete. Existing files are kept, so that the same command resumes.
 """
 
 import argparse
-import collections
 import concurrent.futures
 import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zstandard
 from etils import epath
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from bipe_jax import cli
 from bipe_jax.data import shards as files
+from bipe_jax.data.prefetch import ordered_map
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import cores
 from bipe_jax.workdir.files import locked
@@ -34,12 +33,11 @@ SUFFIX = ".jsonl.zst"
 _MB = 1_000_000
 _PARTIAL = ".partial"
 
+Chunks = Callable[[str], Iterator[bytes]]  # of the text of a file
+
 
 class _Framer:
-    """Cuts text that comes in pieces into frames of whole lines, as many as `size` bytes hold.
-
-    A longer line is a frame of its own.
-    """
+    """Cuts pieces of text into frames of whole lines, of at most `size` bytes or one longer line."""
 
     def __init__(self, size: int):
         self._size, self._text, self._searched = size, bytearray(), 0
@@ -49,7 +47,7 @@ class _Framer:
         self._text += piece
         while len(self._text) > self._size:
             end = self._text.rfind(b"\n", 0, self._size) + 1
-            # What was searched of a long line is not searched again.
+            # A long line is searched once.
             end = end or self._text.find(b"\n", max(self._size, self._searched)) + 1
             if not end:
                 self._searched = len(self._text)
@@ -57,6 +55,7 @@ class _Framer:
             yield self._take(end)
 
     def rest(self) -> bytes:
+        """The text after the last complete frame."""
         return self._take(len(self._text))
 
     def _take(self, end: int) -> bytes:
@@ -67,10 +66,11 @@ class _Framer:
         return frame
 
 
-def _frames(paths: list[str], count: int, size: int, chunks) -> Iterator[tuple[int, bytes]]:
-    """Deals the lines of files out. Yields (shard, frame), at least one a shard, even if it is empty.
+def _frames(paths: list[str], count: int, size: int, chunks: Chunks) -> Iterator[tuple[int, bytes]]:
+    """Distributes the lines of files over `count` shards.
 
-    Holds a frame's text for each shard.
+    Yields (shard, frame), at least one per shard, which may be empty. The text of one frame per shard is
+    in memory.
     """
     framers, begun = [_Framer(size) for _ in range(count)], [False] * count
     line, ended = 0, True
@@ -100,30 +100,24 @@ def _frames(paths: list[str], count: int, size: int, chunks) -> Iterator[tuple[i
             f"--shards={count} is more than the lines ({line + (not ended)}): use fewer"
         )
     for i, framer in enumerate(framers):
-        # No bytes at all would be read as a frame that is cut short.
+        # A file of 0 bytes would be read as a frame that is cut short.
         if (frame := framer.rest()) or not begun[i]:
             yield i, frame
 
 
-def _map(pool, function, items, ahead: int) -> Iterator:
-    """The built-in `map`, by a pool's threads (if any) and some items ahead of what is asked for."""
-    if not pool:
-        yield from map(function, items)
-        return
-    running: collections.deque = collections.deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) > ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
-
-
-def _rewrite(paths, targets, size: int, level: int, chunks, pool=None, ahead=0) -> tuple[int, int]:
-    """Deals the lines of `paths` out over `targets`; all of these are there afterwards, or none.
+def _rewrite(
+    paths: list[str],
+    targets: list[str],
+    size: int,
+    level: int,
+    chunks: Chunks,
+    pool: concurrent.futures.Executor | None = None,
+    ahead: int = 0,
+) -> tuple[int, int]:
+    """Distributes the lines of `paths` over `targets`, and writes all of them or none.
 
     Returns:
-      How many frames, and bytes, were written.
+      The numbers of frames and bytes written.
     """
 
     def compressed(item):
@@ -134,8 +128,9 @@ def _rewrite(paths, targets, size: int, level: int, chunks, pool=None, ahead=0) 
     try:
         for path in partial:
             open(path, "wb").close()
-        for i, frame in _map(pool, compressed, _frames(paths, len(targets), size, chunks), ahead):
-            # Opened each time: there may be more shards than a process may have files open.
+        frames = _frames(paths, len(targets), size, chunks)
+        for i, frame in ordered_map(pool, compressed, frames, ahead):
+            # Opened each time, since there may be more shards than a process may have open files.
             with open(partial[i], "ab") as file:
                 file.write(frame)
             count, written = count + 1, written + len(frame)
@@ -153,7 +148,7 @@ def _rewrite(paths, targets, size: int, level: int, chunks, pool=None, ahead=0) 
 
 
 def _targets(paths: list[str], output: str, shards: int) -> list[str]:
-    """The files to write. Raises UserError if they would not go with each other or with what is there."""
+    """The files to write. Raises UserError if two of them, or one and other files, conflict."""
     if shards:
         names = [f"{i:05}-of-{shards:05}{SUFFIX}" for i in range(shards)]
         other = {name for name in os.listdir(output) if name.endswith(SUFFIX)} - set(names)
@@ -189,54 +184,60 @@ def _check(paths: list[str], output: str, frame_mb, shards, level, workers) -> N
     if "://" in output:
         raise UserError(f"--output={output} must be a local directory: copy the files from there")
     for path in paths:
-        for name in (path, os.path.realpath(path)):  # where it is, and where a link leads
+        for name in (path, os.path.realpath(path)):  # its directory, and that of a link's target
             if os.path.realpath(os.path.dirname(name)) == os.path.realpath(output):
                 raise UserError(f"--output={output} holds the input {path}: use another directory")
 
 
-@contextlib.contextmanager
-def _locked(directory: str):
-    """Makes a directory and keeps a second run from it, until this process ends in whatever way."""
-    os.makedirs(directory, exist_ok=True)
-    with locked(directory, f"--output={directory} is being written to by another run"):
-        yield
-
-
-def reframe(spec: str, output: str, frame_mb=4.0, shards=0, level=3, workers=1) -> dict:
-    """Rewrites shards; see the module's text.
+def reframe(
+    spec: str,
+    output: str,
+    frame_mb: float = 4.0,
+    shards: int = 0,
+    level: int = 3,
+    workers: int = 1,
+) -> dict[str, int]:
+    """Rewrites shards; see the module's docstring.
 
     Args:
       spec: globs, separated by commas. output: a local directory.
-      frame_mb: 10^6 bytes of text a frame. shards: files to deal the lines out over; 0: one for each.
-      level: zstd's. workers: threads, since both zstd and zlib work outside of the interpreter's lock.
+      frame_mb: 10^6 bytes of text per frame.
+      shards: number of files to distribute the lines over; 0: one per input file.
+      level: of zstd. workers: threads; zstd and zlib release the interpreter's lock.
 
     Returns:
-      {"files", "frames", "text", "before", "after"} of what was written now, all but the first two
-      in bytes, and "skipped": the files that were there.
+      {"files", "frames", "text", "before", "after"} written, the last three in bytes, and "skipped":
+      the number of files that existed.
 
     Raises:
-      UserError: a shard is damaged, there is none, or a wrong argument. Files that were not complete
-        are gone.
+      UserError: a shard is damaged, there is none, or an argument is wrong. Incomplete files are
+        removed.
     """
     paths = files.find(spec)
     _check(paths, output, frame_mb, shards, level, workers)
-    done = dict.fromkeys(("files", "frames", "text", "before", "after", "skipped"), 0)
+    done: dict[str, int] = dict.fromkeys(
+        ("files", "frames", "text", "before", "after", "skipped"), 0
+    )
     stop, lock = threading.Event(), threading.Lock()
     pool = concurrent.futures.ThreadPoolExecutor(workers) if workers > 1 else None
     try:
-        with _locked(output), tqdm(unit="B", unit_scale=True, desc="text", disable=None) as bar:
+        os.makedirs(output, exist_ok=True)
+        with (
+            locked(output, f"--output={output} is being written to by another run"),
+            tqdm(unit="B", unit_scale=True, desc="text", disable=None) as bar,
+        ):
             targets = _targets(paths, output, shards)
-            jobs = (
-                [(paths, targets)]
-                if shards
-                else [([p], [t]) for p, t in zip(paths, targets, strict=True)]
-            )
+            jobs: list[tuple[list[str], list[str]]] = [(paths, targets)]
+            if not shards:
+                jobs = [([p], [t]) for p, t in zip(paths, targets, strict=True)]
             jobs = [job for job in jobs if not all(map(os.path.exists, job[1]))]
             done["files"] = sum(len(job[1]) for job in jobs)
             done["skipped"] = len(targets) - done["files"]
 
             def chunks(path):
-                for _, chunk in files.chunks(path):
+                for item in files.chunks(path):
+                    assert item is not None  # a gap follows `on_damage` alone
+                    _, chunk = item
                     if stop.is_set():
                         raise concurrent.futures.CancelledError
                     with lock:
@@ -244,13 +245,15 @@ def reframe(spec: str, output: str, frame_mb=4.0, shards=0, level=3, workers=1) 
                         bar.update(len(chunk))
                     yield chunk
 
-            def run(job):
-                # Files in parallel, or else the frames of all files.
-                inner = (pool, 2 * workers) if shards else ()
+            def run(job: tuple[list[str], list[str]]) -> tuple[int, int, int]:
+                # Files run in parallel or, with --shards, frames.
+                inner = pool if shards else None
                 size = sum(epath.Path(path).stat().length for path in job[0])
-                return size, *_rewrite(*job, int(frame_mb * _MB), level, chunks, *inner)
+                size_of_frame = int(frame_mb * _MB)
+                return size, *_rewrite(*job, size_of_frame, level, chunks, inner, 2 * workers)
 
-            for before, frames, after in _map(None if shards else pool, run, jobs, workers):
+            outer = None if shards else pool
+            for before, frames, after in ordered_map(outer, run, jobs, workers):
                 done["before"] += before
                 done["frames"] += frames
                 done["after"] += after
@@ -258,10 +261,10 @@ def reframe(spec: str, output: str, frame_mb=4.0, shards=0, level=3, workers=1) 
     except files.Damage as error:
         raise UserError(str(error)) from None
     except OSError as error:
-        what = f"{error.filename or output}: {error.strerror or error}"
-        raise UserError(f"--output={output} cannot be written: {what}") from None
+        reason = f"{error.filename or output}: {error.strerror or error}"
+        raise UserError(f"--output={output} cannot be written: {reason}") from None
     finally:
-        stop.set()  # the others end at once, and leave nothing behind
+        stop.set()  # the other jobs end at once, and remove their files
         if pool:
             pool.shutdown(cancel_futures=True)
     return done
@@ -271,15 +274,15 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m bipe_jax.data.reframe", description=__doc__)
     parser.add_argument("--input", required=True, help="globs of shards, separated by commas")
     parser.add_argument("--output", required=True, help="a directory")
-    parser.add_argument("--frame_mb", type=float, default=4, help="MB of text a frame (4)")
-    parser.add_argument("--shards", type=int, default=0, help="deal lines out over N files")
+    parser.add_argument("--frame_mb", type=float, default=4, help="MB of text per frame (4)")
+    parser.add_argument("--shards", type=int, default=0, help="distribute lines over N files")
     parser.add_argument("--level", type=int, default=3, help="of zstd (3)")
-    parser.add_argument("--workers", type=int, default=cores(), help="threads (one a core)")
+    parser.add_argument("--workers", type=int, default=cores(), help="threads (one per core)")
     args = parser.parse_args()
     done = reframe(args.input, args.output, args.frame_mb, args.shards, args.level, args.workers)
     if done["skipped"]:
         _LOG.info(
-            f"{done['skipped']} files are in {args.output} already and stay; delete what to redo"
+            f"Kept {done['skipped']} files that exist in {args.output}; delete those to rewrite"
         )
     print(
         f"Wrote {done['files']} files of {done['text']:,} bytes of text: {done['before']:,} bytes "

@@ -1,4 +1,4 @@
-"""Blocks of a survey to look at: which are chosen, and how they look on a terminal."""
+"""Sample blocks of a survey: their selection, and their text for a terminal."""
 
 import dataclasses
 import itertools
@@ -8,6 +8,7 @@ import numpy as np
 from bipe_jax import segments
 from bipe_jax.data import packing
 from bipe_jax.data.survey import Statistics
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.report.text import visible
 
 _MARK_EVERY = 16  # tokens of a segment
@@ -16,11 +17,11 @@ _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Some tokens in a row, without padding, for the eye.
+    """The tokens of a block, without padding, to be shown.
 
     Attributes:
-      texts: of each token; a character of several tokens is with its first.
-      position, segment, offset, ends, document_ids: (L,) arrays; `ends` says which are separators.
+      texts: text of each token; a character of several tokens is in its first.
+      position, segment, offset, ends, document_ids: (L,) arrays; `ends` is True for separators.
     """
 
     texts: list[str]
@@ -31,10 +32,18 @@ class Block:
     document_ids: np.ndarray
 
 
-def samples(statistics: Statistics, rule, tokenizer, *, length: int, count: int, kind="concat"):
-    """Blocks of a set, spread over what was kept of it: list[Block], the same for every rule.
+def samples(
+    statistics: Statistics,
+    rule: segments.Rule,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    count: int,
+    kind: str = "concat",
+) -> list[Block]:
+    """Evenly spaced blocks of a set's rows, the same for every rule.
 
-    One of them holds a border between documents, if there is such a block.
+    One of them contains a border between documents, if any block does.
     """
     rows = statistics.rows
     if rows["tokens"].ndim == 1:
@@ -55,25 +64,27 @@ def samples(statistics: Statistics, rule, tokenizer, *, length: int, count: int,
 
 
 def _block(tokens, ids, rule, tokenizer, pieces, sizes) -> Block:
+    """A block from a row (L,) of tokens and document ids; `pieces`, `sizes`: of the vocabulary."""
     tokens, ids = tokens[ids > 0], ids[ids > 0]
     texts = [pieces[token] for token in tokens]
-    lone = [not text and sizes[token] for text, token in zip(texts, tokens, strict=True)]
-    for is_lone, run in itertools.groupby(range(len(tokens)), key=lambda i: bool(lone[i])):
-        places = list(run)
-        if is_lone:  # bytes make characters together
-            texts[places[0]] = tokenizer.decode(tokens[places])
+    is_byte = [not text and sizes[token] > 0 for text, token in zip(texts, tokens, strict=True)]
+    for of_bytes, run in itertools.groupby(range(len(tokens)), key=lambda i: is_byte[i]):
+        indices = list(run)
+        if of_bytes:  # several bytes encode one character
+            texts[indices[0]] = tokenizer.decode(tokens[indices])
     for i, token in enumerate(tokens.tolist()):
-        if not texts[i] and not lone[i]:
+        if not texts[i] and not is_byte[i]:
             texts[i] = "⟨BOS⟩" if token == tokenizer.bos_id else f"⟨{token}⟩"
-    found = segments.coordinates(tokens, rule)
-    return Block(texts, **found, ends=rule.ends(tokens, found["position"]), document_ids=ids)
+    coordinates = segments.coordinates(tokens, rule)
+    ends = rule.ends(tokens, coordinates["position"])
+    return Block(texts, **coordinates, ends=ends, document_ids=ids)
 
 
 def text_of(block: Block, colour: bool) -> str:
-    """A block for the terminal.
+    """The text of a block for a terminal.
 
-    Segments begin with ⟦segment⟧ and, every 16 tokens, have the ₁₆offset; separators are underlined
-    or, without colour, in ⟨⟩.
+    ⟦n⟧ marks the start of segment n, and a subscript the offset of every 16th token. Separators are
+    underlined or, without colour, in ⟨⟩.
     """
 
     def styled(text: str, *codes: int) -> str:
@@ -91,7 +102,7 @@ def text_of(block: Block, colour: bool) -> str:
             parts.append(styled(str(offset).translate(_SUBSCRIPT), 2))
         shown = visible(text)
         if block.ends[i]:
-            # The mark of a line's end is in the brackets, and the end itself behind them.
+            # The brackets contain the mark of a line's end, and the end itself follows them.
             marked = shown.rstrip("\n")
             end = shown[len(marked) :]
             shown = (styled(marked, 4, 1, 36 - segment % 2) if colour else f"⟨{marked}⟩") + end

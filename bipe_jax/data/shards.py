@@ -1,15 +1,15 @@
-"""Shards: files of one JSON object a line, plain or compressed, read from any place on.
+"""Shards: files of one JSON object per line, plain or compressed, that reading can resume at any line.
 
-A *place* is (offset, ends): a frame of the file begins at byte `offset`, and the line at that place
-begins after `ends` line ends of this frame. Frames are those of zstd, the members of gzip, and stretches
-of a plain file. A shard whose frames are small (see `reframe`) is therefore gone on with at once,
-wherever that is; one of a single frame is read again from its start.
+A *cursor* is (offset, ends): a frame of the file begins at byte `offset`, and the line begins after
+`ends` line ends of this frame. Frames are those of zstd, the members of gzip, and pieces of a plain
+file. Reading resumes at a frame's start: at once in a shard of small frames (see `reframe`), from the
+beginning in a shard of one frame.
 """
 
 import glob
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import zstandard
 from etils import epath
@@ -19,17 +19,17 @@ from bipe_jax.errors import UserError
 START = (0, 0)
 _READ_BYTES = 1 << 10  # of compressed text; 4 bytes may unpack to 128 KiB
 _PIECE_BYTES = 1 << 18  # of plain text
-_LONGEST_LINE = 1 << 28  # bytes; longer ones are not held in memory
-_RETRIES = (1.0, 4.0, 16.0)  # seconds before each further try to read
+_LONGEST_LINE = 1 << 28  # bytes; longer lines are skipped
+_RETRIES = (1.0, 4.0, 16.0)  # seconds before each retry
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-# What another try does not mend. An ImportError is of a package that reads an object store.
+# Errors that a retry does not help. ImportError: the package that reads an object store is missing.
 _FINAL = (
     FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ImportError,
 )  # fmt: skip
 
 
 class Damage(Exception):
-    """A part of a shard cannot be read; `kind` is the name that it is counted under."""
+    """An unreadable part of a shard; `kind` is the fault's name in `sources.Tally`."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -37,12 +37,12 @@ class Damage(Exception):
 
 
 def find(spec: str) -> list[str]:
-    """The files that globs, separated by commas, stand for; sorted.
+    """The files that match globs, separated by commas; sorted.
 
     Raises:
       UserError: a glob matches no file, or its directory cannot be listed.
     """
-    found = []
+    paths = []
     for pattern in (part.strip() for part in spec.split(",")):
         if "://" in pattern:
             directory, _, name = pattern.rpartition("/")
@@ -54,8 +54,8 @@ def find(spec: str) -> list[str]:
             matches = glob.glob(pattern, recursive=True)
         if not matches:
             raise UserError(f"data: no file matches {pattern!r}")
-        found += matches
-    return sorted(set(found))
+        paths += matches
+    return sorted(set(paths))
 
 
 def _reason(error: Exception) -> str:
@@ -63,21 +63,22 @@ def _reason(error: Exception) -> str:
 
 
 class _File:
-    """Reads on after errors of an object store or a network's file system, where they pass."""
+    """A file that retries after errors of an object store or a network's file system."""
 
-    def __init__(self, path: str, offset: int, on_retry):
+    def __init__(self, path: str, offset: int, on_retry: Callable[[], None]):
         self._path, self.offset, self._on_retry = path, offset, on_retry
         self._file = None
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, fewer at the end. Raises Damage when the last try fails."""
+        """`size` bytes, fewer at the end. Raises Damage when the last retry fails."""
         data = b""
         while len(data) < size and (more := self._read(size - len(data))):
             data += more
         return data
 
     def _read(self, size: int) -> bytes:
-        for wait in (*_RETRIES, None):
+        waits = iter(_RETRIES)
+        while True:
             try:
                 if self._file is None:
                     self._file = epath.Path(self._path).open("rb")
@@ -85,8 +86,9 @@ class _File:
                 data = self._file.read(size)
                 self.offset += len(data)
                 return data
-            except Exception as error:  # not all that object stores raise is an OSError
+            except Exception as error:  # object stores raise other kinds than OSError
                 self.close()
+                wait = next(waits, None)
                 if wait is None or isinstance(error, _FINAL):
                     raise Damage(
                         "unreadable_shards",
@@ -106,13 +108,16 @@ class _File:
 
 
 def _frames(file: _File, new) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset of the frame, unpacked bytes), none of these first; EOFError if one is cut short.
+    """Yields (offset of the frame, decompressed bytes), at first b"" of each frame.
 
-    What is unpacked of a damaged frame follows from the file alone, and not from where reading began:
-    bytes are taken in equal portions from each frame's begin on.
+    Bytes are read in equal portions from the start of each frame. The bytes that a damaged frame yields
+    therefore depend on the file alone, not on where reading began.
 
     Args:
       new: makes a decompressor of one frame, with the attributes of zlib's.
+
+    Raises:
+      EOFError: the last frame is cut short.
     """
     decompressor, data = None, b""
     while data := data + file.read(_READ_BYTES - len(data)):
@@ -128,7 +133,7 @@ def _frames(file: _File, new) -> Iterator[tuple[int, bytes]]:
 
 
 def _pieces(file: _File) -> Iterator[tuple[int, bytes]]:
-    """The same of a plain file."""
+    """Yields (offset, bytes) of the pieces of a plain file."""
     while True:
         offset = file.offset
         if not (data := file.read(_PIECE_BYTES)):
@@ -145,27 +150,31 @@ def _unpacked(file: _File, path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _seek_frame(file: _File) -> bool:
-    """Goes on to where the next frame of a zstd file may begin. Returns whether there is such a place."""
+    """Moves to the next magic number of a zstd frame. Returns False if there is none."""
     window = b""
     while data := file.read(_PIECE_BYTES):
         window = window[-len(_ZSTD_MAGIC) + 1 :] + data
-        at = window.find(_ZSTD_MAGIC)
-        if at >= 0:
+        if (at := window.find(_ZSTD_MAGIC)) >= 0:
             file.seek(file.offset - len(window) + at)
             return True
     return False
 
 
-def chunks(path: str, offset: int = 0, on_damage=None, on_retry=lambda: None):
-    """Yields (offset of its frame, unpacked bytes) from a frame on; None after a gap.
+def chunks(
+    path: str,
+    offset: int = 0,
+    on_damage: Callable[[Damage, int], None] | None = None,
+    on_retry: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, bytes] | None]:
+    """Yields (offset of the frame, decompressed bytes) from a frame on; None for a gap.
 
-    Behind a damaged frame of a zstd file, reading goes on with the next one that can be read.
+    After a damaged frame of a zstd file, reading continues with the next readable frame.
 
     Args:
-      offset: where a frame begins.
-      on_damage: called with a Damage and the offset of its frame, once for frames in a row. Without
-        it, or if it raises, the shard ends there.
-      on_retry: called before each further try after an error that may pass.
+      path: the file. offset: of a frame.
+      on_damage: called with a Damage and the offset of its frame, once per run of damaged frames.
+        None raises the Damage.
+      on_retry: called before each retry.
 
     Raises:
       Damage: a frame is corrupt or cut short, or the file cannot be read.
@@ -203,21 +212,29 @@ def chunks(path: str, offset: int = 0, on_damage=None, on_retry=lambda: None):
         file.close()
 
 
-def lines(path: str, place=START, on_damage=None, on_retry=lambda: None):
-    """Yields (line, place behind it) of a .jsonl, .jsonl.gz or .jsonl.zst file from a place on.
+def lines(
+    path: str,
+    cursor: Sequence[int] = START,
+    on_damage: Callable[[Damage, int], None] | None = None,
+    on_retry: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[bytes | bytearray | None, tuple[int, int]]]:
+    """Yields (line, cursor after it) of a .jsonl, .jsonl.gz or .jsonl.zst file from a cursor on.
 
-    Lines come without their newlines; None stands for one that is too long to be held.
+    Lines come without their newlines; None stands for one of more than 256 MiB.
+
+    Args:
+      path, on_damage, on_retry: as `chunks`.
 
     Raises:
       Damage: as `chunks`.
     """
-    frame, skip = place
-    ends, rest, held = 0, bytearray(), 0  # not a list of pieces, whose memory would stay in use
+    frame, skip = cursor
+    ends, rest, size = 0, bytearray(), 0  # a list of pieces would fragment the memory
 
     def whole(last: bytes) -> bytes | bytearray | None:
-        """The line that ends so. It may be large: only the caller holds it from then on."""
-        nonlocal rest, held
-        length, held = held + len(last), 0
+        """The line that ends with `last`; keeps no reference to it, since it may be large."""
+        nonlocal rest, size
+        length, size = size + len(last), 0
         if length == len(last):
             line = last
         else:
@@ -226,26 +243,26 @@ def lines(path: str, place=START, on_damage=None, on_retry=lambda: None):
         return line if length <= _LONGEST_LINE else None
 
     for chunk in chunks(path, frame, on_damage, on_retry):
-        if chunk is None:  # what was begun is lost
-            rest, held, skip = bytearray(), 0, 0
+        if chunk is None:  # the line that was begun is lost
+            rest, size, skip = bytearray(), 0, 0
             continue
         if chunk[0] != frame:
             frame, ends = chunk[0], 0
         first, *more = chunk[1].split(b"\n")
         if skip:
-            passed = min(skip, len(more))
-            first, more = [first, *more][passed], more[passed:]
-            ends, skip = ends + passed, skip - passed
+            skipped = min(skip, len(more))
+            first, more = [first, *more][skipped], more[skipped:]
+            ends, skip = ends + skipped, skip - skipped
             if skip:
                 continue
         for last in more:
             ends += 1
             yield whole(first), (frame, ends)
             first = last
-        held += len(first)
-        if held <= _LONGEST_LINE:
+        size += len(first)
+        if size <= _LONGEST_LINE:
             rest += first
         else:
             rest = bytearray()
-    if held:
+    if size:
         yield whole(b""), (frame, ends + 1)

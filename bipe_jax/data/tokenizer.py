@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: loaded from a file, or trained on the run's own text."""
+"""SentencePiece tokenizers: loaded from a file, or trained on text."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -9,19 +9,19 @@ from etils import epath
 
 from bipe_jax.errors import UserError
 
-# SentencePiece leaves out longer "sentences"; text is cut into pieces of at most so many bytes.
+# Text is cut into pieces of at most so many bytes: SentencePiece skips longer "sentences".
 _SAMPLE_BYTES = 4000
 
 
 class Tokenizer:
-    """A SentencePiece model and what the project asks of it.
+    """A SentencePiece model.
 
     Attributes:
       model: the bytes of the `.model` file.
-      name: where it came from, for error messages.
+      name: its origin, for error messages.
       vocab_size: number of ids.
-      bos_id: id put before each document, or -1 if the model has none.
-      ends: ids that end a document when they are generated: of the next one's beginning, and of an end.
+      bos_id: the id before each document, or -1 if the model has none.
+      ends: ids that end a generated document: BOS (of the next document) and EOS.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
@@ -41,9 +41,9 @@ class Tokenizer:
         return self.encode_parts([text], [True])[0]
 
     def encode_parts(self, texts: list[str], firsts: list[bool]) -> list[np.ndarray]:
-        """The same for parts of documents: BOS comes before those that are the first of theirs.
+        """Token ids of parts of documents, BOS before the first part of each: (L,) int32 each.
 
-        Other threads run meanwhile.
+        The call releases the interpreter's lock.
         """
         encoded = self._processor.encode(texts, return_type="numpy", num_threads=1)
         bos = [self.bos_id] if self.bos_id >= 0 else []
@@ -52,7 +52,7 @@ class Tokenizer:
             for first, ids in zip(firsts, encoded, strict=True)
         ]
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
@@ -70,10 +70,10 @@ class Tokenizer:
         return piece.replace("\u2581", " ")
 
     def byte_lengths(self) -> np.ndarray:
-        """UTF-8 bytes of text that each id stands for, (V,) int32; 0 for control tokens.
+        """The number of UTF-8 bytes of each id's text, (V,) int32; 0 for control tokens.
 
-        Over a document they add up to the text's bytes, and one more for models that put a space in
-        front (Llama's).
+        Their sum over a document is the size of its text, plus 1 for models that prepend a space
+        (Llama's).
         """
         return np.asarray(
             [
@@ -88,7 +88,7 @@ def load(path: str) -> Tokenizer:
     """Reads a SentencePiece `.model`, local or (with the extra `gcs` or `s3`) remote.
 
     Raises:
-      UserError: it cannot be read, or is not a SentencePiece model.
+      UserError: the file cannot be read, or is not a SentencePiece model.
     """
     try:
         model = epath.Path(path).read_bytes()
@@ -99,7 +99,7 @@ def load(path: str) -> Tokenizer:
 
 
 def _samples(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Cuts texts into samples of whole lines, where lines are short enough, up to `max_bytes`."""
+    """Cuts texts into samples of whole lines, or of parts of long lines, up to `max_bytes` in all."""
     left = max_bytes
     for text in texts:
         sample, size = [], 0
@@ -124,8 +124,7 @@ def _samples(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 def train(texts: Iterable[str], vocab_size: int, max_bytes: int) -> Tokenizer:
     """Trains a unigram model with byte fallback on at most `max_bytes` of the texts.
 
-    The text is kept as it is (no normalisation, no whitespace removed), and a newline is a piece of
-    its own, so that lines are segments.
+    The text is not normalised. A newline is a piece of its own, so that lines can be segments.
 
     Raises:
       UserError: the text is too little for so large a vocabulary.
@@ -145,7 +144,7 @@ def train(texts: Iterable[str], vocab_size: int, max_bytes: int) -> Tokenizer:
             allow_whitespace_only_pieces=True,
             split_digits=True,
             user_defined_symbols=["\n"],
-            num_threads=16,  # fixed: the model must not depend on the machine
+            num_threads=16,  # fixed, since the model depends on it
             minloglevel=2,
         )
     except RuntimeError as error:

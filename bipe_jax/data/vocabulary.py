@@ -1,4 +1,4 @@
-"""Which tokenizer a run has: the checkpoint's, a file's, or one trained on the run's own text."""
+"""The choice of a run's tokenizer: the checkpoint's, a file's, or one trained on the run's text."""
 
 import itertools
 import logging
@@ -18,19 +18,20 @@ _LOG = logging.getLogger(__name__)
 
 
 def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
-    """The checkpoint's tokenizer, else the config's, else one trained on the run's own text.
+    """The tokenizer of the config or prepared data, else the checkpoint's, else a newly trained one.
 
-    One that is trained is kept as WORKDIR/tokenizer.model.
+    The trained tokenizer is saved as WORKDIR/tokenizer.model.
 
     Args:
-      saved: the tokenizer of the checkpoint that the run goes on or starts from, if it does.
+      config, workdir: of the run.
+      saved: the tokenizer of the checkpoint that the run resumes or starts from, if any.
 
     Raises:
-      UserError: it cannot be read or trained, or does not fit the checkpoint or the config.
+      UserError: it cannot be read or trained, or does not match the checkpoint or the config.
     """
-    given = config.tokenizer.path or _prepared_with(config)
-    path = given or Workdir(workdir).tokenizer
-    if given:
+    configured = config.tokenizer.path or _path_in_prepared(config)
+    path = configured or Workdir(workdir).tokenizer
+    if configured:
         chosen = load(path)
         if saved and chosen.pieces() != saved.pieces():
             raise UserError(
@@ -58,8 +59,8 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     return chosen
 
 
-def _prepared_with(config: Plan) -> str:
-    """The tokenizer file that goes with prepared data, "" for other sources."""
+def _path_in_prepared(config: Plan) -> str:
+    """The tokenizer file of prepared data, "" for other sources."""
     source = config.training.sources[0]
     if source.kind != PREPARED:
         return ""
@@ -73,25 +74,25 @@ def _prepared_with(config: Plan) -> str:
 
 
 def _sample_texts(config: Plan, size: int) -> Iterator[str]:
-    """The beginnings of documents, of equal length as far as they reach, about `size` bytes in all.
+    """The beginnings of documents, equally long where they are long enough, about `size` bytes in all.
 
-    Takes the first documents of the corpus, up to 2000 or 50 times as much text as is needed.
+    They are the first documents of all sources: 2000, or as many as have 50 times `size` characters.
     """
-    held, characters = [], 0
-    read = [
+    texts, characters = [], 0
+    by_source = [
         sources.documents(source, config.data.sets, sources.policy_of(config))
         for source in config.training.sources
     ]
-    for document in itertools.chain.from_iterable(itertools.zip_longest(*read)):
+    for document in itertools.chain.from_iterable(itertools.zip_longest(*by_source)):
         if document is None:
             continue
-        held.append(document["text"][:size])
-        characters += len(held[-1])
-        if len(held) == 2000 or characters > 50 * size:
+        texts.append(document["text"][:size])
+        characters += len(texts[-1])
+        if len(texts) == 2000 or characters > 50 * size:
             break
-    # The largest equal share that does not exceed `size`: short documents leave more to long ones.
+    # The largest equal share whose sum is at most `size`: short documents leave more to long ones.
     share, left = 0, size
-    for i, length in enumerate(sorted(map(len, held))):
-        share = max(left // (len(held) - i), 1)
+    for i, length in enumerate(sorted(map(len, texts))):
+        share = max(left // (len(texts) - i), 1)
         left -= min(length, share)
-    return (text[:share] for text in held)
+    return (text[:share] for text in texts)

@@ -91,8 +91,8 @@ def train(
         tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
         config = config.with_rule(rule)
-        shard = sharding.reader(mesh, config.batch_size)
-        batches = Batches(config, tokens, reader=shard)
+        shard = sharding.data_shard(mesh, config.batch_size)
+        batches = Batches(config, tokens, shard=shard)
         stack.enter_context(contextlib.closing(batches))
         evaluate = None
         if config.evaluation.every:
