@@ -21,7 +21,7 @@ _MEANING = {
     "starting": "imports, restoring, compiling, first steps",
     "data": "the devices waited for a batch",
     "saving": "the devices waited for a save",
-    "evaluating": "the evaluation at the end",
+    "evaluating": "evaluation, during and after training",
     "other": "anything else: metrics, traces, ...",
     "down": "between the end of a process and the next start",
 }
