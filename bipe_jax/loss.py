@@ -44,8 +44,12 @@ def _targets_of(devices: Devices, logits: jax.Array, targets: jax.Array) -> jax.
 def _normalised(
     devices: Devices, logits: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits of the targets, the highest, log of the sum of what is exp(logit - highest): (B, L) each;
-    and softmax (B, L, V), the part that is here."""
+    """The parts of a cross-entropy over a vocabulary that may be sharded.
+
+    Returns:
+      the targets' logits, the highest logits, and the logs of the sums of exp(logit - highest), (B, L)
+      each; and this shard's part of the softmax, (B, L, V).
+    """
     highest = devices.max(jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)), "tensor")
     exponentials = jnp.exp(logits - highest)
     sums = devices.sum(exponentials.sum(axis=-1, keepdims=True), "tensor")

@@ -58,7 +58,7 @@ def check():
 
 
 def parts(manifest):
-    """(the replicated Job, its Job's spec, its pod's spec, its container)"""
+    """(the replicated Job, its Job's spec, its pod's spec, its container)."""
     (replicated,) = manifest["spec"]["replicatedJobs"]
     pod = replicated["template"]["spec"]["template"]["spec"]
     return replicated, replicated["template"]["spec"], pod, pod["containers"][0]

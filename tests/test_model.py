@@ -130,8 +130,9 @@ APART = np.array([[0] * 14, [0] * 5 + [1] * 9])
 
 @pytest.fixture(scope="module", params=NAMED)
 def case(request):
-    """(config, params, run); run(table, inputs, b, l) gives the logits, with `table` as embedding,
-    and the gradient of a mixture of those at (b, l) with respect to `table`.
+    """(config, params, run).
+
+    run(table, inputs, b, l) gives the logits, with `table` as embedding, and the gradient of a mixture of those at (b, l) with respect to `table`.
     """
     config = encoded(request.param)
     params = draw(config)

@@ -1,5 +1,7 @@
-"""Preparing: equal to a plain loop over the documents, byte for byte the same however it was made, and
-read by TFDS and by the run alike."""
+"""Preparing equals a plain loop over the documents.
+
+The files are the same byte for byte however they are made; TFDS and a run read the same from them.
+"""
 
 import gzip
 import json

@@ -1,4 +1,6 @@
-"""Training under a real SLURM on this host, see slurm_cluster.py: BIPE_SLURM=1 pytest tests/test_slurm.py
+"""Training under a real SLURM on this host, see slurm_cluster.py.
+
+BIPE_SLURM=1 pytest tests/test_slurm.py
 
 Jobs are disturbed as SLURM, their users and the hardware do it, and must end as an undisturbed one.
 """

@@ -81,7 +81,7 @@ def splash(
     shard: tuple[jax.Array | int, int] = (0, 1),
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention; arguments as `chunked.reference`, and:
+    """Splash attention, with the arguments of `chunked.reference` and two more.
 
     Args:
       shard: (which, of how many) parts of the block the queries are; S is that many times L.
