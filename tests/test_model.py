@@ -132,7 +132,8 @@ APART = np.array([[0] * 14, [0] * 5 + [1] * 9])
 def case(request):
     """(config, params, run).
 
-    run(table, inputs, b, l) gives the logits, with `table` as embedding, and the gradient of a mixture of those at (b, l) with respect to `table`.
+    run(table, inputs, b, l) gives the logits, with `table` as embedding, and the gradient of a
+    mixture of those at (b, l) with respect to `table`.
     """
     config = encoded(request.param)
     params = draw(config)
