@@ -146,7 +146,7 @@ def test_a_trainer_that_only_dies_is_given_up_but_not_one_that_advances(supervis
 
 def test_pauses_double_until_a_checkpoint_appears(supervise):
     code, said = end(supervise("42 42 42 advance 0", "--pause=0.3"))
-    pauses = [float(seconds) for seconds in re.findall(r"again in (\S+) s", said)]
+    pauses = [float(seconds) for seconds in re.findall(r"restarting in (\S+) s", said)]
     assert code == 0 and pauses == [0.3, 0.6, 1.2, 0.3]
     times = [time for time, _, _ in starts(supervise.workdir)]
     for pause, (earlier, later) in zip(pauses, itertools.pairwise(times), strict=True):

@@ -245,7 +245,7 @@ def test_a_grid_that_its_type_does_not_stand_for_is_named():
         (["--slice=v5e:4x4*0"], "unknown"),
         (["--slice=v5e:4x4*"], "unknown"),
         (["--slice=v7:4x4"], "unknown"),
-        (["--slice=tpu7x:2x2x1"], "GKE alone"),
+        (["--slice=tpu7x:2x2x1"], "only in GKE"),
         (["--zone=us-west4"], "--zone=us-west4 does not have the form of a zone"),
         (["--zone=mars"], "--zone=mars"),
         (["--nfs=/share"], "--nfs=/share must be SERVER"),
