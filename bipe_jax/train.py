@@ -3,7 +3,7 @@
 python -m bipe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 Running the same command again resumes from the last checkpoint. At the end the checkpoint is
-evaluated at 1 to 16 times its training length. From Python: `bipe_jax.training.trainer.train`.
+evaluated at 1 to 16 times its training length. From Python: `bipe_jax.train`.
 """
 
 import logging

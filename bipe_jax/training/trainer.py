@@ -160,9 +160,8 @@ def train(
             progress.dispatched(batch, values)
             progress.stopping = processes.preempted(progress.dispatches)
             if progress.stopping and first_process:
-                _LOG.info(
-                    f"Stopping after step {progress.step}: saving; another Ctrl-C ends at once"
-                )
+                hint = "; another Ctrl-C ends at once" if processes.interrupted() else ""
+                _LOG.info(f"Stopping after step {progress.step}: saving{hint}")
 
             if evaluate and progress.evaluation_is_due:
                 jax.block_until_ready(values)  # this wait counts as the step's
