@@ -110,7 +110,7 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:
-    """ "tpu", "gpu" or "cpu": of a (abstract) mesh's devices, or of this process without a mesh."""
+    """The platform ("tpu", "gpu" or "cpu") of a mesh's devices, or of this process without a mesh."""
     device = getattr(mesh, "abstract_device", None)
     return device.platform if device else jax.default_backend()
 

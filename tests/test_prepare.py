@@ -1,5 +1,4 @@
-"""Preparing: equal to a plain loop over the documents, byte for byte the same however it was made, and
-read by TFDS and by the run alike."""
+"""Preparation: equal to a plain loop over the documents, reproducible, and readable by TFDS and training."""
 
 import gzip
 import json
