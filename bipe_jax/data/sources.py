@@ -77,7 +77,7 @@ class Tally:
     def counts(self) -> dict[str, int]:
         """Kind of fault -> number, for kinds that have occurred."""
         with self._lock:
-            counts = {kind: len(places) for kind, places in self._faults.items() if places}
+            counts = {kind: len(faults) for kind, faults in self._faults.items() if faults}
             bad = sum(self._bad_lines.values())
             counts |= self._events
         return counts | ({"bad_lines": bad} if bad else {})
@@ -107,7 +107,7 @@ def policy_of(config: Config, tally: Tally | None = None) -> Policy:
     return Policy(config.data.on_error, config.data.max_bad_share, tally or Tally())
 
 
-Reader = Callable[..., Iterator[tuple[dict, Any]]]
+ReadShard = Callable[..., Iterator[tuple[dict, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Opened:
     source: Source
     sets: tuple[str, ...]
     shards: list[str]
-    read: Reader
+    read: ReadShard
 
 
 def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None = None) -> Opened:
@@ -168,7 +168,7 @@ def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None 
     return Opened(source, tuple(sets), shards, read_filtered)
 
 
-def _jsonl(paths: list[str], policy: Policy) -> tuple[list[str], Reader]:
+def _jsonl(paths: list[str], policy: Policy) -> tuple[list[str], ReadShard]:
     return paths, lambda shard, cursor: read_shard(paths[shard], cursor, policy, len(paths))
 
 
@@ -290,7 +290,7 @@ def read_shard(
         tally.add("empty_shards", path)
 
 
-def _quickstart(split: str) -> tuple[list[str], Reader]:
+def _quickstart(split: str) -> tuple[list[str], ReadShard]:
     """The quickstart's corpus. Each document is a shard, so that they are shuffled one by one."""
     texts = list(quickstart.documents(split))
 
@@ -301,7 +301,7 @@ def _quickstart(split: str) -> tuple[list[str], Reader]:
     return [f"{spec.QUICKSTART}:{split}[{i}]" for i in range(len(texts))], read
 
 
-def _tfds(dataset: str) -> tuple[list[str], Reader]:
+def _tfds(dataset: str) -> tuple[list[str], ReadShard]:
     """A TFDS dataset with a feature `text`; ranges of its documents are the shards."""
     import tensorflow_datasets as tfds
 

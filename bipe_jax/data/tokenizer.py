@@ -9,7 +9,7 @@ from etils import epath
 
 from bipe_jax.errors import UserError
 
-# Text is cut into pieces of at most so many bytes: SentencePiece skips longer "sentences".
+# Largest piece that text is cut into: SentencePiece skips longer "sentences".
 _SAMPLE_BYTES = 4000
 
 
