@@ -13,10 +13,11 @@ import pytest
 from jax.experimental import multihost_utils
 from test_train import assert_same_run
 
-from bipe_jax import checkpoint, processes
+from bipe_jax import checkpoint, plan, processes
 from bipe_jax.checkpoint import checksums
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import Transient, UserError
+from bipe_jax.segments import Rule
 from bipe_jax.training import failures, step
 from bipe_jax.training.observing.tensorboard import TensorBoard
 from bipe_jax.training.trainer import train
@@ -89,9 +90,9 @@ def test_a_save_that_failed_is_noticed_before_the_next_is_due(
     config, tokenizer_file, tmp_path, disk
 ):
     disk(1)
-    config.segments.separators = (1,)
-    state = step.init_state(config, jax.random.key(0))
-    things = (state, {}, config, tokenizer.load(tokenizer_file))
+    parsed = plan.make(config).with_rule(Rule((1,)))
+    state = step.init_state(parsed, jax.random.key(0))
+    things = (state, {}, parsed, tokenizer.load(tokenizer_file))
     with checkpoint.Checkpoints(tmp_path, keep=3) as checkpoints:
         checkpoints.save(*things)
         until = time.monotonic() + 20
