@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import bipe_jax
-from bipe_jax import checkpoint, model, segments
+from bipe_jax import checkpoint, model, plan, segments
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.flops import flops_per_token
@@ -100,6 +100,7 @@ def test_killed_run_resumes_to_the_same_end(
 
 def test_first_loss_is_pinned(config):
     """Near ln(V), as logits of a small random model are; the digits guard against silent changes."""
+    config = plan.make(config)
     state = step.init_state(config, jax.random.key(0))
     _, values = jax.jit(lambda s, b: step.train_step(config, s, b))(state, random_batch(config))
     assert abs(float(values["loss"]) - math.log(config.model.vocab_size)) < 0.02
@@ -114,11 +115,11 @@ def test_accumulation_equals_the_big_batch(config):
     batch = random_batch(config)
     batch["weights"][:3] = 0
     batch["weights"][5, 3:] = 0
-    state = step.init_state(config, jax.random.key(0))
+    state = step.init_state(plan.make(config), jax.random.key(0))
 
     def update(parts):
-        config.accumulation = parts
-        return jax.jit(lambda s, b: step.train_step(config, s, b))(state, batch)
+        changed = plan.make(config).replace({"accumulation": parts})
+        return jax.jit(lambda s, b: step.train_step(changed, s, b))(state, batch)
 
     (whole, one), (parts, four) = update(1), update(4)
     for name in one:
@@ -132,6 +133,7 @@ def test_accumulation_equals_the_big_batch(config):
 
 def test_a_tiny_model_overfits(config):
     config.steps, config.optimizer.learning_rate, config.batch_size = 150, 0.01, 4
+    config = plan.make(config)
     batch = random_batch(config)
     update = jax.jit(lambda s, b: step.train_step(config, s, b))
     state = step.init_state(config, jax.random.key(0))
@@ -211,7 +213,7 @@ def test_a_checkpoint_directory_is_self_contained(config, tmp_path):
     assert meta.tokenizer.decode(meta.tokenizer.encode(text)) == text
     config_again, params_again = bipe_jax.load(tmp_path / "4")
     assert config_again.position.relative == config.position.relative
-    assert config_again.segments.separators
+    assert config_again.segment_rule.separators
     jax.tree.map(np.testing.assert_array_equal, params, params_again)
     tokens = meta.tokenizer.encode(text)[None]
     rule = segments.resolve("sentence", meta.tokenizer.pieces())
