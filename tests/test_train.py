@@ -133,6 +133,7 @@ def test_accumulation_equals_the_big_batch(config):
 
 def test_a_tiny_model_overfits(config):
     config.steps, config.optimizer.learning_rate, config.batch_size = 150, 0.01, 4
+    config = plan.make(config)
     batch = random_batch(config)
     parsed = plan.make(config)
     update = jax.jit(lambda s, b: step.train_step(parsed, s, b))
