@@ -262,14 +262,17 @@ def measure() -> dict:
         found["restored"] = restored_elsewhere(directory)
 
     mesh = sharding.make_mesh(mesh_config())
+    odd = {"model__width": 36, "model__heads": 2, "model__kv_heads": 2}
     found["refused"] = {
         "fsdp 3": refusal(sharding.make_mesh, mesh_config(fsdp=3)),
         "fsdp 16": refusal(sharding.make_mesh, mesh_config(fsdp=16)),
         "data 2": refusal(sharding.make_mesh, mesh_config(2, 2)),
-        "width 36": refusal(sharding.make_mesh, mesh_config(fsdp=8, model__width=36)),
+        "width 36": refusal(sharding.make_mesh, mesh_config(fsdp=8, **odd)),
         "heads 4": refusal(sharding.make_mesh, mesh_config(tensor=8)),
         "kv_heads 2": refusal(sharding.make_mesh, mesh_config(tensor=4, model__kv_heads=2)),
-        "length 36": refusal(sharding.make_mesh, mesh_config(context=8, sequence_length=36)),
+        "length 36": refusal(
+            sharding.make_mesh, mesh_config(context=8, sequence_length=36, loss_chunk=4)
+        ),
         "batch 12": refusal(sharding.check_batch, tiny_plan(batch_size=12), mesh),
         "parts": refusal(sharding.check_batch, tiny_plan(batch_size=16, accumulation=4), mesh),
         "batch 24": refusal(sharding.check_batch, tiny_plan(batch_size=24, accumulation=3), mesh),

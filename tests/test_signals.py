@@ -37,6 +37,14 @@ def at_batch(monkeypatch):
     return set_actions
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Python's own handler of SIGINT, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def sends(number):
     return lambda: signal.raise_signal(number)
 
