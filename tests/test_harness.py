@@ -332,7 +332,7 @@ def test_wrong_arguments_are_refused_by_name(run, tasks, tmp_path, monkeypatch):
     for path, names, given, line in (
         (run, ["local_choice", "nothing"], {}, "--tasks: nothing is unknown to lm_eval"),
         (run, [], {}, "--tasks is empty"),
-        (run, ["local_choice"], {"include_path": "none"}, "--include_path=none: there is no"),
+        (run, ["local_choice"], {"include_path": "none"}, "--include_path=none: no such directory"),
         (run, ["local_choice"], {"limit": 0}, "--limit=0 must be above 0"),
         (run, ["local_choice"], {"num_fewshot": -1}, "--num_fewshot=-1 must be at least 0"),
         (run, ["local_choice"], {"max_length": 1}, "at least 2 tokens"),
