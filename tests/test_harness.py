@@ -338,7 +338,7 @@ def test_wrong_arguments_are_refused_by_name(run, tasks, tmp_path, monkeypatch):
         (run, ["local_choice"], {"max_length": 1}, "at least 2 tokens"),
         (run, ["far_away"], {}, "--tasks: far_away cannot be loaded: .*nobody/has_this"),
         (run, ["far_*", "local_choice"], {}, "--tasks: far_away cannot be loaded"),
-        (run, ["local_unsafe"], {}, "--tasks: local_unsafe runs what the model writes"),
+        (run, ["local_unsafe"], {}, "--tasks: local_unsafe runs code that the model writes"),
         (run, ["local_broken"], {}, "--tasks: local_broken cannot be loaded"),
         (none, ["local_choice"], {}, "no complete checkpoint"),
     ):
