@@ -15,7 +15,7 @@ import jax
 import pytest
 from tiny import tiny_plan
 
-from bipe_jax import model, sharding
+from bipe_jax import model, plan, sharding
 from bipe_jax.errors import UserError
 from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import CHIPS
@@ -45,7 +45,7 @@ def table(done) -> dict:
 @with_libtpu
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_config_compiles_for_four_chips_of_its_generation(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = plan.make(importlib.import_module(f"configs.{name}").get_config())
     generation = config.mesh.topology.partition(":")[0]
     assert generation in CHIPS
     grid = {"v4": "2x2x1", "v5p": "2x2x1", "tpu7x": "2x2x1"}.get(generation, "2x2")
