@@ -167,18 +167,19 @@ def _sparse(tokens: Any, rule: Rule, document_ids: Any, start: Coordinates | Non
     if document_ids is not None:
         documents[..., 1:] = document_ids[..., 1:] != document_ids[..., :-1]
         position = since(documents)
-    first_document = np.cumsum(documents, axis=-1) == 1
     if start:
+        first_document = np.cumsum(documents, axis=-1) == 1
         position = position + first_document * np.int32(start["position"])
-    behind_separator = np.zeros(shape, bool)
-    behind_separator[..., 1:] = rule.ends(tokens, position)[..., :-1]
-    segment = np.cumsum(behind_separator, axis=-1, dtype=np.int32)
+    after_separator = np.zeros(shape, bool)
+    after_separator[..., 1:] = rule.ends(tokens, position)[..., :-1]
+    segment = np.cumsum(after_separator, axis=-1, dtype=np.int32)
     if document_ids is not None:
         places = np.flatnonzero(documents)
         segment -= np.repeat(segment.ravel()[places], np.diff(places, append=size)).reshape(shape)
-    starts = behind_separator | documents
+    starts = after_separator | documents
     offset = since(starts)
     if start:
+        first_document = np.cumsum(documents, axis=-1) == 1
         segment += first_document * np.int32(start["segment"])
         offset += (np.cumsum(starts, axis=-1) == 1) * np.int32(start["offset"])
     return {"position": position, "segment": segment, "offset": offset}
