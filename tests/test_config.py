@@ -128,6 +128,16 @@ def test_a_group_may_be_a_plain_dict():
     assert plan.make(config) == plan.make(tiny()) == plan.make(tiny().to_dict())
 
 
+@pytest.mark.parametrize("value", [3, None, "wide", (("layers", 2),)])
+def test_a_group_that_is_none_is_refused(value):
+    config = tiny().to_dict() | {"model": value}
+    assert f"config.model={value!r} must be a ConfigDict" in refusal(config)
+
+
+def test_nested_dicts_are_a_config():
+    assert plan.make(tiny().to_dict()) == plan.make(tiny())
+
+
 @pytest.mark.parametrize("name", ["stepz", "model.depth", "data.path", "position.rotary"])
 def test_an_unknown_field_is_named(name):
     assert f"config.{name} is unknown" in refusal(with_value(name, 1))
