@@ -58,9 +58,9 @@ def huggingface(paths, tokens, length: int):
         whole = len(flat) // length * length
         return {"ids": [flat[i : i + length] for i in range(0, whole, length)]}
 
-    found = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
-    names = found.column_names or ["text", "meta"]
-    blocks = found.map(encode, batched=True, batch_size=64, remove_columns=names)
+    lines = datasets.load_dataset("json", data_files=paths, split="train", streaming=True)
+    names = lines.column_names or ["text", "meta"]
+    blocks = lines.map(encode, batched=True, batch_size=64, remove_columns=names)
     return blocks.map(cut, batched=True, batch_size=64)
 
 
@@ -80,15 +80,15 @@ def batches_of(config, tokens, count: int):
 
 def measured(rows: dict, rounds: int) -> dict:
     """The (seconds, processor seconds, tokens) of each round, by name."""
-    found = {name: [] for name in rows}
+    timings = {name: [] for name in rows}
     for i in range(-1, rounds):
         for name in list(rows)[:: -1 if i % 2 else 1]:
             start, used = time.perf_counter(), time.process_time()
             tokens = rows[name]()
             if i >= 0:
                 times = (time.perf_counter() - start, time.process_time() - used)
-                found[name].append((*times, tokens))
-    return found
+                timings[name].append((*times, tokens))
+    return timings
 
 
 def main():
@@ -165,10 +165,10 @@ def main():
         rows["prepared"] = batches_of(c, tokens, count)
         prepared = c
         if args.huggingface:
-            held = huggingface(sources.files.find(args.data), tokens, args.length + 1)
+            tokenised = huggingface(sources.files.find(args.data), tokens, args.length + 1)
 
             def from_huggingface():
-                taken = itertools.islice(held, max(count // (args.length + 1), 1))
+                taken = itertools.islice(tokenised, max(count // (args.length + 1), 1))
                 return sum(len(block["ids"]) for block in taken)
 
             rows["huggingface"] = from_huggingface

@@ -58,10 +58,10 @@ def cached(placed, rows: int, length: int, tokens: int):
     _, cache = jax.block_until_ready(generator._prefill(text))
     reading = time.perf_counter() - start
     size = sum(x.nbytes for x in jax.tree.leaves(cache))
-    held = [cache]
+    carried = [cache]
 
     def run():
-        cache = held.pop()
+        cache = carried.pop()
         with jax.set_mesh(placed.mesh):
             for _ in range(tokens):
                 token = jnp.ones(rows, jnp.int32)
@@ -69,7 +69,7 @@ def cached(placed, rows: int, length: int, tokens: int):
                 logits, cache = generator._step(placed.params, placed.rule, cache, token)
                 cache = cache | {"length": cache["length"] - 1}
             logits.block_until_ready()
-        held.append(cache)
+        carried.append(cache)
 
     return Program(run, size), reading
 
@@ -113,9 +113,9 @@ def main():
         builders |= {
             (n, "whole"): functools.partial(whole, p, args.rows, length) for n, p in placed.items()
         }
-        found = measure(builders, args.rounds)
+        timings = measure(builders, args.rounds)
         for name in encodings:
-            step, all_of_it = found[name, "step"], found[name, "whole"]
+            step, all_of_it = timings[name, "step"], timings[name, "whole"]
             if not isinstance(step, Timed):
                 print(f"{name:<12}{length:>8}  {step}")
                 continue

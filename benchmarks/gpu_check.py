@@ -86,14 +86,14 @@ def check(encoding: str, args) -> dict:
         return out_and_gradients(config, "reference", inputs, qkv, cotangent, jnp.float32)
 
     got = out_and_gradients(config, args.backend, inputs, qkv, cotangent, jnp.bfloat16)
-    found = dict(
+    deviations = dict(
         zip(("out", "dq", "dk", "dv"), errors(got, reference(config, inputs)), strict=True)
     )
     bare = config.replace({"position.relative": ()})
-    found["no encoding"] = min(errors(got, reference(bare, inputs)))
+    deviations["no encoding"] = min(errors(got, reference(bare, inputs)))
     crossing = {name: x for name, x in inputs.items() if name != "document_ids"}
-    found["no documents"] = min(errors(got, reference(config, crossing)))
-    return found
+    deviations["no documents"] = min(errors(got, reference(config, crossing)))
+    return deviations
 
 
 def main():
@@ -114,12 +114,12 @@ def main():
     )
     good = True
     for encoding in ENCODINGS:
-        found = check(encoding, args)
-        controls = [found["no encoding"], found["no documents"]]
-        right = max(found[name] for name in ("out", "dq", "dk", "dv")) < args.limit
+        deviations = check(encoding, args)
+        controls = [deviations["no encoding"], deviations["no documents"]]
+        right = max(deviations[name] for name in ("out", "dq", "dk", "dv")) < args.limit
         right &= min(controls) > 10 * args.limit
         good &= right
-        shown = "  ".join(f"{name} {value:.5f}" for name, value in found.items())
+        shown = "  ".join(f"{name} {value:.5f}" for name, value in deviations.items())
         print(f"{encoding:12} {shown}  {'ok' if right else 'WRONG'}", flush=True)
     raise SystemExit(0 if good else 1)
 

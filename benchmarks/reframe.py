@@ -28,7 +28,7 @@ def _write(spec: str, path: str, size: int, level: int) -> None:
     with open(path, "wb") as file, compressor.stream_writer(file) as writer:
         while written < size:
             before = written
-            for line, _ in (found for p in paths for found in shards.lines(p)):
+            for line, _ in (each for p in paths for each in shards.lines(p)):
                 written += writer.write(line + b"\n")
                 if written >= size:
                     return

@@ -73,12 +73,12 @@ def build(config, steps: int, trace: str) -> Program:
         init, step, abstract = compile_on(config, mesh)
         batch = sharding.place_batch(mesh, make_batch(config))
         compiled = step.lower(abstract, batch).compile()
-        held = {"state": init(jax.random.key(0))}
+        carried = {"state": init(jax.random.key(0))}
 
     def run():
         for _ in range(steps):
-            held["state"], values = compiled(held["state"], batch)
-        jax.block_until_ready((held["state"], values))
+            carried["state"], values = compiled(carried["state"], batch)
+        jax.block_until_ready((carried["state"], values))
 
     if trace:
         run()
@@ -177,8 +177,10 @@ def check_torch(variants, configs) -> None:
 
     for encoding, config in configs.items():
         for variant in sorted({"eager" if v == "eager" else "sdpa" for v in variants}):
-            found = torch_check.check(config, variant)
-            print(f"{encoding}, PyTorch {variant}: logits differ by {found['logits']:.1e} at most")
+            deviations = torch_check.check(config, variant)
+            print(
+                f"{encoding}, PyTorch {variant}: logits differ by {deviations['logits']:.1e} at most"
+            )
 
 
 def main():

@@ -89,15 +89,19 @@ def differences(config, variant="sdpa", steps=3) -> dict:
         with torch.no_grad():
             logits = decoder.logits(inputs).numpy()
         expected = jax.jit(functools.partial(model.apply, c))(state["params"], batch)
-        found = {"logits": float(jnp.abs(logits - expected).max()), "loss": 0, "gradient_norm": 0}
+        deviations = {
+            "logits": float(jnp.abs(logits - expected).max()),
+            "loss": 0,
+            "gradient_norm": 0,
+        }
         jax_step = jax.jit(functools.partial(train_step, c))
         torch_step = torch_decoder.make_step(c, decoder, variant)
         for _ in range(steps):
             state, values = jax_step(state, batch)
             for name, got in zip(("loss", "gradient_norm"), torch_step(inputs), strict=True):
                 error = abs(float(got) / float(values[name]) - 1)
-                found[name] = max(found[name], error)
-    return found
+                deviations[name] = max(deviations[name], error)
+    return deviations
 
 
 # Those that the PyTorch decoder has.
@@ -106,15 +110,15 @@ ENCODINGS = ("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
 
 def check(config, variant="sdpa") -> dict:
     """`differences`; ends the program if they are larger than LIMITS."""
-    found = differences(config, variant)
-    if not all(found[name] < limit for name, limit in LIMITS.items()):
-        raise SystemExit(f"the PyTorch decoder ({variant}) is not the same model: {found}")
-    return found
+    deviations = differences(config, variant)
+    if not all(deviations[name] < limit for name, limit in LIMITS.items()):
+        raise SystemExit(f"the PyTorch decoder ({variant}) is not the same model: {deviations}")
+    return deviations
 
 
 if __name__ == "__main__":
     for encoding in ENCODINGS:
         for variant in ("eager", "sdpa"):
-            found = check(quickstart.get_config(encoding), variant)
-            shown = "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+            deviations = check(quickstart.get_config(encoding), variant)
+            shown = "  ".join(f"{name} {value:.1e}" for name, value in deviations.items())
             print(f"{encoding:12} {variant:8} {shown}")
