@@ -39,7 +39,7 @@ class Progress:
       stopping: whether a signal asked the run to stop after this step.
     """
 
-    def __init__(self, config: Config, step: int, target: int, rewinds: int = 0):
+    def __init__(self, config: Config, step: int, target: int, rewinds: int):
         self._config, self._target = config, target
         self.step, self.rewinds = step, rewinds
         self.dispatches, self.stopping = 0, False

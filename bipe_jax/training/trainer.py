@@ -114,10 +114,10 @@ def train(
             return state, None
 
         state, data_state = restore_or_init()
-        progress = Progress(config, int(state["step"]), target)
+        rewinds = data_state["rewinds"] if data_state else 0
+        progress = Progress(config, int(state["step"]), target, rewinds)
         if data_state:
             batches.set_state_of(data_state["readers"])
-            progress.rewinds = data_state["rewinds"]
             if first_process:
                 _LOG.info(f"Resuming from step {progress.step} of {workdir}")
         if first_process:
