@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Cluster:
     Attributes:
       directory: of its configuration and logs.
       environment: in which sbatch, squeue and the like find it.
+      crashes: a line for each slurmd that ended by itself. It is started again, as by systemd.
     """
 
     def __init__(self):
@@ -90,7 +92,10 @@ class Cluster:
         for name in [name for name in self.environment if name.startswith(("SLURM_", "SBATCH_"))]:
             if name != "SLURM_CONF":
                 del self.environment[name]
+        self.crashes = []
         self._daemons = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
 
     def __enter__(self):
         self._stack = contextlib.ExitStack()
@@ -138,6 +143,22 @@ class Cluster:
         for node in NODES:
             self.start_node(node)
         wait(lambda: len(self.nodes("idle")) == len(NODES), 60, "the nodes did not come up")
+        supervisor = threading.Thread(target=self._supervise)
+        supervisor.start()
+        self._stack.callback(supervisor.join)
+        self._stack.callback(self._stopping.set)
+
+    def _supervise(self):
+        while not self._stopping.wait(0.5):
+            with self._lock:
+                ended = [
+                    n for n in NODES if n in self._daemons and self._daemons[n].poll() is not None
+                ]
+                for node in ended:
+                    logged = _read(f"{self.directory}/slurmd.{node}.log").splitlines()[-5:]
+                    status = self._daemons[node].returncode
+                    self.crashes.append(f"slurmd of {node} ended with status {status}: {logged}")
+                    self.start_node(node)
 
     def _daemon(self, program, *arguments, name=None):
         name = name or program
@@ -152,7 +173,8 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """All that runs on the node gets SIGKILL at once: it has lost its power."""
-        self._daemons.pop(node).kill()
+        with self._lock:
+            self._daemons.pop(node).kill()
         _kill(self._of_jobs(node))
 
     def nodes(self, state: str) -> list[str]:

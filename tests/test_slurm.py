@@ -49,6 +49,11 @@ def environment(cluster):
         yield patch
 
 
+@pytest.fixture(autouse=True)
+def crashes_of_this_test(cluster):
+    cluster.crashes.clear()
+
+
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory, command, shards, held_out, tokenizer_file):
     """Of a small run on prepared data, which any number of processes can read."""
@@ -132,7 +137,9 @@ def completes(cluster, number, workdir):
 def assert_undisturbed(cluster, number, workdir, sweep):
     """The job ends well after a restart, with each loss and the evaluation as in the sweep."""
     completes(cluster, number, workdir)
-    assert int(cluster.job(number)["Restarts"]) == 1, log(workdir)
+    restarts = int(cluster.job(number)["Restarts"])
+    # A slurmd that crashes by itself is one more disturbance.
+    assert 1 <= restarts <= 1 + len(cluster.crashes), (cluster.crashes, log(workdir))
     assert "Resuming from step" in log(workdir)
     wait((sweep / "high" / "evaluation.json").exists, LONG, "no end of the sweep")
     assert losses(workdir) == losses(sweep / "high")
