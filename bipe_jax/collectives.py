@@ -26,6 +26,11 @@ def of_all_processes(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
+def of_first_process(make: Callable[[], Any]) -> Any:
+    """A value of JSON's types that the first process makes, in all processes."""
+    return of_all_processes(make() if jax.process_index() == 0 else None)[0]
+
+
 class Devices:
     """Collectives over axes of the mesh, inside `on_each`. Over axes of one device they do nothing."""
 

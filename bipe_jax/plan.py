@@ -24,12 +24,14 @@ class Plan(Config):
       training: the mixture of sources that `data.train` names.
       evaluated: the source that `data.evaluation` names.
       rule: where segments end; None as long as that depends on a tokenizer that is not known yet.
+      shards: of each source of training, in the order in which they are numbered; () until they are known.
     """
 
     encodings: Encodings = dataclasses.field(kw_only=True)
     training: spec.Mixture = dataclasses.field(kw_only=True)
     evaluated: spec.Source = dataclasses.field(kw_only=True)
     rule: Rule | None = dataclasses.field(kw_only=True)
+    shards: tuple[tuple[spec.Shard, ...], ...] = dataclasses.field(kw_only=True, default=())
 
     @property
     def segment_rule(self) -> Rule:
@@ -45,11 +47,16 @@ class Plan(Config):
           UserError: a value is wrong.
         """
         config = configs.parse(configs.to_dict(configs.replace(self, changes)))
-        return of(config, self.rule if config.segments == self.segments else None)
+        rule = self.rule if config.segments == self.segments else None
+        return dataclasses.replace(of(config, rule), shards=self.shards)
 
     def with_rule(self, rule: Rule) -> "Plan":
         """The plan with the rule that a tokenizer has settled."""
         return dataclasses.replace(self, rule=rule)
+
+    def with_shards(self, shards: tuple[tuple[spec.Shard, ...], ...]) -> "Plan":
+        """The plan with the shards that its sources have."""
+        return dataclasses.replace(self, shards=shards)
 
 
 def make(config: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Plan:

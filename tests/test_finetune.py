@@ -151,7 +151,7 @@ def test_the_tokenizer_is_the_checkpoints(new, source, texts, tmp_path):
     other = tmp_path / "other.model"
     other.write_bytes(tokenizer.train(texts[:15], 512, 100_000).model)
     config.tokenizer.path = str(other)
-    with pytest.raises(UserError, match=r"other\.model' has another vocabulary than the check"):
+    with pytest.raises(UserError, match=r"other\.model' is another one than the check"):
         train(config, str(tmp_path / "other"))
 
 

@@ -118,7 +118,7 @@ def test_long_documents_are_tokenised_in_parts_and_counted_whole(
     tmp_path, monkeypatch, model, rules
 ):
     text = "".join(f"Line {i} of one document. Yes!\n" for i in range(200))
-    monkeypatch.setattr(stream, "_PART", 500)
+    monkeypatch.setattr(tokenizer, "_PART", 500)
     source = write(tmp_path / "a.jsonl", [("a", text)])
     got = survey.of_text(parse_source(source), model, rules).sets["a"]
     assert got.documents == 1 and got.rows["tokens"].tolist().count(model.bos_id) == 1

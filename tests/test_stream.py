@@ -23,7 +23,8 @@ from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.batches import Batches, annotate
 from bipe_jax.data.prepare import prepare
-from bipe_jax.data.stream import Stream, parts
+from bipe_jax.data.stream import Stream
+from bipe_jax.data.tokenizer import parts
 from bipe_jax.errors import UserError
 
 module = importlib.import_module("bipe_jax.data.stream")
@@ -498,7 +499,7 @@ def test_cut_documents_continue_their_coordinates(tokens, documents, layout, pac
 
 def test_long_documents_are_tokenised_in_parts_that_join(tokens, tmp_path, monkeypatch):
     """Each part is cut behind a newline where there is one; one BOS; coordinates run on."""
-    monkeypatch.setattr(module, "_PART", 50)
+    monkeypatch.setattr(tokenizer, "_PART", 50)
     lines = [f"line {i} has. some words {'x' * (i % 7)}\n" for i in range(60)]
     text = "".join(lines) + "y" * 230 + "\nend"
     assert "".join(parts(text)) == text

@@ -174,7 +174,7 @@ def test_choose_takes_the_configs_if_it_is_the_checkpoints(
     (tmp_path / "tokenizer.model").write_bytes(other.model)
     assert vocabulary.choose(config, str(tmp_path), None).model == trained.model
     assert vocabulary.choose(config, str(tmp_path), trained).model == trained.model
-    with pytest.raises(UserError, match="another vocabulary than the checkpoint") as caught:
+    with pytest.raises(UserError, match="another one than the checkpoint") as caught:
         vocabulary.choose(config, str(tmp_path), other)
     assert tokenizer_file in str(caught.value)
 

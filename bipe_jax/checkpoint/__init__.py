@@ -19,11 +19,13 @@ from bipe_jax.checkpoint.reading import (
     meta_to_json,
     plan_from_json,
     read_params,
+    shards_from_json,
+    shards_to_json,
     steps,
 )
 from bipe_jax.checkpoint.saving import Checkpoints, check_free, save_model
 
 __all__ = [
     "Checkpoints", "Meta", "check_free", "describe", "load", "meta_to_json", "plan_from_json",
-    "read_params", "save_model", "steps",
+    "read_params", "save_model", "shards_from_json", "shards_to_json", "steps",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from etils import epath
 
 from bipe_jax import config as configs
 from bipe_jax import plan, segments
+from bipe_jax.config import spec
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
@@ -28,11 +29,22 @@ class Meta:
 
 
 def meta_to_json(config: Plan) -> dict[str, Any]:
-    """A checkpoint's item `config`: the config, and the separators of its segment rule."""
+    """A checkpoint's item `config`: the config, the separators of its segment rule, and its shards."""
     return {
         "config": configs.to_json(config),
         "separators": list(config.segment_rule.separators),
+        "shards": shards_to_json(config.shards),
     }
+
+
+def shards_to_json(shards: tuple[tuple[spec.Shard, ...], ...]) -> list[list[list[Any]]]:
+    """[path, size, digest] of each shard of each source."""
+    return [[[s.path, s.size, s.digest] for s in of_source] for of_source in shards]
+
+
+def shards_from_json(saved: list[list[list[Any]]]) -> tuple[tuple[spec.Shard, ...], ...]:
+    """The shards that `shards_to_json` gave."""
+    return tuple(tuple(spec.Shard(*shard) for shard in of_source) for of_source in saved)
 
 
 def plan_from_json(saved: dict[str, Any]) -> Plan:
@@ -46,7 +58,8 @@ def plan_from_json(saved: dict[str, Any]) -> Plan:
     else:  # before format 1 the item was the config, with the separators
         config, separators = saved, saved["segments"]["separators"]
     rule = segments.Rule(tuple(separators)) if separators else None
-    return plan.of(configs.from_json(config), rule)
+    shards = shards_from_json(saved.get("shards", []))
+    return plan.of(configs.from_json(config), rule).with_shards(shards)
 
 
 def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) -> Meta:

@@ -4,7 +4,12 @@ import itertools
 
 from bipe_jax.config import FIELDS, Field, fields
 
-_FIXES = {fields.FREE: "", fields.RUN: "run", fields.PARAMETERS: "run, parameters"}
+_FIXES = {
+    fields.FREE: "",
+    fields.DATA: "data",
+    fields.RUN: "run",
+    fields.PARAMETERS: "run, parameters",
+}
 
 _HEAD = """\
 # Config fields
@@ -15,7 +20,8 @@ Made from [`bipe_jax/config/fields.py`](../bipe_jax/config/fields.py) by
 A config file is Python with a function `get_config()` that returns an `ml_collections.ConfigDict`, and
 starts from `configs/base.py`. Each field can be set on the command line, as in
 `--config.optimizer.learning_rate=3e-4`. The last column says what a field fixes: a run is resumed only with
-the same values of the fields marked *run*; a new run that starts from another run's parameters
+the same values of the fields marked *run*, and with the same data, which may have been moved, of those marked
+*data*; a new run that starts from another run's parameters
 (`initial_checkpoint`) needs the same values of those marked *parameters*.
 """
 

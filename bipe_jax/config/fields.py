@@ -12,6 +12,7 @@ from bipe_jax.config import checks
 
 # What a field fixes, and so whether it may change when a run is resumed or fine-tuned from.
 FREE = ""  # nothing: it may change at each start
+DATA = "data"  # what is read: the same data may be named otherwise when a run is resumed
 RUN = "run"  # the training: it must stay when a run is resumed
 PARAMETERS = "parameters"  # what parameters mean: a run that starts from them must have it too
 
@@ -22,6 +23,7 @@ SCHEDULES = ("linear", "cosine", "wsd")
 SPIKE_POLICIES = ("stop", "skip", "rewind")
 PACKINGS = ("concat", "document")
 ON_ERROR = ("raise", "skip")
+ON_CHANGE = ("refuse", "restart")
 
 
 def _field(default: Any, check: checks.Check, meaning: str, fixes: str = FREE) -> Any:
@@ -117,7 +119,7 @@ class Data:
         '"quickstart:train"; globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas; '
         '"tfds:NAME[:SPLIT]"; or "prepared:DIR" (see docs/data.md). "#A|B" after one keeps the sets A and '
         'B. A mixture is several of these with weights: "a/*.jsonl@0.7; b/*.jsonl@0.3"',
-        RUN,
+        DATA,
     )
     evaluation: str = _field(
         "quickstart:validation", checks.TEXT, "one source of held-out text, for the evaluation"
@@ -153,6 +155,12 @@ class Data:
         "raise",
         checks.Choice(*ON_ERROR),
         '"raise", or "skip" what is corrupt, cut short or unreadable',
+    )
+    on_change: str = _field(
+        "refuse",
+        checks.Choice(*ON_CHANGE),
+        'when a run is resumed whose training data have changed: "refuse", or "restart" to read them from the '
+        "start, as they are now",
     )
     max_bad_share: float = _field(
         0.01,

@@ -34,6 +34,25 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shard:
+    """A shard of a source. Shards are equal if their contents are, see `data.identity`.
+
+    Attributes:
+      path: where it is read, or was read.
+      size: in bytes. digest: of its content; "" if that could not be read.
+    """
+
+    path: str = dataclasses.field(compare=False)
+    size: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixture:
     """Sources and their shares of the blocks, which sum up to 1."""
 

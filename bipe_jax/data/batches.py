@@ -3,11 +3,13 @@
 The state is a small JSON object: that of the streams (see `stream`), or one integer for prepared data.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bipe_jax import segments
 from bipe_jax.config import Config
-from bipe_jax.config.spec import JSONL, PREPARED, Mixture, Source
+from bipe_jax.config.spec import JSONL, PREPARED
 from bipe_jax.data import sources
 from bipe_jax.data.prefetch import Prefetcher
 from bipe_jax.data.prepared import Prepared
@@ -60,27 +62,6 @@ def annotate(
     return block | {"weights": weights}
 
 
-def check_held_out(mixture: Mixture, evaluated: Source) -> None:
-    """Raises UserError if training and evaluation share a file."""
-
-    def files(source: Source) -> set[str]:
-        if source.kind != JSONL:
-            return {f"{source.kind}:{source.path}"}
-        try:
-            return set(sources.files.find(source.path))
-        except UserError:  # the evaluation raises it
-            return set()
-
-    held_out = files(evaluated)
-    for source in mixture.sources:
-        disjoint = source.sets and evaluated.sets and not set(source.sets) & set(evaluated.sets)
-        if (shared := held_out & files(source)) and not disjoint:
-            raise UserError(
-                f"config.data.evaluation={evaluated.text!r} shares {min(shared)} with config.data.train: "
-                "evaluate on text that is held out"
-            )
-
-
 def workers_of(config: Config) -> int:
     """Number of threads that tokenise: the config's, else one per core, 0 for a single core."""
     if config.data.workers >= 0:
@@ -100,9 +81,13 @@ class _Streams:
         self._counts = np.zeros(len(self.names), np.int64)  # blocks that were taken of each
         self._shard = shard
         continued = config.data.cut_documents == "continue"
+        paths: list[list[str] | None] = [None] * len(self.names)
+        for i, shards in enumerate(config.shards):
+            if config.training.sources[i].kind == JSONL:
+                paths[i] = [shard.path for shard in shards]
         self._streams = [
             Stream(
-                sources.open_source(source, config.data.sets, policy),
+                sources.open_source(source, config.data.sets, policy, of_source),
                 tokenizer,
                 length=config.sequence_length + 1,
                 window=config.data.shuffle_blocks,
@@ -112,7 +97,7 @@ class _Streams:
                 workers=workers_of(config),
                 rule=config.segment_rule if continued else None,
             )
-            for source in config.training.sources
+            for source, of_source in zip(config.training.sources, paths, strict=True)
         ]
 
     def take(self, count: int) -> dict:
@@ -137,7 +122,7 @@ class _Streams:
             "streams": [stream.get_state() for stream in self._streams],
         }
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict, changed: Sequence[bool] = ()) -> None:
         if state["reader"] != list(self._shard):
             raise UserError(
                 f"the stream of this run was read by {state['reader'][1]} processes, and now by "
@@ -145,8 +130,11 @@ class _Streams:
                 "(python -m bipe_jax.data.prepare)"
             )
         self._counts[:] = state["given"]
-        for stream, of_stream in zip(self._streams, state["streams"], strict=True):
+        changed = changed or [False] * len(self._streams)
+        for stream, of_stream, anew in zip(self._streams, state["streams"], changed, strict=True):
             stream.set_state(of_stream)
+            if anew:
+                stream.start_over()
 
     def close(self) -> None:
         for stream in self._streams:
@@ -176,7 +164,6 @@ class Batches:
         tally: sources.Tally | None = None,
         shard: tuple[int, int] = (0, 1),
     ):
-        check_held_out(config.training, config.evaluated)
         self._tally = tally or sources.Tally()
         self._rule = config.segment_rule
         self._separate = config.data.separate_documents
@@ -212,15 +199,20 @@ class Batches:
     def get_state(self) -> dict:
         return self._state
 
-    def set_state(self, state: dict) -> None:
-        self._end()
-        self._blocks.set_state(state)
-        self._state = state
+    def set_state(self, state: dict, changed: Sequence[bool] = ()) -> None:
+        """Continues after the batch that `state` is the state after.
 
-    def set_state_of(self, states: list[dict]) -> None:
+        Args:
+          changed: whether each source has changed since then: it starts over in a new epoch.
+        """
+        self._end()
+        self._blocks.set_state(state, changed)
+        self._state = self._blocks.get_state()
+
+    def set_state_of(self, states: list[dict], changed: Sequence[bool] = ()) -> None:
         """`set_state` with this shard's among the states of all processes."""
         mine = [s for s in states if s == states[0] or s.get("reader") == list(self._shard)]
-        self.set_state(mine[-1])
+        self.set_state(mine[-1], changed)
 
     def report(self) -> dict:
         """Values to log: faults so far, and each source's share of the blocks and its epochs."""

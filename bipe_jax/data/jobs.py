@@ -21,7 +21,7 @@ from etils import epath
 from bipe_jax.config.spec import parse_source
 from bipe_jax.data import sources, tokenizer
 from bipe_jax.data.records import SetWriter, writing
-from bipe_jax.data.stream import parts
+from bipe_jax.data.tokenizer import parts
 from bipe_jax.errors import UserError
 
 MOST_JOBS = 256  # and files per set

@@ -23,7 +23,7 @@ from etils import epath
 from bipe_jax import cli
 from bipe_jax.config.fields import ON_ERROR, PACKINGS
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import jobs, on_beam, sources, tokenizer
+from bipe_jax.data import held_out, identity, jobs, on_beam, sources, tokenizer
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
@@ -32,10 +32,13 @@ from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.prepare")
 
+_LONGEST_NAME = 64  # characters: file names contain it
+
 # Name of a setting -> its flag.
 _FLAGS = {
     "input": "--input",
     "source_shards": "--input (its shards)",
+    "shards": "--input (the content of its shards)",
     "sets": "--sets",
     "sequence_length": "--length",
     "packing": "--packing",
@@ -70,10 +73,13 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     plan = jobs.Plan(
         input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share
     )
-    source = sources.open_source(parse_source(input), plan.sets)
+    policy = sources.Policy(on_error, max_bad_share)
+    source = sources.open_source(parse_source(input), plan.sets, policy)
+    shards = identity.of_source(parse_source(input))
     settings = {
         "input": input,
         "source_shards": source.shards,
+        "shards": [[shard.path, shard.size, shard.digest] for shard in shards],
         "sets": list(plan.sets),
         "sequence_length": length,
         "packing": packing,
@@ -135,8 +141,8 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
     for path in (complete, preparing):
         try:
             before = json.loads(path.read_text())
-            old = before["settings"]
-            different = [name for name, value in settings.items() if old[name] != value]
+            old, new = _decisive(before["settings"], settings)
+            different = [name for name, value in new.items() if old[name] != value]
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError):
@@ -145,7 +151,7 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{path} cannot be read: {reason}") from None
         for name in different:
-            _refuse(plan, name, old[name], settings[name])
+            _refuse(plan, name, old[name], new[name])
         return before if path == complete else None
     with writing(plan.output):
         if plan.path().exists() and not all(p.suffix == ".tmp" for p in plan.path().iterdir()):
@@ -155,6 +161,18 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
         plan.path().mkdir(parents=True, exist_ok=True)
         _write_json(preparing, {"format": FORMAT, "settings": settings})
     return None
+
+
+def _decisive(old: dict, new: dict) -> tuple[dict, dict]:
+    """The settings that decide what is written: those of a directory, and now.
+
+    Shards are compared by their content, wherever they are; by their paths alone in a directory of an
+    earlier version.
+    """
+    if "shards" not in old:
+        return old, {name: value for name, value in new.items() if name != "shards"}
+    paths = {"input": None, "source_shards": None}
+    return tuple(s | paths | {"shards": [shard[1:] for shard in s["shards"]]} for s in (old, new))
 
 
 def _clear(plan: jobs.Plan) -> None:
@@ -167,7 +185,7 @@ def _clear(plan: jobs.Plan) -> None:
 def _refuse(plan: jobs.Plan, name: str, before: Any, now: Any) -> NoReturn:
     """Raises UserError for a setting that differs from the one that the directory was begun with."""
     difference = f"{now!r}, but {plan.output} was begun with {before!r}"
-    if name in ("source_shards", "tokenizer_sha256"):  # too long to show
+    if name in ("source_shards", "shards", "tokenizer_sha256"):  # too long to show
         difference = f"not what {plan.output} was begun with"
     raise UserError(f"{_FLAGS[name]} is {difference}: use that, or another --output")
 
@@ -179,10 +197,11 @@ def _write_json(path: epath.Path, value: dict) -> None:
 
 
 def split_names(sets: Iterable[str]) -> dict[str, str]:
-    """Set -> the name of its split, of letters, digits and _, unique without regard to case."""
+    """Set -> the name of its split, of 64 letters, digits and _, unique without regard to case."""
     names, taken = {}, {"all"}  # TFDS's name for all splits
     for name in sorted(sets):
-        split = base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "set"
+        base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
+        split = base = base[:_LONGEST_NAME] or "set"
         number = 2
         while split.lower() in taken:
             split, number = f"{base}_{number}", number + 1
@@ -231,6 +250,11 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
             "settings": settings,
             "record": {"bytes": len(record), **fields},
             "sets": sets,
+            # By which the text is recognised where it is evaluated.
+            "documents": [
+                [sample.path, sorted(d for d in sample.digests if d[0] in sets)]
+                for sample in held_out.sample(parse_source(plan.input))
+            ],
             "faults": {kind: sum(r["faults"].get(kind, 0) for r in results) for kind in kinds},
         }
         _write_json(plan.path(COMPLETE), description)

@@ -15,9 +15,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from bipe_jax.config import Config
+from bipe_jax.config import Config, spec
 from bipe_jax.config.spec import Mixture, Source
-from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.records import read_field
 from bipe_jax.data.tokenizer import Tokenizer
@@ -39,24 +38,28 @@ class Dataset:
       source: the source that was opened. path: its directory.
       settings: of its preparation, see `prepare.prepare`.
       blocks: number of blocks. length: tokens of each.
+      files: names of the files of its sets.
+      shards, documents: of the text, see `prepare.prepare`; () in data of an earlier version.
     """
 
     def __init__(self, source: Source, path: epath.Path, description: dict, sets: list[str]):
         self.source, self.path, self.settings = source, path, description["settings"]
         self.length = self.settings["sequence_length"] + 1
+        self.shards = [spec.Shard(*shard) for shard in self.settings.get("shards", ())]
+        self.documents = description.get("documents", ())
         self._record = description["record"]
         chosen = [description["sets"][name] for name in sets]
-        self._files = [name for counts in chosen for name in counts["files"]]
+        self.files = [name for counts in chosen for name in counts["files"]]
         self._file_blocks = [n for counts in chosen for n in counts["file_blocks"]]
         self._ends = np.cumsum(self._file_blocks)
         self.blocks = int(self._ends[-1])
-        self._readers: list[ArrayRecordReader | None] = [None] * len(self._files)
-        _allow_files(len(self._files))
+        self._readers: list[ArrayRecordReader | None] = [None] * len(self.files)
+        _allow_files(len(self.files))
 
     def _reader(self, i: int) -> ArrayRecordReader:
         """Opens a file at its first use."""
         if (reader := self._readers[i]) is None:
-            path = str(self.path / self._files[i])
+            path = str(self.path / self.files[i])
             reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
             if reader.num_records() != self._file_blocks[i]:  # 0 of a file that cannot be read
                 raise UserError(
@@ -91,7 +94,7 @@ class Dataset:
             except (RuntimeError, ValueError, IndexError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"data: {self.path / self._files[i]} is damaged ({reason}): fetch it again, or "
+                    f"data: {self.path / self.files[i]} is damaged ({reason}): fetch it again, or "
                     f"prepare {self.path} again"
                 ) from None
         return {
@@ -103,7 +106,7 @@ class Dataset:
         for reader in self._readers:
             if reader is not None:
                 reader.close()
-        self._readers = [None] * len(self._files)
+        self._readers = [None] * len(self.files)
 
 
 def _allow_files(count: int) -> None:
@@ -170,6 +173,12 @@ def open_prepared(source: Source, sets: Sequence[str] = ()) -> Dataset:
             f"{', '.join(map(repr, known))}"
         )
     return Dataset(source, epath.Path(path), description, chosen)
+
+
+def files(source: Source) -> list[str]:
+    """The files of prepared data: its description, and those of its sets. Raises as `open_prepared`."""
+    dataset = open_prepared(source)
+    return [str(dataset.path / name) for name in (COMPLETE, *dataset.files)]
 
 
 def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iterator[dict]:
@@ -257,7 +266,8 @@ class Prepared:
     def get_state(self) -> dict:
         return {"batch": self._batch}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict, changed: Sequence[bool] = ()) -> None:
+        """Continues with a batch; of data that have `changed`, with their batch of that number."""
         self._batch = state["batch"]
 
     def close(self) -> None:
@@ -289,8 +299,7 @@ def check_tokenizer(source: Dataset, tokenizer: Tokenizer) -> None:
     """Raises UserError if a source was prepared with another tokenizer."""
     if hashlib.sha256(tokenizer.model).hexdigest() != source.settings["tokenizer_sha256"]:
         path = str(source.path / "tokenizer.model")
-        if tokenizers.load(path).pieces() != tokenizer.pieces():
-            raise UserError(
-                f"{source.path} was prepared with another tokenizer than the model has "
-                f"(config.tokenizer.path={path!r} would fit): prepare it again with the model's"
-            )
+        raise UserError(
+            f"{source.path} was prepared with another tokenizer than the model has "
+            f"(config.tokenizer.path={path!r} would fit): prepare it again with the model's"
+        )

@@ -6,6 +6,9 @@ The output is .jsonl.zst with one frame per 4 MB of text. Each frame ends at the
 checksum. All lines are copied byte for byte, to a file of the same stem or, with --shards=N, line i of
 all files in the order of their paths to shard i mod N, so that N processes can read them. Files get
 their names when they are complete. Existing files are kept, so that the same command resumes.
+
+Shards that zstd --long has compressed need as much memory as its window, up to 2 GiB each: --workers=1
+reads one at a time.
 """
 
 import argparse
@@ -235,7 +238,7 @@ def reframe(
             done["skipped"] = len(targets) - done["files"]
 
             def chunks(path):
-                for item in files.chunks(path):
+                for item in files.chunks(path, window=files.LARGEST_WINDOW):
                     assert item is not None  # a gap follows `on_damage` alone
                     _, chunk = item
                     if stop.is_set():

@@ -6,7 +6,10 @@ file. Reading resumes at a frame's start: at once in a shard of small frames (se
 beginning in a shard of one frame.
 """
 
+import fnmatch
 import glob
+import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +25,12 @@ _PIECE_BYTES = 1 << 18  # of plain text
 _LONGEST_LINE = 1 << 28  # bytes; longer lines are skipped
 _RETRIES = (1.0, 4.0, 16.0)  # seconds before each retry
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# Bytes of memory that decompressing a zstd frame may take: by default zstd's own limit (--long=27), since a
+# stream reads several shards in turn.
+MOST_WINDOW = 1 << 27
+LARGEST_WINDOW = 1 << 31  # of zstd --long=31
+# Shards that know their number: x-00003-of-00024.jsonl.
+_NUMBERED = re.compile(r"(.*?)(\d{1,6})(-of-)(\d{1,6})(.*)")
 # Errors that a retry does not help. ImportError: the package that reads an object store is missing.
 _FINAL = (
     FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ImportError,
@@ -39,6 +48,9 @@ class Damage(Exception):
 def find(spec: str) -> list[str]:
     """The files that match globs, separated by commas; sorted.
 
+    Where files have names such as x-00003-of-00024.jsonl, files that the glob would match too but that do
+    not exist are among them: a shard that is missing is a fault of the data, see `missing`.
+
     Raises:
       UserError: a glob matches no file, or its directory cannot be listed.
     """
@@ -52,10 +64,35 @@ def find(spec: str) -> list[str]:
                 raise UserError(f"data: {directory} cannot be listed: {_reason(error)}") from None
         else:
             matches = glob.glob(pattern, recursive=True)
+        if not matches and os.path.exists(pattern):  # a name that is no glob, such as x[1].jsonl
+            matches = [pattern]
         if not matches:
             raise UserError(f"data: no file matches {pattern!r}")
         paths += matches
+        paths += _unmatched(pattern, matches)
     return sorted(set(paths))
+
+
+def _unmatched(pattern: str, paths: list[str]) -> Iterator[str]:
+    """The files that are missing among numbered ones, and that the glob would match."""
+    names = set(paths)
+    series = {}
+    for path in paths:
+        directory, slash, name = path.rpartition("/")
+        if numbered := _NUMBERED.fullmatch(name):
+            prefix, number, of, count, suffix = numbered.groups()
+            series[directory + slash, prefix, len(number), of + count + suffix] = int(count)
+    wanted = pattern.rpartition("/")[2]
+    for (directory, prefix, digits, rest), count in series.items():
+        for i in range(count):
+            name = f"{prefix}{i:0{digits}}{rest}"
+            if directory + name not in names and fnmatch.fnmatchcase(name, wanted):
+                yield directory + name
+
+
+def missing(paths: Sequence[str]) -> list[str]:
+    """The local files that do not exist. That a remote one exists is seen when it is opened."""
+    return [path for path in paths if "://" not in path and not os.path.exists(path)]
 
 
 def _reason(error: Exception) -> str:
@@ -114,7 +151,7 @@ def _frames(file: _File, new) -> Iterator[tuple[int, bytes]]:
     therefore depend on the file alone, not on where reading began.
 
     Args:
-      new: makes a decompressor of one frame, with the attributes of zlib's.
+      new: makes a decompressor of the frame that begins with some bytes, with the attributes of zlib's.
 
     Raises:
       EOFError: the last frame is cut short.
@@ -122,7 +159,7 @@ def _frames(file: _File, new) -> Iterator[tuple[int, bytes]]:
     decompressor, data = None, b""
     while data := data + file.read(_READ_BYTES - len(data)):
         if decompressor is None or decompressor.eof:
-            frame, decompressor = file.offset - len(data), new()
+            frame, decompressor = file.offset - len(data), new(data)
             yield frame, b""
         text = decompressor.decompress(data)
         data = decompressor.unused_data
@@ -141,12 +178,38 @@ def _pieces(file: _File) -> Iterator[tuple[int, bytes]]:
         yield offset, data
 
 
-def _unpacked(file: _File, path: str) -> Iterator[tuple[int, bytes]]:
+def _unpacked(file: _File, path: str, window: int, searched: bool) -> Iterator[tuple[int, bytes]]:
+    """The frames of a file from where it is open.
+
+    Args:
+      searched: whether the first frame was searched for, and its header may be chance.
+    """
+
+    def zstd(head: bytes):
+        nonlocal searched
+        if not searched:
+            _check_window(head, path, window)
+        searched = False
+        return zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
+
     if path.endswith(".zst"):
-        return _frames(file, lambda: zstandard.ZstdDecompressor().decompressobj())
+        return _frames(file, zstd)
     if path.endswith(".gz"):
-        return _frames(file, lambda: zlib.decompressobj(wbits=31))
+        return _frames(file, lambda _: zlib.decompressobj(wbits=31))
     return _pieces(file)
+
+
+def _check_window(head: bytes, path: str, window: int) -> None:
+    """Raises UserError if the frame that begins with `head` takes more memory than `window` bytes."""
+    try:
+        needed = zstandard.get_frame_parameters(head).window_size
+    except zstandard.ZstdError:  # no frame, which the decompressor notices
+        return
+    if needed > window:
+        raise UserError(
+            f"data: shard {path} takes {needed >> 20:,} MiB of memory to decompress (zstd --long), more "
+            f"than {window >> 20}: rewrite it with python -m bipe_jax.data.reframe"
+        )
 
 
 def _seek_frame(file: _File) -> bool:
@@ -165,6 +228,7 @@ def chunks(
     offset: int = 0,
     on_damage: Callable[[Damage, int], None] | None = None,
     on_retry: Callable[[], None] = lambda: None,
+    window: int = MOST_WINDOW,
 ) -> Iterator[tuple[int, bytes] | None]:
     """Yields (offset of the frame, decompressed bytes) from a frame on; None for a gap.
 
@@ -175,9 +239,11 @@ def chunks(
       on_damage: called with a Damage and the offset of its frame, once per run of damaged frames.
         None raises the Damage.
       on_retry: called before each retry.
+      window: bytes of memory that decompressing a zstd frame may take.
 
     Raises:
       Damage: a frame is corrupt or cut short, or the file cannot be read.
+      UserError: a zstd frame takes more memory than `window`.
     """
     file, frame, gap = _File(path, offset, on_retry), offset, False
     try:
@@ -186,7 +252,7 @@ def chunks(
                 if gap and not _seek_frame(file):
                     return
                 begun = frame = file.offset
-                for frame, data in _unpacked(file, path):
+                for frame, data in _unpacked(file, path, window, gap):
                     yield frame, data
                 return
             except (zstandard.ZstdError, zlib.error, EOFError) as error:
@@ -226,7 +292,7 @@ def lines(
       path, on_damage, on_retry: as `chunks`.
 
     Raises:
-      Damage: as `chunks`.
+      Damage, UserError: as `chunks`.
     """
     frame, skip = cursor
     ends, rest, size = 0, bytearray(), 0  # a list of pieces would fragment the memory

@@ -7,10 +7,13 @@ the Pile, `meta` with `pile_set_name` (an object, or an object as a JSON string)
 
 import collections
 import dataclasses
+import itertools
+import json
+import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -21,6 +24,8 @@ from bipe_jax.data import quickstart
 from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
 
+_LOG = logging.getLogger(__name__)
+
 NO_SET = "documents"  # the set of documents without a set name
 _TFDS_SHARDS = 64
 _LOST = ("corrupt_frames", "truncated_shards", "unreadable_shards")
@@ -28,6 +33,14 @@ _JUDGED_FROM = 1000  # lines of a shard before its share of bad lines is judged
 _REMEMBERED = 1 << 16  # documents that are searched for duplicates
 # Bytes of memory that parsing a document may use: its line twice, and its characters.
 _MOST_BYTES = 680_000_000
+_MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs begin a file with
+# Why a line is bad, in the order of the counts in a cursor; and in words.
+_REASONS = {
+    "not_json": "not JSON",
+    "no_text": "without text",
+    "not_utf8": "not UTF-8",
+    "too_long": "too long",
+}
 _FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")  # in UTF-8, and escaped
 _TWO_BYTES = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
 
@@ -37,7 +50,7 @@ class Tally:
 
     def __init__(self):
         self._faults: dict[str, set] = collections.defaultdict(set)
-        self._bad_lines: dict[str, int] = {}
+        self._bad_lines: dict[str, collections.Counter[str]] = {}
         self._events = collections.Counter()
         self._codes: collections.OrderedDict[int, None] = collections.OrderedDict()
         self._furthest: dict[tuple, Any] = {}
@@ -65,9 +78,13 @@ class Tally:
             if len(self._codes) > _REMEMBERED:
                 self._codes.popitem(last=False)
 
-    def bad_lines(self, shard: str, count: int) -> None:
+    def bad_lines(self, shard: str, counts: Mapping[str, int]) -> bool:
+        """Records the bad lines of a shard so far, by their reasons. Returns whether one is the first."""
         with self._lock:
-            self._bad_lines[shard] = max(self._bad_lines.get(shard, 0), count)
+            seen = self._bad_lines.setdefault(shard, collections.Counter())
+            new = any(counts[r] and not any(c[r] for c in self._bad_lines.values()) for r in counts)
+            seen |= counts  # the larger counts: a shard may be read again
+            return new
 
     def lost_shards(self) -> int:
         """Number of shards with unreadable parts."""
@@ -78,9 +95,11 @@ class Tally:
         """Kind of fault -> number, for kinds that have occurred."""
         with self._lock:
             counts = {kind: len(faults) for kind, faults in self._faults.items() if faults}
-            bad = sum(self._bad_lines.values())
             counts |= self._events
-        return counts | ({"bad_lines": bad} if bad else {})
+            bad = sum(self._bad_lines.values(), collections.Counter())
+        if bad:
+            counts |= {"bad_lines": bad.total()} | {f"bad_lines/{r}": n for r, n in bad.items()}
+        return counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +112,8 @@ class Policy:
     Attributes:
       on_error: "raise", or "skip" for unreadable parts of shards, in at most `max_bad_share` of the
         source's shards.
-      max_bad_share: the largest share of bad lines of a shard: no JSON, without text, or too long.
+      max_bad_share: the largest share of bad lines of a shard: not JSON, without text, not UTF-8 or too
+        long.
       tally: counts faults.
     """
 
@@ -127,7 +147,12 @@ class Opened:
     read: ReadShard
 
 
-def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None = None) -> Opened:
+def open_source(
+    source: Source,
+    sets: Sequence[str] = (),
+    policy: Policy | None = None,
+    paths: Sequence[str] | None = None,
+) -> Opened:
     """Opens a source of text, without reading documents.
 
     Args:
@@ -135,19 +160,20 @@ def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None 
         JSONL shards.
       sets: names of sets to keep, besides the source's own; () keeps all.
       policy: for the faults of JSONL shards.
+      paths: of the JSONL shards, in their order; None: those that match the source's globs.
 
     Raises:
-      UserError: there is no such source.
+      UserError: there is no such source; or by the policy, JSONL shards are missing.
     """
     policy = policy or Policy()
     if source.kind == spec.QUICKSTART:
         shards, read = _quickstart(source.path)
     elif source.kind == spec.TFDS:
-        shards, read = _tfds(source.path)
+        shards, read = _tfds(source)
     elif source.kind == spec.PREPARED:
         raise UserError(f"data: {source.text} is prepared data, and text is needed here")
     else:
-        shards, read = _jsonl(files.find(source.path), policy)
+        shards, read = _jsonl(list(paths or files.find(source.path)), policy)
 
     def read_filtered(shard, cursor=None):
         def keep(item):
@@ -169,6 +195,11 @@ def open_source(source: Source, sets: Sequence[str] = (), policy: Policy | None 
 
 
 def _jsonl(paths: list[str], policy: Policy) -> tuple[list[str], ReadShard]:
+    if policy.on_error == "raise" and (missing := files.missing(paths)):
+        raise UserError(
+            f"data: {len(missing)} of {len(paths)} shards are missing, such as {missing[0]}: restore them, "
+            "or use globs that match only the shards to read"
+        )
     return paths, lambda shard, cursor: read_shard(paths[shard], cursor, policy, len(paths))
 
 
@@ -196,33 +227,78 @@ def no_documents(source: Source, sets: Sequence[str] = ()) -> UserError:
     return UserError(f"data: {source.text!r} holds no document{filtered}")
 
 
-def _fits(line: bytes | bytearray) -> bool:
-    """Whether parsing uses at most `_MOST_BYTES`: a str has 1, 2 or 4 bytes per character, for its widest."""
-    if len(line) * 6 <= _MOST_BYTES:
+class BadLine(ValueError):
+    """A line without a document; its text is one of `_REASONS`."""
+
+
+def _fits(line: bytes | bytearray, copies: int) -> bool:
+    """Whether parsing a line into `copies` strs uses at most `_MOST_BYTES`.
+
+    A str has 1, 2 or 4 bytes per character, for its widest.
+    """
+    if len(line) * (2 + 4 * copies) <= _MOST_BYTES:
         return True
     width = 4 if _FOUR_BYTES.search(line) else 2 if _TWO_BYTES.search(line) else 1
-    return len(line) * (2 + width) <= _MOST_BYTES
+    return len(line) * (2 + width * copies) <= _MOST_BYTES
 
 
-def parse(line: bytes | bytearray | None) -> dict | None:
-    """A line's document, or None if it is too long, not JSON, or has no text."""
-    if line is None or not _fits(line):
-        return None
+def _loads(line: bytes | bytearray) -> Any:
+    """The JSON value of a line. Raises BadLine.
+
+    orjson is fast but strict. What it refuses is read again by `json`, so that only what is used of a line
+    is judged: Python writes NaN into `meta`, and bytes that are not UTF-8 may be in any field.
+    """
     try:
-        record = orjson.loads(line)
+        return orjson.loads(line)
     except ValueError:
-        return None
+        pass
+    if not _fits(line, copies=2):
+        raise BadLine("too_long")
+    try:
+        return json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        pass
+    try:
+        line.decode()
+    except ValueError:
+        raise BadLine("not_utf8") from None
+    raise BadLine("not_json")
+
+
+def parse(line: bytes | bytearray | None) -> dict:
+    """The document of a line: {"text", "set"}.
+
+    Args:
+      line: None stands for one that is too long to be kept.
+
+    Raises:
+      BadLine: it has no document.
+    """
+    if line is None or not _fits(line, copies=1):
+        raise BadLine("too_long")
+    record = _loads(line)
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        return None
+        raise BadLine("no_text")
+    if not _encodable(text):
+        raise BadLine("not_utf8")
     meta = record.get("meta")
     if isinstance(meta, str):
         try:
-            meta = orjson.loads(meta)
-        except ValueError:
+            meta = _loads(meta.encode("utf-8", "surrogatepass"))
+        except BadLine:
             meta = None
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return {"text": text, "set": name if isinstance(name, str) else NO_SET}
+    return {"text": text, "set": name if isinstance(name, str) and _encodable(name) else NO_SET}
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text has no lone surrogates, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_shard(
@@ -230,12 +306,13 @@ def read_shard(
 ) -> Iterator[tuple[dict, tuple]]:
     """Yields (document, cursor after it) of one JSONL shard.
 
-    Bad lines (no JSON, without text, or too long) are skipped and counted. Empty lines are skipped.
+    Bad lines (not JSON, without text, not UTF-8, or too long) are skipped and counted, and the first one
+    of each kind is logged. Empty lines are skipped, and byte order marks at the start of lines.
 
     Args:
       path: the file.
       cursor: None for its start; else that of `shards`, and numbers of the lines so far: all, not
-        empty ones, bad ones, and the number of the first bad one.
+        empty ones, bad ones by reason, and the number of the first bad one.
       shards: number of shards of the source.
 
     Raises:
@@ -244,15 +321,18 @@ def read_shard(
     """
     policy = policy or Policy()
     tally = policy.tally
-    start, (number, count, bad, first_bad) = cursor or (files.START, (0, 0, 0, None))
+    start, (number, count, counts, first_bad) = cursor or (files.START, (0, 0, (), None))
+    # A checkpoint of an earlier version has one number for all reasons.
+    counts = [counts] if isinstance(counts, int) else counts
+    bad = dict(itertools.zip_longest(_REASONS, counts, fillvalue=0))
     damaged = False
 
     def judge():
-        if bad > policy.max_bad_share * count:
+        if sum(bad.values()) > policy.max_bad_share * count:
+            reasons = ", ".join(f"{n} {_REASONS[reason]}" for reason, n in bad.items() if n)
             raise UserError(
-                f"data: {bad} of {count} lines of {path} are not JSON, have no text or are too long "
-                f"(the first is line {first_bad}), more than "
-                f"data.max_bad_share={policy.max_bad_share:g}"
+                f"data: {sum(bad.values())} of {count} lines of {path} are bad ({reasons}; the first is "
+                f"line {first_bad}), more than data.max_bad_share={policy.max_bad_share:g}"
             )
 
     def on_damage(damage: files.Damage, frame: int):
@@ -270,21 +350,27 @@ def read_shard(
 
     for line, after in files.lines(path, start, on_damage, tally.retry):
         number += 1
+        if line is not None and line[: len(_MARK)] == _MARK:
+            line = line[len(_MARK) :]
         if line is not None and (not line or line.isspace()):
             continue
         count += 1
-        document = parse(line)
-        del line  # frees it and the document, which may be large, before others are read
-        if document is None:
-            bad += 1
+        try:
+            documents = [parse(line)]
+        except BadLine as error:
+            reason = str(error)
+            bad[reason] += 1
             first_bad = first_bad or number
-            tally.bad_lines(path, bad)
+            if tally.bad_lines(path, bad):
+                _LOG.info(
+                    f"data: line {number} of {path} is {_REASONS[reason]}: skipped, as others are"
+                )
             if count >= _JUDGED_FROM:
                 judge()
-        else:
-            documents = [document]
-            del document
-            yield documents.pop(), (after, (number, count, bad, first_bad))
+            continue
+        finally:
+            del line  # frees it and the document, which may be large, before others are read
+        yield documents.pop(), (after, (number, count, tuple(bad.values()), first_bad))
     judge()
     if not count and not damaged:
         tally.add("empty_shards", path)
@@ -301,21 +387,35 @@ def _quickstart(split: str) -> tuple[list[str], ReadShard]:
     return [f"{spec.QUICKSTART}:{split}[{i}]" for i in range(len(texts))], read
 
 
-def _tfds(dataset: str) -> tuple[list[str], ReadShard]:
-    """A TFDS dataset with a feature `text`; ranges of its documents are the shards."""
+def tfds_builder(source: Source) -> tuple[Any, str]:
+    """The TFDS builder of a source, and the name of its split. Raises UserError."""
     import tensorflow_datasets as tfds
 
-    name, _, split = dataset.partition(":")
-    path = f"{spec.TFDS}:{dataset}"
-    split = split or "train"
+    name, _, split = source.path.partition(":")
     try:
         builder: Any = (
             tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
         )
+    except Exception as error:  # of many kinds
+        raise _not_opened(source, error) from None
+    return builder, split or "train"
+
+
+def _not_opened(source: Source, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"data: {spec.TFDS}:{source.path} cannot be opened as a TFDS dataset: {reason}"
+    )
+
+
+def _tfds(source: Source) -> tuple[list[str], ReadShard]:
+    """A TFDS dataset with a feature `text`; ranges of its documents are the shards."""
+    builder, split = tfds_builder(source)
+    path = f"{spec.TFDS}:{source.path}"
+    try:
         texts = builder.as_data_source(split=split)
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"data: {path} cannot be opened as a TFDS dataset: {reason}") from None
+        raise _not_opened(source, error) from None
     if "text" not in builder.info.features:
         known = ", ".join(builder.info.features)
         raise UserError(f"data: {path} has no feature 'text', but {known}")

@@ -16,30 +16,19 @@ from bipe_jax import segments
 from bipe_jax.data import packing
 from bipe_jax.data.prefetch import Prefetcher, ordered_map
 from bipe_jax.data.sources import Opened, no_documents
-from bipe_jax.data.tokenizer import Tokenizer
+from bipe_jax.data.tokenizer import Tokenizer, parts
 from bipe_jax.errors import UserError
 
 _SHARDS_AT_ONCE = 8  # shards that documents are taken from in turn
 _FIRST_WINDOW = (
     64  # blocks; each window is twice as large as the one before, up to the config's size
 )
-_PART = 1 << 18  # characters: longer documents are tokenised in parts
 _TASK = 1 << 16  # characters that are tokenised at a time
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation by NumPy's legacy generator, which is the same in all versions."""
     return np.random.RandomState([seed, epoch]).permutation(count)
-
-
-def parts(text: str) -> Iterator[str]:
-    """Cuts a long text into parts, after newlines where possible."""
-    start = 0
-    while len(text) - start > _PART:
-        cut = text.find("\n", start + _PART - 1, start + 2 * _PART) + 1 or start + _PART
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
 
 
 class Documents:
@@ -153,6 +142,15 @@ class Stream:
         self._end()
         self._begin, self._blocks, self._taken = state["begin"], None, 0
         self._skip = state["given"]
+
+    def start_over(self) -> None:
+        """Continues with the source's first document in the order of the next epoch."""
+        begin = self._begin
+        read = begin["documents"] or {"next": 0}
+        epoch = read["next"] // self._shard_count + 1
+        documents = {"next": epoch * self._shard_count, "open": [], "turn": 0}
+        self._begin = {"number": begin["number"] + 1, "documents": documents, "part": 0, "skip": 0}
+        self._skip = 0
 
     def get_state(self) -> dict:
         """The state after the last block, of JSON's types."""

@@ -3,6 +3,7 @@
 Each document is tokenised once for all rules. Numbers are exact: every length is counted.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -16,46 +17,62 @@ from bipe_jax import hardware, segments
 from bipe_jax.config.spec import Source
 from bipe_jax.data import packing, prepared, sources, stream
 from bipe_jax.data.prefetch import ordered_map
-from bipe_jax.data.tokenizer import Tokenizer
+from bipe_jax.data.tokenizer import Tokenizer, parts
 from bipe_jax.errors import UserError
 
 BLOCK = 1024  # tokens, for the number of segments in a block
 _SHARDS_AT_ONCE = 8
 _WINDOW = 1 << 20  # tokens that are packed together
+_SMALL = 1 << 16
 
 
 class Histogram:
-    """The number of occurrences of each natural number."""
+    """The number of occurrences of each natural number.
+
+    Small numbers are counted in an array, and larger ones, which are few, one by one.
+    """
 
     def __init__(self):
-        self._counts = np.zeros(1, np.int64)
+        self._small = np.zeros(_SMALL, np.int64)
+        self._large: collections.Counter[int] = collections.Counter()
 
     def add(self, values: np.ndarray | list[int]) -> None:
-        counts = np.bincount(values)
-        if len(counts) > len(self._counts):
-            self._counts = np.pad(self._counts, (0, len(counts) - len(self._counts)))
-        self._counts[: len(counts)] += counts
+        values = np.asarray(values, np.int64)
+        self._small += np.bincount(values[values < _SMALL], minlength=_SMALL)
+        self._large.update(values[values >= _SMALL].tolist())
+
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers that have occurred, ascending, and their counts: (n,) int64 each."""
+        small, large = np.flatnonzero(self._small), sorted(self._large)
+        counts = [self._large[number] for number in large]
+        return (
+            np.concatenate([small, np.asarray(large, np.int64)]),
+            np.concatenate([self._small[small], np.asarray(counts, np.int64)]),
+        )
 
     @property
     def total(self) -> int:
-        return int(self._counts.sum())
+        return int(self._table()[1].sum())
 
     @property
     def mean(self) -> float:
-        return float(self._counts @ np.arange(len(self._counts)) / max(self.total, 1))
+        numbers, counts = self._table()
+        return float(numbers @ counts / max(counts.sum(), 1))
 
     @property
     def max(self) -> int:
-        return int(np.flatnonzero(self._counts).max(initial=0))
+        return int(self._table()[0].max(initial=0))
 
     def quantile(self, share: float) -> int:
         """The smallest number that at least this share of all, and at least one, do not exceed."""
-        least = max(share * self.total, 1)
-        return int(np.searchsorted(np.cumsum(self._counts), least))
+        numbers, counts = self._table()
+        least = max(share * counts.sum(), 1)
+        return int(numbers[np.searchsorted(np.cumsum(counts), least)])
 
     def between(self, low: int, high: int) -> int:
         """Number of occurrences from `low` to `high`, inclusive."""
-        return int(self._counts[low : high + 1].sum())
+        numbers, counts = self._table()
+        return int(counts[(numbers >= low) & (numbers <= high)].sum())
 
 
 class Statistics:
@@ -74,38 +91,62 @@ class Statistics:
         self.segments = {name: Histogram() for name in rules}
         self.per_block = {name: Histogram() for name in rules}
         self._rules, self._kind = rules, kind
-        self._buffer, self._size = [], 0  # documents that are not packed yet, and their tokens
+        self._buffer: list[tuple[np.ndarray, bool]] = []  # tokens to be packed; a document's first
+        self._length = 0  # tokens so far of the document that was begun
+        self._open = dict.fromkeys(rules, 0)  # and of its last segment
         self.rows: dict = {}
 
-    def add(self, tokens: np.ndarray, text_bytes: int) -> None:
-        """A whole document (L,)."""
-        self.documents += 1
+    def add(self, tokens: np.ndarray, text_bytes: int, last: bool = True) -> None:
+        """A document, or the next part of one.
+
+        Args:
+          tokens: (L,). text_bytes: of the part. last: whether the document ends with it.
+        """
+        self._buffer.append((tokens, not self._length))
+        self.documents += not self._length
         self.text_bytes += text_bytes
         self.tokens += len(tokens)
-        self.lengths.add([len(tokens)])
         for name, rule in self._rules.items():
-            ends = rule.ends(tokens, np.arange(len(tokens)))
-            ends[-1:] = True
-            self.segments[name].add(np.diff(np.flatnonzero(ends), prepend=-1))
-        self._buffer.append(tokens)
-        self._size += len(tokens)
-        if self._size >= _WINDOW:
+            ends = rule.ends(tokens, self._length + np.arange(len(tokens)))
+            ends[-1:] |= last
+            at = np.flatnonzero(ends)
+            self.segments[name].add(np.diff(at, prepend=-1 - self._open[name]))
+            self._open[name] = (
+                len(tokens) - 1 - at[-1] if len(at) else self._open[name] + len(tokens)
+            )
+        self._length += len(tokens)
+        if last:
+            self.lengths.add([self._length])
+            self._length, self._open = 0, dict.fromkeys(self._rules, 0)
+        if sum(len(tokens) for tokens, _ in self._buffer) >= _WINDOW:
             self.pack()
 
     def pack(self) -> None:
-        """Packs the buffered documents, and counts the segments of the blocks."""
+        """Packs the buffered documents, and counts the segments of the blocks.
+
+        What the next part may add to stays in the buffer: the tokens after the last whole block, of the
+        document that was begun, or of all if documents are concatenated.
+        """
         if not self._buffer:
             return
-        sizes = list(map(len, self._buffer))
+        parts = [tokens for tokens, _ in self._buffer]
         rows = {
-            "tokens": np.concatenate(self._buffer),
-            "document_ids": np.repeat(np.arange(len(sizes)) + 1, sizes),
+            "tokens": np.concatenate(parts),
+            "document_ids": np.repeat(
+                np.cumsum([first for _, first in self._buffer]), list(map(len, parts))
+            ),
         }
+        rows["document_ids"] += rows["document_ids"][0] == 0  # it begins within a document
+        size, rest = len(rows["tokens"]), 0
+        if self._kind == "concat":
+            rest = size % BLOCK
+        elif self._length:
+            rest = int((rows["document_ids"] == rows["document_ids"][-1]).sum()) % BLOCK
+        self._buffer = [(rows["tokens"][size - rest :], True)] if rest else []
         self.rows = self.rows or rows
-        blocks = getattr(packing, self._kind)(rows, BLOCK)
+        packed = {name: array[: size - rest] for name, array in rows.items()}
+        blocks = getattr(packing, self._kind)(packed, BLOCK)
         self.add_blocks(blocks["tokens"], blocks["document_ids"])
-        rest = self._size % BLOCK if self._kind == "concat" else 0
-        self._buffer, self._size = [rows["tokens"][self._size - rest :]] if rest else [], rest
 
     def add_blocks(self, tokens: np.ndarray, ids: np.ndarray) -> None:
         """Counts the segments of blocks (n, L); coordinates run through each, as training's default."""
@@ -161,17 +202,29 @@ def _shuffled(source: sources.Opened) -> Iterator[dict]:
             shards += [source.read(i) for i in itertools.islice(waiting, 1)]
 
 
-def _encoded(documents: Iterable[dict], tokenizer: Tokenizer) -> Iterator[tuple[dict, np.ndarray]]:
-    """Yields (document, tokens) in order, tokenised by one thread per core."""
+def _encoded(documents: Iterable[dict], tokenizer: Tokenizer) -> Iterator[tuple]:
+    """Yields (set, tokens, bytes of text, whether a document ends) of each part of the documents, in order.
 
-    def encode(document):
-        texts = list(stream.parts(document["text"]))
-        firsts = [i == 0 for i in range(len(texts))]
-        return document, np.concatenate(tokenizer.encode_parts(texts, firsts))
+    They are tokenised by one thread per core.
+    """
+
+    def of_documents():
+        for document in documents:
+            some = iter(parts(document["text"]))
+            part, first = next(some), True
+            for following in some:
+                yield document["set"], part, first, False
+                part, first = following, False
+            yield document["set"], part, first, True
+            del document, part, some  # frees them, which may be large, before the next is read
+
+    def encode(item):
+        name, part, first, last = item
+        return name, tokenizer.encode_parts([part], [first])[0], len(part.encode()), last
 
     workers = hardware.cores()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        yield from ordered_map(pool, encode, documents, 4 * workers)
+        yield from ordered_map(pool, encode, of_documents(), 4 * workers)
 
 
 def of_text(
@@ -197,10 +250,11 @@ def of_text(
     documents = _shuffled(sources.open_source(source, sets, policy))
     by_set: dict[str, Statistics] = {}
     taken = itertools.islice(documents, limit or None)
-    for document, tokens in _encoded(tqdm(taken, unit=" documents", disable=None), tokenizer):
-        if document["set"] not in by_set:
-            by_set[document["set"]] = Statistics(rules, kind)
-        by_set[document["set"]].add(tokens, len(document["text"].encode()))
+    bar = tqdm(taken, unit=" documents", disable=None)
+    for name, tokens, text_bytes, last in _encoded(bar, tokenizer):
+        if name not in by_set:
+            by_set[name] = Statistics(rules, kind)
+        by_set[name].add(tokens, text_bytes, last)
     faults = policy.tally.counts()
     if not any(s.tokens for s in by_set.values()):
         error = sources.no_documents(source, sets)

@@ -1,5 +1,6 @@
 """SentencePiece tokenizers: loaded from a file, or trained on text."""
 
+import functools
 import io
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,17 @@ from bipe_jax.errors import UserError
 
 # Largest piece that text is cut into: SentencePiece skips longer "sentences".
 _SAMPLE_BYTES = 4000
+_PART = 1 << 18  # characters: longer documents are tokenised in parts
+
+
+def parts(text: str) -> Iterator[str]:
+    """Cuts a long text into parts, after newlines where possible."""
+    start = 0
+    while len(text) - start > _PART:
+        cut = text.find("\n", start + _PART - 1, start + 2 * _PART) + 1 or start + _PART
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
 
 
 class Tokenizer:
@@ -20,7 +32,7 @@ class Tokenizer:
       model: the bytes of the `.model` file.
       name: its origin, for error messages.
       vocab_size: number of ids.
-      bos_id: the id before each document, or -1 if the model has none.
+      bos_id: the id before each document: BOS, or EOS of a model without BOS; -1 if it has neither.
       ends: ids that end a generated document: BOS (of the next document) and EOS.
     """
 
@@ -33,15 +45,57 @@ class Tokenizer:
         except RuntimeError as error:
             raise UserError(f"{name} is not a SentencePiece model: {error}") from None
         self.vocab_size = self._processor.vocab_size()
-        self.bos_id = self._processor.bos_id()
-        self.ends = frozenset({self.bos_id, self._processor.eos_id()} - {-1})
+        bos, eos = self._processor.bos_id(), self._processor.eos_id()
+        self.bos_id = bos if bos >= 0 else eos
+        self.ends = frozenset({bos, eos} - {-1})
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of one document, BOS first where the model has one: (L,) int32."""
+        """Token ids of one document, `bos_id` first where there is one: (L,) int32."""
         return self.encode_parts([text], [True])[0]
 
+    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of one document, as from `encode`, and the bytes of the text that each stands for.
+
+        The bytes sum up to those of the text, also where the model replaces text (<unk>, a normaliser).
+
+        Returns:
+          Two arrays (L,) int32.
+        """
+        ids, sizes = [], []
+        for i, part in enumerate(parts(text)):
+            of_part = self.encode_parts([part], [i == 0])[0]
+            ids.append(of_part)
+            sizes.append(self._byte_lengths[of_part])
+            if sizes[-1].sum() != len(part.encode()):
+                sizes[-1] = self._text_bytes(part, len(of_part))
+        return np.concatenate(ids), np.concatenate(sizes)
+
+    def _text_bytes(self, text: str, count: int) -> np.ndarray:
+        """The bytes of a text from the start of each of its `count` tokens to that of the next."""
+        mapping = self._processor.encode(text, return_type="offset_mapping", return_bytes=True)
+        starts = [start for start, _ in mapping["offsets"]]
+        if not starts:  # all of the text is lost
+            return np.full(count, len(text.encode()) // max(count, 1), np.int32)
+        bounds = np.maximum.accumulate([0, *starts[1:], len(text.encode())])
+        return np.pad(np.diff(bounds), (count - len(starts), 0)).astype(np.int32)
+
+    def replaced_bytes(self, text: str) -> int:
+        """The number of bytes of a text that are not those of its pieces: of <unk>, or normalised."""
+        if self._processor.decode(self._processor.encode(text)) == text:
+            return 0
+        data = text.encode()
+        mapping = self._processor.encode(text, return_type="offset_mapping", return_bytes=True)
+
+        def is_kept(token: int, start: int, end: int) -> bool:
+            piece, own = self._pieces[token].encode(), data[start:end]
+            added_space = start == 0 and piece[:1] == b" " and own == piece[1:]
+            return self._processor.is_byte(token) or own == piece or added_space
+
+        tokens = zip(mapping["ids"], mapping["offsets"], strict=True)
+        return len(data) - sum(end - start for i, (start, end) in tokens if is_kept(i, start, end))
+
     def encode_parts(self, texts: list[str], firsts: list[bool]) -> list[np.ndarray]:
-        """Token ids of parts of documents, BOS before the first part of each: (L,) int32 each.
+        """Token ids of parts of documents, `bos_id` before the first part of each: (L,) int32 each.
 
         The call releases the interpreter's lock.
         """
@@ -57,6 +111,10 @@ class Tokenizer:
 
     def pieces(self) -> list[str]:
         """The text each id stands for, with plain spaces; "" for control tokens and lone bytes."""
+        return self._pieces.copy()
+
+    @functools.cached_property
+    def _pieces(self) -> list[str]:
         return [self._piece(i) for i in range(self.vocab_size)]
 
     def _piece(self, i: int) -> str:
@@ -75,13 +133,15 @@ class Tokenizer:
         Their sum over a document is the size of its text, plus 1 for models that prepend a space
         (Llama's).
         """
-        return np.asarray(
-            [
-                1 if self._processor.is_byte(i) else len(piece.encode())
-                for i, piece in enumerate(self.pieces())
-            ],
-            np.int32,
-        )
+        return self._byte_lengths.copy()
+
+    @functools.cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        sizes = [
+            1 if self._processor.is_byte(i) else len(piece.encode())
+            for i, piece in enumerate(self._pieces)
+        ]
+        return np.asarray(sizes, np.int32)
 
 
 def load(path: str) -> Tokenizer:

@@ -33,11 +33,12 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     path = configured or Workdir(workdir).tokenizer
     if configured:
         chosen = load(path)
-        if saved and chosen.pieces() != saved.pieces():
+        # The same pieces with other scores, or another normaliser, would give other tokens.
+        if saved and chosen.model != saved.model:
             raise UserError(
-                f"the tokenizer {path!r} has another vocabulary than the checkpoint's, "
-                f"{saved.name}: leave config.tokenizer.path out and train on text or on data prepared "
-                "with that one, or start a run without that checkpoint"
+                f"the tokenizer {path!r} is another one than the checkpoint's, {saved.name}: leave "
+                "config.tokenizer.path out and train on text or on data prepared with that one, or start "
+                "a run without that checkpoint"
             )
     elif saved:
         chosen = saved
@@ -74,11 +75,12 @@ def _path_in_prepared(config: Plan) -> str:
 
 
 def _sample_texts(config: Plan, size: int) -> Iterator[str]:
-    """The beginnings of documents, equally long where they are long enough, about `size` bytes in all.
+    """The beginnings of documents, equally long where they are long enough, of at least `size` bytes in all.
 
-    They are the first documents of all sources: 2000, or as many as have 50 times `size` characters.
+    They are the first documents of all sources: as many as have `size` bytes, and at least 2000 unless
+    fewer have 50 times `size` characters.
     """
-    texts, characters = [], 0
+    texts, characters, total = [], 0, 0
     by_source = [
         sources.documents(source, config.data.sets, sources.policy_of(config))
         for source in config.training.sources
@@ -88,7 +90,8 @@ def _sample_texts(config: Plan, size: int) -> Iterator[str]:
             continue
         texts.append(document["text"][:size])
         characters += len(texts[-1])
-        if len(texts) == 2000 or characters > 50 * size:
+        total += len(texts[-1].encode())
+        if (len(texts) >= 2000 and total >= size) or characters > 50 * size:
             break
     # The largest equal share whose sum is at most `size`: short documents leave more to long ones.
     share, left = 0, size

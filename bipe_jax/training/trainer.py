@@ -9,9 +9,9 @@ import jax
 from ml_collections import ConfigDict
 
 from bipe_jax import collectives, plan, processes, segments, sharding
-from bipe_jax.checkpoint import Checkpoints
+from bipe_jax.checkpoint import Checkpoints, shards_from_json, shards_to_json
 from bipe_jax.config import check_resumable, from_json, to_json
-from bipe_jax.data import tokenizer, vocabulary
+from bipe_jax.data import held_out, identity, tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.periodic import PeriodicEvaluation
@@ -86,8 +86,9 @@ def train(
         source = saved or finetune.source(config)
 
         # ------------------------------------------------------------------------------------------
-        # Data: the tokenizer, the segment rule, the batches, and the held-out text.
+        # Data: the shards, the tokenizer, the segment rule, the batches, and the held-out text.
         # ------------------------------------------------------------------------------------------
+        config, changed = _with_shards(config, workdir, saved and saved.config)
         tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
         config = config.with_rule(rule)
@@ -117,7 +118,7 @@ def train(
         rewinds = data_state["rewinds"] if data_state else 0
         progress = Progress(config, int(state["step"]), target, rewinds)
         if data_state:
-            batches.set_state_of(data_state["readers"])
+            batches.set_state_of(data_state["readers"], changed)
             if first_process:
                 _LOG.info(f"Resuming from step {progress.step} of {workdir}")
         if first_process:
@@ -203,15 +204,32 @@ def _check_steps(config: plan.Plan, step: int, workdir: str) -> None:
         )
 
 
+def _with_shards(
+    config: plan.Plan, workdir: str, saved: plan.Plan | None
+) -> tuple[plan.Plan, list[bool]]:
+    """The plan with the shards that the first process reads, and which sources have changed."""
+
+    def read():
+        if saved:
+            shards, changed = identity.resumed(saved, config, workdir)
+        else:
+            shards = tuple(map(identity.of_source, config.training.sources))
+            changed = [False] * len(shards)
+        held_out.check(config.with_shards(shards))
+        return shards_to_json(shards), changed
+
+    shards, changed = collectives.of_first_process(read)
+    return config.with_shards(shards_from_json(shards)), changed
+
+
 def _tokenizer(
     config: plan.Plan, workdir: str, saved: tokenizer.Tokenizer | None
 ) -> tokenizer.Tokenizer:
     """The tokenizer, which the first process chooses and, if needed, trains."""
-    message = None
-    if jax.process_index() == 0:
+
+    def choose():
         chosen = vocabulary.choose(config, workdir, saved)
-        if jax.process_count() == 1:
-            return chosen
-        message = [base64.b64encode(chosen.model).decode(), chosen.name]
-    model, name = collectives.of_all_processes(message)[0]
+        return base64.b64encode(chosen.model).decode(), chosen.name
+
+    model, name = collectives.of_first_process(choose)
     return tokenizer.Tokenizer(base64.b64decode(model), name)
