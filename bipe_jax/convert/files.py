@@ -4,7 +4,6 @@ The tensors are in the first of these that exists: model.safetensors, the shards
 model.safetensors.index.json, pytorch_model.bin, the shards of pytorch_model.bin.index.json.
 """
 
-import json
 import os
 import pickle
 
@@ -13,22 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import json_files
 
 _DTYPES = ("float32", "float16", "bfloat16")
-
-
-def read_json(path: str) -> dict:
-    """The JSON object of a file. Raises UserError if it cannot be read or is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON, or only half of it: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
 
 
 class Tensors:
@@ -78,7 +64,7 @@ def _paths(directory: str) -> list[str]:
             return [path]
         index = path + ".index.json"
         if os.path.exists(index):
-            names = read_json(index).get("weight_map")
+            names = json_files.read(index).get("weight_map")
             if not names or not isinstance(names, dict) or {*map(type, names.values())} != {str}:
                 raise UserError(f"{index} has no weight_map with the file of each tensor")
             shards = [os.path.join(directory, shard) for shard in sorted(set(names.values()))]

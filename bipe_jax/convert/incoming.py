@@ -11,6 +11,7 @@ from bipe_jax.convert import files, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
+from bipe_jax.workdir import json_files
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def convert(source: str, destination: str, format: Any, tokenizer_path: str = ""
         raise UserError(f"{source}: no such directory")
     checkpoint.check_free(destination)
     where = os.path.join(source, "config.json")
-    config = format.config_of(files.read_json(where), where)
+    config = format.config_of(json_files.read(where), where)
     spm = _tokenizer(config, source, tokenizer_path)
     config = _with_rule(config, spm)
     tensors = files.Tensors(source, format.MOST_ROWS)

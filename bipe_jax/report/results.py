@@ -5,7 +5,6 @@ A field without a default must be in the file. A field's type has the check of i
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import types
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, json_files
 
 
 def _is_number(value) -> bool:
@@ -261,13 +260,12 @@ def read_file(directory: str, of: type[F]) -> F:
 def _read(directory: str, of: type[F]) -> F | None:
     path = os.path.join(directory, of.file)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json_files.load(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("kind", of.kind) != of.kind:
         kind = repr(content.get("kind")) if isinstance(content, dict) else "something else"
