@@ -88,7 +88,10 @@ def read(directory: str) -> list[Point]:
     for name in names:
         saved = recorded(os.path.join(directory, name))
         if saved is not None:
-            configs[name] = plan.of(config.from_json(saved))
+            try:
+                configs[name] = plan.of(config.from_json(saved))
+            except UserError as error:
+                raise UserError(f"--collect: {os.path.join(directory, name)}: {error}") from None
     if not configs:
         raise UserError(f"--collect={directory}: no directory in it is a point of a sweep")
     flat = {name: config.flatten(config.to_dict(of)) for name, of in configs.items()}

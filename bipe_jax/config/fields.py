@@ -33,9 +33,9 @@ def _field(default: Any, check: checks.Check, meaning: str, fixes: str = FREE) -
 class Model:
     """The decoder."""
 
-    layers: int = _field(12, checks.COUNT, "layers", PARAMETERS)
+    layers: int = _field(12, checks.LISTED, "layers", PARAMETERS)
     width: int = _field(768, checks.COUNT, "width of the hidden states", PARAMETERS)
-    heads: int = _field(12, checks.COUNT, "query heads; a head is width / heads wide", PARAMETERS)
+    heads: int = _field(12, checks.LISTED, "query heads; a head is width / heads wide", PARAMETERS)
     kv_heads: int = _field(
         12,
         checks.COUNT,
@@ -293,7 +293,7 @@ class Config:
     steps: int = _field(1000, checks.COUNT, "optimizer steps in the whole run")
     batch_size: int = _field(32, checks.COUNT, "sequences a step, over all devices", RUN)
     sequence_length: int = _field(
-        1024, checks.Number(int, low=2), "tokens of a block that the model is trained on", RUN
+        1024, checks.LENGTH, "tokens of a block that the model is trained on", RUN
     )
     seed: int = _field(
         0,

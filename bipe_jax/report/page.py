@@ -52,6 +52,7 @@ def _encoding(position: Position | None) -> str:
     """The encodings as text, such as "learned of offset + rope of segment"."""
 
     def entry(kind="?", coordinate="?", *options):
+        options = [option if isinstance(option, list) else [option] for option in options]
         listed = ", ".join(" ".join(map(str, option)) for option in options)
         return f"{kind} of {coordinate}" + (f" ({listed})" if listed else "")
 

@@ -16,12 +16,15 @@ from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir, json_files
 
 
+_MOST = 2**53  # larger whole numbers, which JSON may have, are not exact as floats, or are too large for them
+
+
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or _is_whole(value)
 
 
 def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 # The types of values: a description, and a check.

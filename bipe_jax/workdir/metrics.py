@@ -1,14 +1,18 @@
 """metrics.jsonl as others read it: how far a run is."""
 
 import dataclasses
-import json
 import os
 from typing import Any
 
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, json_files
 from bipe_jax.workdir.files import Path
 
 _TAIL = 1 << 14  # bytes that hold some steps' full lines
+_KINDS = {
+    "step": (int,),
+    "loss": (int, float, type(None)),
+    "tokens_per_second": (int, float, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,13 @@ def latest(workdir: Path) -> Metrics:
     values: dict[str, Any] = {}
     for line in lines:
         try:
-            values |= json.loads(line)
-        except (ValueError, TypeError):
+            parsed = json_files.parse(line)
+        except ValueError:
             continue
+        if isinstance(parsed, dict) and all(_fits(parsed, *kind) for kind in _KINDS.items()):
+            values |= parsed
     return Metrics(values.get("step", 0), values.get("loss"), values.get("tokens_per_second"))
+
+
+def _fits(line: dict[str, Any], name: str, kinds: tuple[type, ...]) -> bool:
+    return isinstance(line.get(name, 0), kinds)
