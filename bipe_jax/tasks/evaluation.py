@@ -13,7 +13,7 @@ from bipe_jax import processes, segments
 from bipe_jax.data import sources
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, loaded, perplexity
+from bipe_jax.evaluation import decode, loaded, perplexity, room
 from bipe_jax.evaluation.evaluator import MULTIPLES
 from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
@@ -146,6 +146,7 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     tasks = check(settings)
     config, tokenizer = loaded_model.config, loaded_model.tokenizer
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
+    room.check(loaded_model, lengths[-1])
     hay = haystack.noise()
     if settings.haystack:
         hay = haystack.of_source(settings.haystack, lengths[-1], sources.policy_of(config))
