@@ -202,6 +202,7 @@ def main() -> None:
         )
     beat = heartbeat.read(workdir)
     print(table(workdir, account(recorded, beat if _is_record(beat) else None)))
+    cli.check_printed()
 
 
 if __name__ == "__main__":

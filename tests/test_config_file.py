@@ -135,7 +135,9 @@ def test_an_error_in_a_file_beside_it_names_that_file(elsewhere):
     write(elsewhere / "helper.py", "\n\n1 / 0\n")
     with pytest.raises(UserError) as caught:
         config_file.load(path)
-    assert str(caught.value) == f"{elsewhere}/helper.py, line 3: ZeroDivisionError: division by zero"
+    assert (
+        str(caught.value) == f"{elsewhere}/helper.py, line 3: ZeroDivisionError: division by zero"
+    )
 
 
 def test_every_shipped_config_is_found_by_its_name(elsewhere):

@@ -642,7 +642,9 @@ def test_llama_refuses(changes, line):
 @pytest.mark.parametrize("rpe_type", [None, "bipe_rope"])
 def test_rows_without_a_piece_are_left_out(rows, tied, rpe_type, tmp_path, spm, capsys):
     """Padding, or added tokens; whatever they contain, the rest is as without them."""
-    config, tensors = _theirs(rpe_type or "rope", rows=16, tie_word_embeddings=tied, vocab_size=rows)
+    config, tensors = _theirs(
+        rpe_type or "rope", rows=16, tie_word_embeddings=tied, vocab_size=rows
+    )
     format = authors
     if rpe_type is None:
         config, format = {k: v for k, v in config.items() if k != "rpe_type"}, llama
@@ -658,7 +660,9 @@ def test_rows_without_a_piece_are_left_out(rows, tied, rpe_type, tmp_path, spm, 
     expected, found = (bipe_jax.load(f"{source}/ours") for source in (plain, padded))
     assert found[0] == expected[0] and found[0].model.vocab_size == PIECES
     assert _params_equal(found[1], expected[1])
-    says = f"the model has {rows:,} token ids and the tokenizer {PIECES} pieces: the ids from {PIECES}"
+    says = (
+        f"the model has {rows:,} token ids and the tokenizer {PIECES} pieces: the ids from {PIECES}"
+    )
     assert capsys.readouterr().err.count(says) == 1
 
 
@@ -761,6 +765,8 @@ def test_files_of_a_source_are_regular_and_its_own(name, kind, converted, tmp_pa
         "fifo": lambda: os.mkfifo(source / name),
         "directory": lambda: os.mkdir(source / name),
     }[kind]()
-    with pytest.raises(UserError, match="is a link out of its dir|must be a regular file") as raised:
+    with pytest.raises(
+        UserError, match="is a link out of its dir|must be a regular file"
+    ) as raised:
         incoming.convert(str(source), tmp_path / "ours", authors)
     assert "\n" not in str(raised.value)

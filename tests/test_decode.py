@@ -278,7 +278,9 @@ def test_the_cache_is_of_the_size_that_is_expected():
     """Of every dtype and encoding: what is refused is what would be allocated."""
     for name in ("bipe_rope", "t5", "three levels", "fixed rule, grouped heads, tied"):
         model = model_of(name)
-        shapes = jax.eval_shape(lambda model=model: decode.empty_cache(model.config, 1, 128)["layers"])
+        shapes = jax.eval_shape(
+            lambda model=model: decode.empty_cache(model.config, 1, 128)["layers"]
+        )
         sizes = [shapes[part].size * shapes[part].dtype.itemsize for part in ("key", "value")]
         assert sum(sizes) == 128 * room.bytes_per_token(model.config)
 

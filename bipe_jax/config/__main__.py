@@ -2,6 +2,7 @@
 
 import itertools
 
+from bipe_jax import streams
 from bipe_jax.config import FIELDS, Field, fields
 
 _FIXES = {fields.FREE: "", fields.RUN: "run", fields.PARAMETERS: "run, parameters"}
@@ -38,4 +39,5 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
+    streams.harden()
     print(reference(), end="")

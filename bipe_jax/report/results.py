@@ -16,7 +16,9 @@ from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir, json_files
 
 
-_MOST = 2**53  # larger whole numbers, which JSON may have, are not exact as floats, or are too large for them
+_MOST = (
+    2**53
+)  # larger whole numbers, which JSON may have, are not exact as floats, or are too large for them
 
 
 def _is_number(value) -> bool:

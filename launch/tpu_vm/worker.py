@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 
+from bipe_jax import streams
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
 from bipe_jax.workdir import heartbeat, workdir_argument
 
@@ -180,4 +181,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    streams.harden()
     sys.exit(main())
