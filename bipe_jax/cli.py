@@ -17,7 +17,6 @@ from ml_collections import ConfigDict, config_flags
 from bipe_jax import processes, streams
 from bipe_jax.config import file
 from bipe_jax.errors import USER_ERROR, UserError
-from bipe_jax.report import text
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def user_errors():
         # Exits at once: threads of a failed save would print their tracebacks below the line, and
         # jax.distributed would wait for the other processes.
         sys.stdout.flush()
-        _LOG.error("error: %s", text.line(str(error)))
+        _LOG.error("error: %s", streams.escaped(str(error), keep=""))
         os._exit(USER_ERROR)
     except Exception:
         if not processes.name():
@@ -187,7 +186,7 @@ class _Terminal(logging.Handler):
     """
 
     def emit(self, record):
-        message, name = text.escaped(self.format(record)), processes.name()
+        message, name = streams.escaped(self.format(record)), processes.name()
         if record.levelno >= logging.WARNING:
             message += f" ({name})" if name else ""
         elif not processes.is_first():

@@ -1,4 +1,4 @@
-"""Standard output and error that never fail: what they cannot show is escaped, what they cannot take is dropped.
+"""Standard output and error that never fail: they escape what they cannot show, and drop what is refused.
 
 A run must not end since the disk of its log is full, its terminal is gone, or a reader of its output has
 seen enough. Needs no JAX.
@@ -9,6 +9,7 @@ import io
 import os
 import select
 import sys
+import unicodedata
 from typing import Any
 
 
@@ -92,3 +93,11 @@ def failure(stream: Any) -> OSError | None:
         stream.flush()
     raw = _raw(stream)
     return raw.error if raw else None
+
+
+def escaped(text: str, keep: str = "\n\t") -> str:
+    """Text with its control characters escaped, but for those of `keep`."""
+    return "".join(
+        c if c in keep or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode()
+        for c in text
+    )

@@ -765,8 +765,6 @@ def test_files_of_a_source_are_regular_and_its_own(name, kind, converted, tmp_pa
         "fifo": lambda: os.mkfifo(source / name),
         "directory": lambda: os.mkdir(source / name),
     }[kind]()
-    with pytest.raises(
-        UserError, match="is a link out of its dir|must be a regular file"
-    ) as raised:
+    with pytest.raises(UserError, match=r"is a link out of its dir|must be a regular") as raised:
         incoming.convert(str(source), tmp_path / "ours", authors)
     assert "\n" not in str(raised.value)

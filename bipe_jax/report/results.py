@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir, json_files
 
-
 _MOST = (
     2**53
 )  # larger whole numbers, which JSON may have, are not exact as floats, or are too large for them

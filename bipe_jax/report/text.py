@@ -2,13 +2,7 @@
 
 import unicodedata
 
-
-def escaped(text: str, keep: str = "\n\t") -> str:
-    """Text with its control characters escaped, but for those of `keep`."""
-    return "".join(
-        c if c in keep or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode()
-        for c in text
-    )
+from bipe_jax.streams import escaped
 
 
 def visible(text: str) -> str:
