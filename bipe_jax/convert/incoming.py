@@ -11,7 +11,7 @@ from bipe_jax.convert import files, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import json_files
+from bipe_jax.workdir import json_files, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def convert(source: str, destination: str, format: Any, tokenizer_path: str = ""
     if not os.path.isdir(source):
         raise UserError(f"{source}: no such directory")
     checkpoint.check_free(destination)
+    if "://" not in str(destination):
+        outputs.check_new(destination)
     where = files.path_in(source, "config.json")
     config = format.config_of(json_files.read(where), where)
     spm = _tokenizer(config, source, tokenizer_path)

@@ -110,7 +110,8 @@ def locked(path: Path, refusal: str) -> Generator[int]:
       UserError: with `refusal`: another process holds the lock.
       OSError: the file cannot be opened.
     """
-    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_APPEND | os.O_CREAT
+    new = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # not made where a link leads
+    flags = os.O_RDONLY if os.path.isdir(path) else new
     descriptor = os.open(path, flags, 0o666)
     try:
         try:
