@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from matplotlib.lines import Line2D
 
-from bipe_jax.errors import UserError
+from bipe_jax.errors import Transient, UserError
 from bipe_jax.report import charts, figures, palette
 from bipe_jax.report import perplexity as perplexities
 from bipe_jax.report.charts import Field, Lines
@@ -108,15 +108,16 @@ def _save(
 def by_product(path: str) -> Generator[None]:
     """A context that makes a picture or a page of numbers that are saved already.
 
-    If it cannot be drawn, that is a warning: the numbers are what counts.
+    If it cannot be drawn, or another file that it shows is malformed, that is a warning.
 
     Raises:
-      UserError: it cannot be written, or a file that it is made of is malformed.
+      UserError: it cannot be written.
     """
     try:
         yield
-    except UserError:
+    except (Transient, outputs.Unwritten):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
         _LOG.warning(f"{path} could not be drawn ({reason}); the numbers are saved")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, cast
 
 from bipe_jax.workdir import Workdir, json_files
 from bipe_jax.workdir.files import Path
@@ -42,10 +42,8 @@ def latest(workdir: Path) -> Metrics:
             parsed = json_files.parse(line)
         except ValueError:
             continue
-        if isinstance(parsed, dict) and all(_fits(parsed, *kind) for kind in _KINDS.items()):
-            values |= parsed
+        if isinstance(parsed, dict):
+            read = cast(dict[str, Any], parsed)
+            if all(isinstance(read.get(name, 0), kinds) for name, kinds in _KINDS.items()):
+                values |= read
     return Metrics(values.get("step", 0), values.get("loss"), values.get("tokens_per_second"))
-
-
-def _fits(line: dict[str, Any], name: str, kinds: tuple[type, ...]) -> bool:
-    return isinstance(line.get(name, 0), kinds)

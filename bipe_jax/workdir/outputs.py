@@ -15,14 +15,18 @@ from bipe_jax.workdir import Workdir, files
 from bipe_jax.workdir.files import Path
 
 
+class Unwritten(UserError):
+    """A file of results that could not be written."""
+
+
 class _Probed(Exception):
     """Ends the writing of a file that only proves that it can be written."""
 
 
 def check(path: Path) -> None:
-    """Raises UserError unless a file can be written, or replaced. It leaves nothing."""
+    """Raises Unwritten unless a file can be written, or replaced. It leaves nothing."""
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise UserError(f"{os.fspath(path)} cannot be written: there is no such directory")
+        raise Unwritten(f"{os.fspath(path)} cannot be written: there is no such directory")
     with writing(path):
         if os.path.isdir(path) and not os.path.islink(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -60,11 +64,11 @@ def check_new(directory: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """A context that turns an OSError into a UserError that names the file; a full disk is Transient."""
+    """A context that turns an OSError into an Unwritten that names the file; a full disk is Transient."""
     try:
         yield
     except OSError as error:
-        kind = Transient if error.errno in files.DISK_ERRORS else UserError
+        kind = Transient if error.errno in files.DISK_ERRORS else Unwritten
         raise kind(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
 
 
