@@ -35,7 +35,7 @@ def unit(workdir: str, arguments: list[str], hosts: int) -> str:
     line += ["--", *python, "bipe_jax.train", *arguments]
     return f"""\
 [Unit]
-Description=bipe_jax training in {workdir.replace("%", "%%")}
+Description={workdir.replace("%", "%%")}: training of bipe_jax
 Wants=network-online.target
 After=network-online.target remote-fs.target
 RequiresMountsFor={_quoted(workdir)}
