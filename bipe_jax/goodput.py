@@ -102,11 +102,8 @@ def _is_record(record: Any) -> bool:
         return False
     kind, spans = record.get("event", ""), record["seconds"]
     times = [record.get("time"), record.get("since"), spans.get("step"), *spans.values()]
-    texts, steps, beats = (
-        [kind, record.get("phase", "")],
-        [0 if record.get("step") is None else record["step"]],
-        [],
-    )
+    texts, beats = [kind, record.get("phase", "")], []
+    steps = [0 if record.get("step") is None else record["step"]]
     if kind == "rewound":
         steps.append(record.get("to"))
     if kind == "slow":

@@ -17,7 +17,7 @@ import traceback
 import types
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 
@@ -69,10 +69,11 @@ def load(text: str) -> ml_collections.ConfigDict:
     """
     path, argument = find(text)
     with _errors(path):
-        config = _function(path, "get_config")(*([] if argument is None else [argument]))
+        config: Any = _function(path, "get_config")(*([] if argument is None else [argument]))
+        is_config = isinstance(config, ml_collections.ConfigDict)
         # A value may be computed, or missing, when it is read.
-        values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else None
-    if values is None:
+        values: Any = cast(Any, config).to_dict() if is_config else None
+    if not is_config:
         raise UserError(
             f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
         )
