@@ -17,7 +17,7 @@ from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
-from bipe_jax.workdir import Workdir, files, outputs
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger("bipe_jax.harness")
 
@@ -101,8 +101,7 @@ def run(
     }
     if processes.is_first():
         show(results)
-        with outputs.writing(Workdir(output).harness):
-            files.write_json(Workdir(output).harness, written)
+        outputs.write_json(Workdir(output).harness, written)
     return results
 
 

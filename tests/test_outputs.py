@@ -174,6 +174,12 @@ def test_a_disk_that_is_full_at_last(run, command, tmp_path):
     assert (tmp_path / "evaluation.json").read_text() == "{}"
 
 
+def test_numbers_that_json_has_not(tmp_path):
+    with pytest.raises(UserError, match=r"x\.json cannot be written: .*not JSON compliant"):
+        outputs.write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not os.listdir(tmp_path)
+
+
 def test_a_full_disk_is_not_a_users_error(tmp_path):
     with (
         pytest.raises(Transient, match="x cannot be written: No space left"),

@@ -21,7 +21,7 @@ from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 from bipe_jax.report import page, pictures
-from bipe_jax.workdir import Workdir, files, outputs
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -234,8 +234,7 @@ def analyse(
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
         show(result)
-        with outputs.writing(directory.attention):
-            files.write_json(directory.attention, result)
+        outputs.write_json(directory.attention, result)
         with pictures.by_product(directory.report):
             page.write([output], directory.report)
     return result

@@ -14,7 +14,7 @@ from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Evaluation, read_file
-from bipe_jax.workdir import Workdir, files, outputs
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,8 +150,7 @@ def check_output(output: str, flag: str = "--output") -> None:
 def write(result: dict, output: str) -> None:
     """Writes evaluation.json, extrapolation.png and report.html into a directory. Raises UserError."""
     directory = Workdir(output)
-    with outputs.writing(directory.evaluation):
-        files.write_json(directory.evaluation, result)
+    outputs.write_json(directory.evaluation, result)
     with pictures.by_product(directory.extrapolation):
         evaluation = read_file(output, Evaluation)
         pictures.perplexity([(result["name"], evaluation)], directory.extrapolation)

@@ -76,8 +76,7 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
             result = evaluator(model.params, name, step)
             write(result, output)
             record = os.path.join(directory, f"{step}.json")
-            with outputs.writing(record):
-                files.write_json(record, result)
+            outputs.write_json(record, result)
         elif last is None and done and (model := _load(path, max(done))):
             last = model.config.steps
         elif last in done:

@@ -21,7 +21,7 @@ from bipe_jax.report.results import Tasks, read_file
 from bipe_jax.report.text import line, table
 from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
-from bipe_jax.workdir import Workdir, files, outputs
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -238,8 +238,7 @@ def evaluate(
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
         show(result)
-        with outputs.writing(directory.tasks):
-            files.write_json(directory.tasks, result)
+        outputs.write_json(directory.tasks, result)
         with pictures.by_product(directory.tasks_picture):
             pictures.accuracy(result["name"], read_file(output, Tasks), directory.tasks_picture)
         with pictures.by_product(directory.report):

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Generator
+from typing import Any
 
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.workdir import Workdir, files
@@ -76,3 +77,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes all of a file or nothing. Raises UserError."""
     with writing(path), files.replacing(path, "wb") as file:
         file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes all of a JSON value or nothing. Raises UserError, also of numbers that JSON has not."""
+    try:
+        with writing(path):
+            files.write_json(path, value)
+    except ValueError as error:
+        raise Unwritten(f"{os.fspath(path)} cannot be written: {error}") from None
