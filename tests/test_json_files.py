@@ -12,11 +12,13 @@ import test_report as made
 from tiny import tiny
 
 from bipe_jax import config, goodput, plan, plot
+from bipe_jax.config.spec import parse_source
 from bipe_jax.convert import authors, from_hf, incoming, llama
+from bipe_jax.data import prepared
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.report import page, pictures, results
 from bipe_jax.workdir import Workdir, events, files, heartbeat, json_files, metrics
-from launch import collect, points, restart, supervise
+from launch import collect, jobs, local, points, restart, supervise
 
 DEEP = b"[" * 100_000
 CONTENTS = {
@@ -121,6 +123,11 @@ def _supervise(directory, patch):
     supervisor._train(os.open(directory, os.O_RDONLY))
 
 
+def _point(directory):
+    job = jobs.Job("configs/smoke.py", str(directory), name="x")
+    return points.Checked(job, plan.make(tiny()))
+
+
 COMMANDS = {
     "plot": (_plot, "evaluation.json"),
     "report": (lambda d, _: page.build([str(d)]), "evaluation.json"),
@@ -137,6 +144,8 @@ COMMANDS = {
     "restart": (lambda d, _: restart.decide(str(d), 137), "restarts.json"),
     "supervise": (_supervise, "heartbeat.json"),
     "train": (_train, "config.json"),
+    "prepared": (lambda d, _: prepared.open_prepared(parse_source(f"prepared:{d}")), "bipe.json"),
+    "local sweep": (lambda d, _: local.Run(_point(d)).shown, "heartbeat.json"),
     "from-authors": (lambda d, _: incoming.convert(str(d), f"{d}/o", authors), "config.json"),
     "from-llama": (lambda d, _: incoming.convert(str(d), f"{d}/o", llama), "config.json"),
     "from-hf": (lambda d, _: incoming.convert(str(d), f"{d}/o", from_hf), "config.json"),
