@@ -21,9 +21,15 @@ def main():
     args = parser.parse_args()
     lengths = cli.numbers("lengths", args.lengths, int)
     cli.set_up()
-    result = analyse(args.checkpoint, lengths, args.data, args.output, args.blocks)
+    analyse(
+        args.checkpoint,
+        lengths,
+        args.data,
+        args.output,
+        args.blocks,
+        lambda result: print(attention(result)),
+    )
     if processes.is_first():
-        print(attention(result))
         print(f"Wrote {args.output or args.checkpoint}/attention.json and report.html")
 
 

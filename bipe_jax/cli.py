@@ -14,7 +14,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from bipe_jax import processes
+from bipe_jax import processes, streams
 from bipe_jax.config import file
 from bipe_jax.errors import USER_ERROR, UserError
 
@@ -23,7 +23,11 @@ _LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def user_errors():
-    """A context that shows messages; a UserError inside ends the program with its line and status 1."""
+    """A context that shows messages; a UserError inside ends the program with its line and status 1.
+
+    From then on, output that cannot be shown or written is no error, see `streams`.
+    """
+    streams.harden()
     log_to_terminal()
     try:
         yield
@@ -31,7 +35,7 @@ def user_errors():
         # Exits at once: threads of a failed save would print their tracebacks below the line, and
         # jax.distributed would wait for the other processes.
         sys.stdout.flush()
-        _LOG.error("error: %s", error)
+        _LOG.error("error: %s", streams.escaped(str(error), keep=""))
         os._exit(USER_ERROR)
     except Exception:
         if not processes.name():
@@ -39,6 +43,21 @@ def user_errors():
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)  # otherwise the processes would wait for each other
+
+
+def unread() -> bool:
+    """Whether the reader of standard output has gone, as in `... | head`."""
+    return isinstance(streams.failure(sys.stdout), BrokenPipeError)
+
+
+def check_printed() -> None:
+    """Raises UserError if standard output, a command's only result, could not be written.
+
+    A reader that has gone has had enough.
+    """
+    error = streams.failure(sys.stdout)
+    if error and not isinstance(error, BrokenPipeError):
+        raise UserError(f"standard output cannot be written: {error.strerror}")
 
 
 def set_up() -> None:
@@ -78,15 +97,15 @@ def cache_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bipe_jax"))
 
 
-def checkpoint_parser(module: str, text: str | None) -> argparse.ArgumentParser:
+def checkpoint_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of the flags of `python -m MODULE`, with --checkpoint."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     help_text = "a run's workdir, or one step's directory"
     parser.add_argument("--checkpoint", required=True, help=help_text)
     return parser
 
 
-def numbers(flag: str, text: str, kind: type) -> tuple:
+def numbers(flag: str, listed: str, kind: type) -> tuple:
     """The numbers of --FLAG=N,N,...
 
     Args:
@@ -96,19 +115,19 @@ def numbers(flag: str, text: str, kind: type) -> tuple:
       UserError: one is not a number of that kind.
     """
     try:
-        return tuple(kind(number) + 0 for number in text.split(",") if number)  # -0.0 + 0 is 0.0
+        return tuple(kind(number) + 0 for number in listed.split(",") if number)  # -0.0 + 0 is 0.0
     except ValueError:
         wanted = "whole numbers, such as 256,512" if kind is int else "numbers, such as 0,0.5,1"
-        raise UserError(f"--{flag}={text} must be {wanted}") from None
+        raise UserError(f"--{flag}={listed} must be {wanted}") from None
 
 
 class Parser(argparse.ArgumentParser):
     """A parser of the flags of `python -m MODULE` that raises UserError."""
 
-    def __init__(self, module: str, text: str | None):
+    def __init__(self, module: str, description: str | None):
         super().__init__(
             prog=f"python -m {module}",
-            description=text,
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -167,12 +186,12 @@ class _Terminal(logging.Handler):
     """
 
     def emit(self, record):
-        text, name = self.format(record), processes.name()
+        message, name = streams.escaped(self.format(record)), processes.name()
         if record.levelno >= logging.WARNING:
-            text += f" ({name})" if name else ""
+            message += f" ({name})" if name else ""
         elif not processes.is_first():
             return
-        print(text, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
 
 _TERMINAL = _Terminal()

@@ -13,7 +13,7 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluation.evaluator import Settings, evaluate
 from bipe_jax.evaluation.follow import follow
 from bipe_jax.evaluation.protocols import SAME_TOKENS
-from bipe_jax.evaluation.tables import tables
+from bipe_jax.evaluation.tables import tables, written
 
 
 def main():
@@ -22,9 +22,9 @@ def main():
     if args.follow:
         follow(args.checkpoint, settings, args.output)
         return
-    result = evaluate(args.checkpoint, settings, args.output)
+    evaluate(args.checkpoint, settings, args.output, lambda result: print(tables(result)))
     if processes.is_first():
-        print(tables(result, args.output or args.checkpoint))
+        print(written(args.output or args.checkpoint))
 
 
 def _settings() -> tuple[Settings, argparse.Namespace]:

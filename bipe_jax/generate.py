@@ -81,6 +81,9 @@ def main():
     for text in itertools.chain([args.prompt + first], pieces, ["\n"]):
         if processes.is_first():
             print(text, end="", flush=True)
+            if cli.unread() and not processes.name():
+                break
+    cli.check_printed()
 
 
 if __name__ == "__main__":

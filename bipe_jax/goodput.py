@@ -6,6 +6,7 @@ Goodput is the share of the time since the first start in which the devices ran 
 import argparse
 import dataclasses
 import time
+from typing import Any
 
 from bipe_jax import cli
 from bipe_jax.errors import UserError
@@ -13,6 +14,7 @@ from bipe_jax.training.observing.clock import PHASES
 from bipe_jax.workdir import Workdir, events, heartbeat
 
 _SHOWN = 5  # slow steps
+_LATEST = 1e11  # Unix time, of the year 5138: more is no time that can be shown
 
 # The parts: the phases of a process, "again" and "down".
 _MEANING = {
@@ -94,6 +96,32 @@ def account(recorded: list[dict], beat: dict | None = None) -> Account:
     )
 
 
+def _is_record(record: Any) -> bool:
+    """Whether an event or a heartbeat has all that `account` and `table` read."""
+    if not isinstance(record, dict) or not isinstance(record.get("seconds"), dict):
+        return False
+    kind, spans = record.get("event", ""), record["seconds"]
+    times = [record.get("time"), record.get("since"), spans.get("step"), *spans.values()]
+    texts, beats = [kind, record.get("phase", "")], []
+    steps = [0 if record.get("step") is None else record["step"]]
+    if kind == "rewound":
+        steps.append(record.get("to"))
+    if kind == "slow":
+        slow = record.get("slow")
+        slow = slow if isinstance(slow, dict) else {}
+        times += [slow.get("took"), slow.get("usual")]
+        texts.append(slow.get("phase"))
+        steps.append(slow.get("step"))
+    if record.get("before"):
+        beats.append(record["before"])
+    return (
+        all(isinstance(x, (int, float)) and 0 <= x < _LATEST for x in times)
+        and all(isinstance(x, str) for x in texts)
+        and all(isinstance(x, int) for x in steps)
+        and all(map(_is_record, beats))
+    )
+
+
 class _Steps:
     """Seconds of steps, of which those that are repeated are moved to `again`."""
 
@@ -168,11 +196,14 @@ def main() -> None:
     parser.add_argument("workdir", help="of a run, which may be running")
     workdir = parser.parse_args().workdir
     recorded = events.read(workdir)
+    recorded = [event for event in recorded if _is_record(event)]
     if not recorded:
         raise UserError(
             f"{Workdir(workdir).events} does not exist or is empty: name a run's workdir"
         )
-    print(table(workdir, account(recorded, heartbeat.read(workdir))))
+    beat = heartbeat.read(workdir)
+    print(table(workdir, account(recorded, beat if _is_record(beat) else None)))
+    cli.check_printed()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bipe_jax import cli, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger("bipe_jax.harness")
 
@@ -34,6 +35,7 @@ def run(
     limit: float | None = None,
     extend: str = "",
     output: str = "",
+    show: Callable[[dict], object] = lambda results: None,
 ) -> dict:
     """Runs tasks and writes OUTPUT/harness.json.
 
@@ -42,6 +44,7 @@ def run(
       tasks: names, or patterns of names. include_path: a directory of further tasks.
       max_length: tokens; 0 takes 4 times the training length, or once if the model has no more positions.
       num_fewshot, limit: see the harness. extend: see `positions.extend`. output: "" takes `path`.
+      show: called with the results before they are written, by the first process.
 
     Returns:
       The results of `lm_eval.simple_evaluate`.
@@ -68,7 +71,7 @@ def run(
         loaded_model, max_length or max(default_lengths(loaded_model.config, MULTIPLES))
     )
     output = output or path
-    Workdir(output).make("--output")
+    outputs.check_directory(output, Workdir.harness)
     dictionary = load_tasks(manager, names)
     _LOG.info(
         f"Texts are cut at {model.max_length:,} tokens (--max_length); the model was trained at "
@@ -97,8 +100,17 @@ def run(
         **{name: plain(results[name]) for name in _KEPT if name in results},
     }
     if processes.is_first():
-        files.write_json(Workdir(output).harness, written)
+        show(results)
+        outputs.write_json(Workdir(output).harness, written)
     return results
+
+
+def _print(results: dict) -> None:
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
 
 
 def find_tasks(patterns: list[str], include_path: str | None) -> tuple[Any, list[str]]:
@@ -177,7 +189,7 @@ def main():
     parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
     args = parser.parse_args()
     cli.set_up()
-    results = run(
+    run(
         args.checkpoint,
         [name for name in args.tasks.split(",") if name],
         max_length=args.max_length,
@@ -186,16 +198,11 @@ def main():
         num_fewshot=args.num_fewshot,
         limit=args.limit,
         output=args.output,
+        show=_print,
     )
-    from lm_eval.utils import make_table
-
-    if not processes.is_first():
-        return
-    print(make_table(results))
-    if results.get("groups"):
-        print(make_table(results, "groups"))
-    print(f"Wrote {args.output or args.checkpoint}/harness.json")
-    sys.stdout.flush()
+    if processes.is_first():
+        print(f"Wrote {args.output or args.checkpoint}/harness.json")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ def main(arguments: list[str]) -> None:
         )
     if args.search:
         print(f"best that fits: {_overrides(config)}")
+    cli.check_printed()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import sys
 
 from bipe_jax import cli, plan, processes
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.evaluation.evaluator import Settings, evaluate, resolve
-from bipe_jax.evaluation.tables import tables
+from bipe_jax.evaluation.evaluator import Settings, check_output, evaluate, resolve
+from bipe_jax.evaluation.tables import tables, written
 from bipe_jax.training import failures, observing
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.trainer import train
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
 
     processes.start()
     failures.forget(args.workdir)
+    check_output(args.workdir, "--workdir")
     with observing.Observer(observing.process_start(), profile) as observer:
         try:
             done = train(config, args.workdir, args.stop_at, observer)
@@ -55,9 +56,9 @@ def main(arguments: list[str]) -> None:
         if done:
             processes.exit_at_signals()
             with observer.phase("evaluating"):
-                result = evaluate(args.workdir, settings)
+                evaluate(args.workdir, settings, show=lambda result: print(tables(result)))
             if processes.is_first():
-                print(tables(result, args.workdir))
+                print(written(args.workdir))
             return
     _LOG.info(f"Stopped and saved: the same command resumes (exit status {PREEMPTED})")
     sys.exit(PREEMPTED)

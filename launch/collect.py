@@ -5,6 +5,7 @@ The CSV has a line for each point, data set and length, and one for each point w
 
 import csv
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ from bipe_jax.report import page, palette, pictures
 from bipe_jax.report.results import Evaluation, Perplexity, read_file
 from bipe_jax.report.text import table
 from bipe_jax.report.webpage import Table
-from bipe_jax.workdir import Workdir, files, heartbeat, metrics
+from bipe_jax.workdir import Workdir, heartbeat, metrics, outputs
 from launch.points import finished, recorded, short_key, shortened, words
 
 _LOG = logging.getLogger(__name__)
@@ -56,17 +57,21 @@ def collect(directory: str) -> None:
       UserError: the directory has no points, or a file cannot be read or written.
     """
     points = read(directory)
+    for name in (_TABLE, Workdir.extrapolation, Workdir.report):
+        outputs.check(os.path.join(directory, name))
     done = [point for point in points if point.evaluation]
-    _write_csv(points, os.path.join(directory, _TABLE))
     head, rows = _overview(points)
     print(table(tuple(head), [tuple(row) for row in rows]))
+    _write_csv(points, os.path.join(directory, _TABLE))
     written = [_TABLE]
     if done:
         shown = _best(done, palette.SERIES)
         others = [point for point in done if point not in shown]
         evaluations = [(p.label, p.evaluation) for p in (*shown, *others) if p.evaluation]
-        pictures.perplexity(evaluations, Workdir(directory).extrapolation)
-        _write_report(directory, points, shown, len(others))
+        with pictures.by_product(Workdir(directory).extrapolation):
+            pictures.perplexity(evaluations, Workdir(directory).extrapolation)
+        with pictures.by_product(Workdir(directory).report):
+            _write_report(directory, points, shown, len(others))
         written += [Workdir.extrapolation, Workdir.report]
     for point in points:
         if point.status != "finished":
@@ -88,7 +93,10 @@ def read(directory: str) -> list[Point]:
     for name in names:
         saved = recorded(os.path.join(directory, name))
         if saved is not None:
-            configs[name] = plan.of(config.from_json(saved))
+            try:
+                configs[name] = plan.of(config.from_json(saved))
+            except UserError as error:
+                raise UserError(f"--collect: {os.path.join(directory, name)}: {error}") from None
     if not configs:
         raise UserError(f"--collect={directory}: no directory in it is a point of a sweep")
     flat = {name: config.flatten(config.to_dict(of)) for name, of in configs.items()}
@@ -144,16 +152,15 @@ def _best(points: Sequence[Point], count: int) -> list[Point]:
 def _write_csv(points: Sequence[Point], path: str) -> None:
     keys = list(points[0].values)
     measured = ("set", "length", "loss", "perplexity", "perplexity_error")
-    try:
-        with files.replacing(path, newline="") as file:
-            lines = csv.writer(file)
-            lines.writerow(["point", "status", *keys, "step", "final_loss", *measured])
-            for p in points:
-                own = [p.name, p.status, *p.values.values(), p.metrics.step, p.metrics.loss]
-                for row in p.rows or [None]:
-                    lines.writerow([*own, *(getattr(row, name, None) for name in measured)])
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["point", "status", *keys, "step", "final_loss", *measured])
+    for p in points:
+        own = [p.name, p.status, *p.values.values(), p.metrics.step, p.metrics.loss]
+        for row in p.rows or [None]:
+            lines.writerow([*own, *(getattr(row, name, None) for name in measured)])
+    # Names that are not UTF-8, as those of directories may be.
+    outputs.write_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _overview(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:

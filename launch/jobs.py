@@ -7,8 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 
-from bipe_jax import cli, plan
+from bipe_jax import cli, plan, streams
 from bipe_jax.config import check_resumable, from_json
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import Workdir
@@ -47,12 +48,30 @@ def _text(value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
+def check_line(name: str, text: str) -> None:
+    """Raises UserError unless a text is one line without control characters.
+
+    Launchers write it into files of lines, YAML and units, and pass it through shells of other machines.
+    """
+    for character in name + text:
+        # Control characters, separators of lines and paragraphs, and bytes that are not UTF-8.
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            shown = streams.escaped(f"{name}={text}", keep="")
+            raise UserError(
+                f"{shown} contains {character!a}: launchers take one line without control characters"
+            )
+
+
 def check(job: Job) -> plan.Plan:
     """The job's config, as the trainer will read it.
 
     Raises:
-      UserError: a key is unknown, a value is wrong, or the workdir belongs to another config.
+      UserError: a key is unknown, a value is wrong or has several lines, or the workdir belongs to another
+        config.
     """
+    texts = {"--config": job.config, "--workdir": job.workdir, "--name": job.name}
+    for name, value in texts.items() | {(f"--config.{k}", _text(v)) for k, v in job.overrides}:
+        check_line(name, value)
     config = plan.make(cli.read_config(job.config_arguments()))
     if (recorded := Workdir(job.workdir).read_config()) is not None:
         check_resumable(from_json(recorded), config, job.workdir)

@@ -129,9 +129,9 @@ def run(points: Sequence[Checked], at_once: int) -> int:
     runs = [Run(point) for point in points]
     for run in runs:
         beat = heartbeat.read_alive(run.workdir)
-        if beat and beat["host"] != socket.gethostname():  # the lock may be only of this host
+        if beat and beat.get("host") != socket.gethostname():  # the lock may be only of this host
             raise UserError(
-                f"{run.workdir} is being trained on {beat['host']} ({beat['phase']}); if that process is "
+                f"{run.workdir} is being trained on {beat.get('host')} ({beat['phase']}); if that process is "
                 "dead, remove its heartbeat.json; nothing was launched"
             )
     for run, point in zip(runs, points, strict=True):

@@ -93,10 +93,11 @@ def volumes(args: argparse.Namespace, to_launch: list[jobs.Job]) -> list[tuple[s
     """
     pairs = []
     for text in args.volume:
+        jobs.check_line("--volume", text)
         source, _, path = text.rpartition(":")
         path = path.rstrip("/")
         name = re.fullmatch(r"(gs://)?[a-z0-9][a-z0-9._-]*", source)
-        if not name or not re.fullmatch("/.+", path):
+        if not name or not re.fullmatch("/[^$]+", path):  # SkyPilot fills in $X
             raise UserError(
                 f"--volume={text} must be gs://BUCKET:/PATH or NAME:/PATH, such as gs://my-runs:/runs"
             )
@@ -174,7 +175,7 @@ def names(to_launch: list[jobs.Job], most: int) -> list[str]:
     for job in to_launch:
         name = re.sub("[^a-z0-9]+", "-", job.name.lower()).strip("-")
         if name != job.name or not name[:1].isalpha() or len(name) > most:
-            digest = hashlib.sha256(job.name.encode()).hexdigest()[:6]
+            digest = hashlib.sha256(job.name.encode(errors="surrogatepass")).hexdigest()[:6]
             name = name if name[:1].isalpha() else f"run-{name}".rstrip("-")
             name = f"{name[: most - 7].rstrip('-')}-{digest}"
         if name in done:

@@ -193,5 +193,8 @@ def finished(workdir: str, config) -> bool:
         return False
     settings = resolve(Settings(), config)
     rows = evaluation.get("results")
-    lengths = {row.get("length") for row in rows} if isinstance(rows, list) else set()
-    return evaluation.get("data") == settings.data and lengths == set(settings.lengths)
+    rows = rows if isinstance(rows, list) else []
+    lengths = [row.get("length") if isinstance(row, dict) else None for row in rows]
+    alike = all(length in settings.lengths for length in lengths)
+    complete = all(length in lengths for length in settings.lengths)
+    return evaluation.get("data") == settings.data and alike and complete

@@ -23,6 +23,7 @@ import argparse
 import os
 import sys
 
+from bipe_jax import streams
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
 from bipe_jax.workdir import Workdir, files
 
@@ -85,4 +86,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    streams.harden()
     sys.exit(main())

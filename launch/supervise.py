@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 
+from bipe_jax import streams
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR, UserError
 from bipe_jax.workdir import Workdir, files, heartbeat, workdir_argument
 from launch import restart
@@ -173,4 +174,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    streams.harden()
     sys.exit(main())

@@ -119,7 +119,7 @@ def _submit(checked: Sequence[points.Checked], args, flags: list[str]) -> int:
     left = []
     for point in _unfinished(checked):
         if beat := heartbeat.read_alive(point.job.workdir):
-            _LOG.info(f"{point.job.name}: running on {beat['host']} ({beat['phase']})")
+            _LOG.info(f"{point.job.name}: running on {beat.get('host')} ({beat['phase']})")
         else:
             left.append(point)
     if not left:

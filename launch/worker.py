@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 
+from bipe_jax import streams
 from bipe_jax.errors import DONE, LOST, PREEMPTED
 from bipe_jax.workdir import Workdir, workdir_argument
 from launch import restart
@@ -133,4 +134,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    streams.harden()
     sys.exit(main())

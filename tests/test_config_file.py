@@ -74,6 +74,33 @@ def test_a_file_may_import_the_repositorys_configs(tmp_path):
         ("x.py", "steps = 3\n", "x.py has no function get_config()"),
         ("x.py:rope", "def get_config():\n  pass\n", "x.py: TypeError: get_config() takes 0"),
         ("x.txt", "", "x.txt must be a Python file"),
+        ("./x.py", "\ndef get_config():\n  raise OSError('boom')\n", "./x.py, line 3: OSError: boom"),
+        ("x.py", "import sys\nsys.exit('boom')\n", "x.py, line 2: SystemExit: boom"),
+        ("x.py", "from bipe_jax.errors import UserError\nraise UserError('a\\nb')\n", "x.py, line 2: a b"),
+        ("x.py", "class E(Exception):\n  def __str__(self): 1 / 0\nraise E\n", "x.py, line 3: E: (an error"),
+        ("x.py", "def get_config():\n  return 3\n", "x.py: get_config() must return a ConfigDict, not int"),
+        ("x.py", "get_config = 3\n", "x.py: TypeError: 'int' object is not callable"),
+        ("x.py", "def get_config():\n  return get_config()\n", "x.py, line 2: RecursionError: maximum"),
+        ("x.py", "def get_config():\n  return " + "(" * 999, "x.py, line 2: SyntaxError: too many nested"),
+        ("x.py", "\0", "x.py: SyntaxError: source code string cannot contain null bytes"),
+        (
+            "x.py",
+            "from bipe_jax.config import defaults\n\ndef get_config():\n  c = defaults()\n  x = ()\n"
+            "  for _ in range(100_000):\n    x = (x,)\n  c.position.relative = x\n  return c\n",
+            "x.py: what get_config() returns cannot be used: it is nested more than 64 deep",
+        ),
+        (
+            "x.py",
+            "from bipe_jax.config import defaults\n\ndef get_config():\n  c = defaults()\n"
+            "  x = []\n  x += [x, x]\n  c.data.sets = x\n  return c\n",
+            "x.py: what get_config() returns cannot be used: it is nested more than 64 deep",
+        ),
+        (
+            "x.py",
+            "from bipe_jax.config import defaults\n\ndef get_config():\n  c = defaults()\n"
+            "  c.batch_size = c.get_ref('steps') // 0\n  return c\n",
+            "x.py, line 5: ZeroDivisionError: integer division or modulo by zero",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_one_line_that_names_it(elsewhere, name, body, message):
@@ -101,6 +128,16 @@ def test_a_wrong_command_line_is_one_line(elsewhere, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         cli.read_config(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_in_a_file_beside_it_names_that_file(elsewhere):
+    path = write(elsewhere / "mine.py", "from . import helper\n")
+    write(elsewhere / "helper.py", "\n\n1 / 0\n")
+    with pytest.raises(UserError) as caught:
+        config_file.load(path)
+    assert (
+        str(caught.value) == f"{elsewhere}/helper.py, line 3: ZeroDivisionError: division by zero"
+    )
 
 
 def test_every_shipped_config_is_found_by_its_name(elsewhere):

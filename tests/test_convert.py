@@ -12,12 +12,12 @@ import ml_dtypes
 import numpy as np
 import numpy_reference as reference
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tiny import tiny_plan
 
 import bipe_jax
 from bipe_jax import checkpoint, model
-from bipe_jax.convert import authors, files, incoming, llama, mapping
+from bipe_jax.convert import authors, files, from_hf, incoming, llama, mapping, to_hf
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
@@ -632,3 +632,139 @@ def test_llama_refuses(changes, line):
     """What our decoder would compute otherwise."""
     with pytest.raises(UserError, match=f"^x.*{line}"):
         llama.config_of(LLAMA | changes, "x")
+
+
+# Files that may be of anybody.
+
+
+@pytest.mark.parametrize("rows", [PIECES + 1, PIECES + 124])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rpe_type", [None, "bipe_rope"])
+def test_rows_without_a_piece_are_left_out(rows, tied, rpe_type, tmp_path, spm, capsys):
+    """Padding, or added tokens; whatever they contain, the rest is as without them."""
+    config, tensors = _theirs(
+        rpe_type or "rope", rows=16, tie_word_embeddings=tied, vocab_size=rows
+    )
+    format = authors
+    if rpe_type is None:
+        config, format = {k: v for k, v in config.items() if k != "rpe_type"}, llama
+    if tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    plain = _write(tmp_path / "plain", config | {"vocab_size": PIECES}, tensors, spm)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        more = np.full((rows - PIECES, WIDTH), 1e3, np.float32)
+        tensors[name] = np.concatenate([tensors[name], more])
+    padded = _write(tmp_path / "padded", config, tensors, spm)
+    for source in (plain, padded):
+        incoming.convert(source, f"{source}/ours", format)
+    expected, found = (bipe_jax.load(f"{source}/ours") for source in (plain, padded))
+    assert found[0] == expected[0] and found[0].model.vocab_size == PIECES
+    assert _params_equal(found[1], expected[1])
+    says = (
+        f"the model has {rows:,} token ids and the tokenizer {PIECES} pieces: the ids from {PIECES}"
+    )
+    assert capsys.readouterr().err.count(says) == 1
+
+
+def test_a_model_of_ours_that_grew_in_transformers_comes_back(converted, tmp_path):
+    """As after resize_token_embeddings: config.json has the new number, the key bipe_jax the old."""
+    to_hf.convert(converted["ours"], str(tmp_path / "hf"))
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.concatenate([tensors[name], tensors[name][:1]])
+    save_file(tensors, tmp_path / "hf/model.safetensors")
+    _set(vocab_size=PIECES + 1)(tmp_path / "hf")
+    incoming.convert(str(tmp_path / "hf"), tmp_path / "back", from_hf)
+    assert _params_equal(bipe_jax.load(tmp_path / "back")[1], bipe_jax.load(converted["ours"])[1])
+
+
+@pytest.mark.parametrize("rows", [PIECES - 1, PIECES + 129])
+def test_a_tokenizer_of_another_size_is_refused(rows, tmp_path, spm):
+    config, tensors = _theirs("rope", rows=16, vocab_size=rows)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.resize(tensors[name], (rows, WIDTH))
+    source = _write(tmp_path / "source", config, tensors, spm)
+    with pytest.raises(UserError, match=f"has 900 pieces, but the model's vocab_size is {rows}"):
+        incoming.convert(source, tmp_path / "ours", authors)
+
+
+_ABSURD = (10**9, 10**30, -1, 0, 2.5, "2", True, [3], {}, float("nan"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+     "num_key_value_heads", "train_scale", "head_dim"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", _ABSURD, ids=str)
+def test_absurd_numbers_are_refused_at_once(key, value, converted, tmp_path):
+    shutil.copytree(converted["source"], tmp_path / "source")
+    _set(**{key: value})(tmp_path / "source")
+    with pytest.raises(UserError) as raised:
+        incoming.convert(str(tmp_path / "source"), tmp_path / "ours", authors)
+    assert "\n" not in str(raised.value) and "source" in str(raised.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def _hub(directory, source):
+    """The source as Hugging Face's cache has it: links from a snapshot to blobs."""
+    snapshot = directory / "models--x--y" / "snapshots" / "abc"
+    blobs = directory / "models--x--y" / "blobs"
+    os.makedirs(snapshot)
+    os.makedirs(blobs)
+    for number, name in enumerate(os.listdir(source)):
+        shutil.copy(os.path.join(source, name), blobs / str(number))
+        os.symlink(f"../../blobs/{number}", snapshot / name)
+    return snapshot
+
+
+def test_links_of_hugging_faces_cache_are_followed(converted, tmp_path):
+    snapshot = _hub(tmp_path, converted["source"])
+    incoming.convert(str(snapshot), tmp_path / "ours", authors)
+    older = tmp_path / "local_dir"  # links into the cache
+    older.mkdir()
+    for name in os.listdir(snapshot):
+        os.symlink(os.path.realpath(snapshot / name), older / name)
+    incoming.convert(str(older), tmp_path / "too", authors)
+    assert _params_equal(bipe_jax.load(tmp_path / "ours")[1], bipe_jax.load(tmp_path / "too")[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "{tmp_path}/outside.safetensors", "a/../../outside.safetensors", "",
+     ".", "..", "link.safetensors", "fifo.safetensors", "device.safetensors", "linked/x.safetensors",
+     "a\0b", "a\nb", "\ud800", "x" * 5000],
+)  # fmt: skip
+def test_an_index_names_files_of_its_directory_alone(name, converted, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(converted["source"], source)
+    os.rename(source / "model.safetensors", tmp_path / "outside.safetensors")
+    os.symlink("../outside.safetensors", source / "link.safetensors")
+    os.mkfifo(source / "fifo.safetensors")
+    os.symlink("/dev/zero", source / "device.safetensors")
+    os.symlink("..", source / "linked")
+    index = {"weight_map": {"a": name.format(tmp_path=tmp_path)}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="source") as raised:
+        incoming.convert(str(source), tmp_path / "ours", authors)
+    assert "\n" not in str(raised.value) and not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.model", "model.safetensors", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_files_of_a_source_are_regular_and_its_own(name, kind, converted, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(converted["source"], source)
+    if "index" in name:
+        os.rename(source / "model.safetensors", source / name)
+    os.rename(source / name, tmp_path / "outside")
+    {
+        "link": lambda: os.symlink("../outside", source / name),
+        "fifo": lambda: os.mkfifo(source / name),
+        "directory": lambda: os.mkdir(source / name),
+    }[kind]()
+    with pytest.raises(UserError, match=r"is a link out of its dir|must be a regular") as raised:
+        incoming.convert(str(source), tmp_path / "ours", authors)
+    assert "\n" not in str(raised.value)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import bipe_jax
 from bipe_jax import checkpoint, generate, segments
 from bipe_jax import model as models
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, loaded
+from bipe_jax.evaluation import decode, loaded, room
 from bipe_jax.evaluation.decode import Generator, Sampling
 from bipe_jax.positions import NAMED, registry
 from bipe_jax.positions.rope import Rope
@@ -265,6 +266,32 @@ def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("count", [10**8, 99_999_999_999, 10**30])
+def test_an_answer_that_no_memory_holds_is_refused(run, command, count):
+    arguments = ("generate", f"--checkpoint={run}", "--prompt=To be", f"--max_new_tokens={count}")
+    done = command(*arguments)
+    assert done.returncode == 1 and not done.stdout
+    assert re.fullmatch(r"error: a text of [\d,]+ tokens needs .* use fewer tokens\n", done.stderr)
+
+
+def test_the_cache_is_of_the_size_that_is_expected():
+    """Of every dtype and encoding: what is refused is what would be allocated."""
+    for name in ("bipe_rope", "t5", "three levels", "fixed rule, grouped heads, tied"):
+        model = model_of(name)
+        shapes = jax.eval_shape(
+            lambda model=model: decode.empty_cache(model.config, 1, 128)["layers"]
+        )
+        sizes = [shapes[part].size * shapes[part].dtype.itemsize for part in ("key", "value")]
+        assert sum(sizes) == 128 * room.bytes_per_token(model.config)
+
+
+def test_more_of_the_top_than_there_are_is_all(run):
+    logits = jnp.arange(8.0)[None]
+    found = [decode.probabilities(Sampling(1.0, top_k=k), logits) for k in (0, 8, 10**30)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    np.testing.assert_array_equal(found[1], found[2])
+
+
 def generated(path, prompt, count):
     return "".join(generate.generate(path, prompt, count, Sampling()))
 
@@ -278,10 +305,10 @@ def test_a_learned_table_of_position_is_used_to_its_last_row(tmp_path, run):
     params = models.init(config, jax.random.key(0))
     path = str(tmp_path / "model")
     checkpoint.save_model(path, config, params, trained.tokenizer)
-    room = config.sequence_length - len(trained.tokenizer.encode("To be"))
-    generated(path, "To be", room)
+    left = config.sequence_length - len(trained.tokenizer.encode("To be"))
+    generated(path, "To be", left)
     with pytest.raises(UserError, match=r"ends at 32 tokens: .* length 33"):
-        generated(path, "To be", room + 1)
+        generated(path, "To be", left + 1)
 
 
 def test_a_text_that_ends_within_a_character_is_given_whole(run, monkeypatch):

@@ -20,7 +20,6 @@ from bipe_jax.data import (
     prepare,
     prepared,
     sample,
-    stream,
     survey,
     tokenizer,
 )

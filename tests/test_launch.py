@@ -1,14 +1,20 @@
 """What all launchers share: jobs that are checked before anything is launched, and when to restart."""
 
 import json
+import re
 import shlex
+import subprocess
 import sys
 
 import pytest
+import yaml
 
 from bipe_jax import config, errors
 from bipe_jax.errors import UserError
-from launch import jobs, restart
+from launch import gke, jobs, machines, restart, sky, slurm, sweep
+from launch.slurm import __main__ as slurm_main
+from launch.tpu_vm import __main__ as tpu_vm_main
+from launch.tpu_vm import worker
 
 
 def job(tmp_path, **overrides):
@@ -108,3 +114,91 @@ def test_a_count_that_is_nonsense_is_begun_anew(tmp_path):
         (tmp_path / "restarts.json").write_text(nonsense)
         assert restart.decide(str(tmp_path), 137)[0]
         assert json.loads((tmp_path / "restarts.json").read_text())["crashes"] == 1
+
+
+LAUNCHERS = {
+    "slurm": slurm_main.main,
+    "gke": lambda line: gke.submit([machines.job_of(line[:-1])], GKE, dry_run=True),
+    "sky": lambda line: sky.submit([machines.job_of(line[:-1])], SKY, dry_run=True),
+    "tpu_vm": lambda line: tpu_vm_main.main(["create", "x", "--zone=us-west4-a", *SLICE, *line]),
+}
+SLICE = ["--slice=v5e:4x4"]
+SKY = [*SLICE, "--volume=gs://my-runs:/runs", "--skip-preflight"]
+GKE = [*SKY, "--image=x"]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "character", ["\n", "\r", "\t", "\0", "\x1b", "\x7f", "\x85", "\u2028", "\udcff"]
+)
+@pytest.mark.parametrize("where", ["workdir", "value"])
+def test_several_lines_are_refused_by_every_launcher(launcher, character, where, capsys):
+    main = LAUNCHERS[launcher]
+    text = f"a{character}b"
+    workdir = f"/runs/{text}" if where == "workdir" else "/runs/x"
+    line = ["--config=configs/smoke.py", f"--workdir={workdir}", "--dry-run"]
+    if where == "value":
+        line.insert(0, f"--config.log.wandb={text}")
+    with pytest.raises(UserError, match=r"contains .*: launchers take one line") as caught:
+        main(line)
+    assert ascii(character) in str(caught.value)
+    assert "sbatch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on", ["local", "slurm", "gke", "sky"])
+def test_several_lines_are_refused_in_a_sweep(on, tmp_path, capsys):
+    (tmp_path / "sweep.py").write_text(
+        "def get_sweep():\n  return [{'log.wandb': 'a'}, {'log.wandb': 'x\\n--config.steps=1'}]\n"
+    )
+    line = ["--config=configs/smoke.py", f"--sweep={tmp_path}/sweep.py", f"--on={on}", "--dry-run"]
+    with pytest.raises(UserError, match=r"point 2 of 2: --config\.log\.wandb=.*contains '\\n'"):
+        sweep.main([*line, f"--output={tmp_path}/out"])
+    with pytest.raises(UserError, match=r"--workdir=.*contains '\\n'"):
+        sweep.main([*line, f"--output={tmp_path}/o\nut"])
+    assert not capsys.readouterr().out
+
+
+HARD = "a $(X) $$ $$(Y) ${Z} `id` {{ 1 }} {% x %} %j %% \\ \\n ' \" # ; & | <é> $"
+
+
+def expanded(text: str, known: dict) -> str:
+    """What Kubernetes makes of an argument: $(X) is the variable's value if there is one, $$ is $."""
+    return re.sub(
+        r"\$(\$|\((\w+)\))",
+        lambda m: "$" if m[1] == "$" else known.get(m[2], m[0]),
+        text,
+    )
+
+
+def test_values_arrive_as_they_are(tmp_path, capsys):
+    """Through Kubernetes, through SkyPilot's script in a shell, and through SLURM's file of jobs."""
+    run = jobs.Job("configs/smoke.py", "/runs/x", (("log.wandb", HARD),), "x")
+    gke.submit([run], GKE, dry_run=True)
+    (made,) = yaml.safe_load_all(capsys.readouterr().out)
+    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    arguments = pod["containers"][0]["args"]
+    assert f"--config.log.wandb={HARD}" in [expanded(a, {"X": "1", "Y": "2"}) for a in arguments]
+    assert "$$(X)" in " ".join(arguments)
+
+    sky.submit([run], SKY, dry_run=True)
+    (made,) = yaml.safe_load_all(capsys.readouterr().out)
+    script = made["run"].partition("\n")[0] + '\nprintf "%s\\0" "$@"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert f"--config.log.wandb={HARD}" in done.stdout.decode().split("\0")
+
+    directory = tmp_path / "50%j of a b"
+    job_of = jobs.Job("configs/smoke.py", str(directory / "x"), (("log.wandb", HARD),), "x")
+    slurm.submit([job_of], [], dry_run=True)
+    _, line, command = capsys.readouterr().out.splitlines()
+    read = 'mapfile -d "" -t a < <(xargs printf "%s\\0" <<<"$1"); printf "%s\\0" "${a[@]}"'
+    done = subprocess.run(["bash", "-c", read, "bash", line], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == job_of.arguments()
+    assert f"--output={tmp_path}/50%%j of a b/slurm-%A_%a.out" in shlex.split(command)
+    with pytest.raises(UserError, match="has a backslash, which SLURM takes"):
+        slurm.submit_one(jobs.Job("c", "/a\\b/x"), [], dry_run=True)
+
+
+def test_a_unit_has_one_line_a_setting(tmp_path):
+    """A backslash at the end of a line would join it with the next."""
+    text = worker.unit("/mnt/x\\", ["--config.log.wandb=a\\"], hosts=1)
+    assert not any(line.endswith("\\") for line in text.splitlines())

@@ -53,10 +53,15 @@ def plan_from_json(saved: dict[str, Any]) -> Plan:
     Raises:
       UserError: it was saved by a later version, or is not a config.
     """
-    if "config" in saved:
-        config, separators = saved["config"], saved["separators"]
-    else:  # before format 1 the item was the config, with the separators
-        config, separators = saved, saved["segments"]["separators"]
+    try:
+        if "config" in saved:
+            config, separators = saved["config"], saved["separators"]
+        else:  # before format 1 the item was the config, with the separators
+            config, separators = saved, saved["segments"]["separators"]
+        if not all(isinstance(i, int) for i in separators) or not isinstance(config, dict):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise UserError("it is no config that this program saved") from None
     rule = segments.Rule(tuple(separators)) if separators else None
     shards = shards_from_json(saved.get("shards", []))
     return plan.of(configs.from_json(config), rule).with_shards(shards)

@@ -90,13 +90,15 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
     """{"model.width": 768, ...} of a nested config.
 
     Raises:
-      UserError: a group of fields is not a group.
+      UserError: it is no config, or a group of fields is not a group.
     """
+    if not _is_group(config):
+        raise UserError(f"the config must be a ConfigDict, not {type(config).__name__}")
     flat: dict[str, Any] = {}
     for key, value in _items(config):
         if key not in _GROUPS:
             flat[key] = value
-        elif not isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        elif not _is_group(value):
             first = dataclasses.fields(_GROUPS[key])[0].name
             raise UserError(
                 f"config.{key}={value!r} must be a ConfigDict: set its fields one by one, as in "
@@ -105,6 +107,10 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
         else:
             flat |= {f"{key}.{name}": item for name, item in _items(value)}
     return flat
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, (Mapping, ml_collections.ConfigDict))
 
 
 def _items(config: Any) -> Iterable[tuple[str, Any]]:
@@ -117,7 +123,10 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     Raises:
       UserError: one line that names the field, its value and what it must be.
     """
-    flat = flatten(config)
+    return _parse_flat(flatten(config))
+
+
+def _parse_flat(flat: Mapping[str, Any]) -> Config:
     for name in flat.keys() - FIELDS.keys():
         raise UserError(f"config.{name} is unknown: see docs/config.md for all fields")
     for name, field in FIELDS.items():
@@ -226,7 +235,7 @@ def from_json(saved: Mapping[str, Any]) -> Config:
       UserError: it was saved by a later version, or is not a config.
     """
     number = saved.get("format", 0)
-    if not isinstance(number, int) or number > FORMAT:
+    if not isinstance(number, int) or not 0 <= number <= FORMAT:
         raise UserError(
             f"the config has the format {number!r}, and this version of bipe_jax reads formats up to "
             f"{FORMAT}: use a newer one"
@@ -237,11 +246,7 @@ def from_json(saved: Mapping[str, Any]) -> Config:
             if old in flat:
                 value = flat.pop(old)
                 flat |= {new: value} if new else {}
-    nested: dict[str, Any] = defaults().to_dict()
-    for name, value in flat.items():
-        group, _, key = name.rpartition(".")
-        (nested[group] if group else nested)[key] = value
-    return parse(nested)
+    return _parse_flat({name: field.default for name, field in FIELDS.items()} | flat)
 
 
 def check_resumable(saved: Config, config: Config, workdir: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+from bipe_jax import streams
 from bipe_jax.config import FIELDS, Field, fields
 
 _FIXES = {
@@ -44,4 +45,5 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
+    streams.harden()
     print(reference(), end="")

@@ -30,12 +30,12 @@ class Number:
         kinds = (int, float) if self.kind is float else (int,)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return "an integer" if self.kind is int else "a number"
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return "finite"
         if value < self.low or (self.above and value == self.low):
             return f"{'above' if self.above else 'at least'} {self.low:g}"
         if value > self.high or (self.below and value == self.high):
-            return f"{'below' if self.below else 'at most'} {self.high:g}"
+            return f"{'below' if self.below else 'at most'} {self.high:.10g}"
         return None
 
 
@@ -72,8 +72,11 @@ class TupleOf:
         return self.description if any(map(self.item.complaint, items)) else None
 
 
-COUNT = Number(int, low=1)
-NATURAL = Number(int, low=0)
+MOST = 2**53  # above it, a number is no longer the same as a float
+COUNT = Number(int, low=1, high=MOST)
+NATURAL = Number(int, low=0, high=MOST)
+LISTED = Number(int, low=1, high=10_000)  # of what a plan lists one by one
+LENGTH = Number(int, low=2, high=2**31 - 1)  # positions have 32 bits
 POSITIVE = Number(float, low=0, above=True)
 NOT_NEGATIVE = Number(float, low=0)
 FRACTION = Number(float, low=0, high=1)
@@ -82,4 +85,4 @@ TEXT = Kind(str, "a string")
 FLAG = Kind(bool, "True or False")
 NAMES = TupleOf(TEXT, "a tuple of strings, such as ('a', 'b')")
 ENTRIES = Kind((tuple, list), "a tuple of entries (kind, coordinate)")
-LENGTHS = TupleOf(Number(int, low=2), "a tuple of lengths, such as (256, 512)")
+LENGTHS = TupleOf(LENGTH, "a tuple of lengths, such as (256, 512)")

@@ -35,9 +35,9 @@ def _field(default: Any, check: checks.Check, meaning: str, fixes: str = FREE) -
 class Model:
     """The decoder."""
 
-    layers: int = _field(12, checks.COUNT, "layers", PARAMETERS)
+    layers: int = _field(12, checks.LISTED, "layers", PARAMETERS)
     width: int = _field(768, checks.COUNT, "width of the hidden states", PARAMETERS)
-    heads: int = _field(12, checks.COUNT, "query heads; a head is width / heads wide", PARAMETERS)
+    heads: int = _field(12, checks.LISTED, "query heads; a head is width / heads wide", PARAMETERS)
     kv_heads: int = _field(
         12,
         checks.COUNT,
@@ -159,7 +159,7 @@ class Data:
     on_change: str = _field(
         "refuse",
         checks.Choice(*ON_CHANGE),
-        'when a run is resumed whose training data have changed: "refuse", or "restart" to read them from the '
+        'if the training data have changed when a run is resumed: "refuse", or "restart" to read them from the '
         "start, as they are now",
     )
     max_bad_share: float = _field(
@@ -301,7 +301,7 @@ class Config:
     steps: int = _field(1000, checks.COUNT, "optimizer steps in the whole run")
     batch_size: int = _field(32, checks.COUNT, "sequences a step, over all devices", RUN)
     sequence_length: int = _field(
-        1024, checks.Number(int, low=2), "tokens of a block that the model is trained on", RUN
+        1024, checks.LENGTH, "tokens of a block that the model is trained on", RUN
     )
     seed: int = _field(
         0,

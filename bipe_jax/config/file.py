@@ -9,18 +9,23 @@ A config file is Python with a function `get_config()` that returns an `ml_colle
 import the files beside it: `from . import base`.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
 import traceback
 import types
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, cast
 
 import ml_collections
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import json_files
 
 _PACKAGE = "bipe_jax_config_files"  # the package that a config file and the files beside it are in
+_LONGEST = 500  # characters of an error's text
 
 
 def _shipped() -> Path:
@@ -63,31 +68,69 @@ def load(text: str) -> ml_collections.ConfigDict:
       UserError: there is no such file, it raises, or it returns no config; the line names the file.
     """
     path, argument = find(text)
-    config = call(path, "get_config", *([] if argument is None else [argument]))
-    if not isinstance(config, ml_collections.ConfigDict):
+    with _errors(path):
+        config: Any = _function(path, "get_config")(*([] if argument is None else [argument]))
+        is_config = isinstance(config, ml_collections.ConfigDict)
+        # A value may be computed, or missing, when it is read.
+        values: Any = cast(Any, config).to_dict() if is_config else None
+    if not is_config:
         raise UserError(
             f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
         )
+    _check_depth(path, "get_config", values)
     return config
 
 
-def call(path: str, name: str, *arguments: str):
+def call(path: str, name: str) -> Any:
     """What a function of a user's Python file returns. The file is run again each time.
 
     Raises:
       UserError: there is no such function, or the file raises; the line names the file.
     """
+    with _errors(path):
+        value = _function(path, name)()
+    _check_depth(path, name, value)
+    return value
+
+
+def _function(path: str, name: str) -> Callable[..., Any]:
+    function = getattr(_run(path), name, None)
+    if function is None:
+        raise _Refused(f"{path} has no function {name}()")
+    return function
+
+
+class _Refused(UserError):
+    """A line that names the file already."""
+
+
+@contextlib.contextmanager
+def _errors(path: str) -> Generator[None]:
+    """A context in which a user's file is run: what it raises becomes a line with its name."""
     try:
-        function = getattr(_run(path), name, None)
-        if function is None:
-            raise UserError(f"{path} has no function {name}()")
-        return function(*arguments)
-    except UserError:
+        yield
+    except _Refused:
         raise
-    except Exception as error:  # the file is Python: anything can come from it
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        reason = " ".join(f"{type(error).__name__}: {reason}".split())
-        raise UserError(f"{_where(path, error)}: {reason}") from error
+    # The file is Python: anything can come from it, sys.exit() too.
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{_where(path, error)}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The type and the text of an error in one line; of a UserError the text."""
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception:
+        text = "(an error without a text)"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{text}".split())[:_LONGEST]
+
+
+def _check_depth(path: str, name: str, value: Any) -> None:
+    try:
+        json_files.check_depth(value)
+    except ValueError as error:
+        raise UserError(f"{path}: what {name}() returns cannot be used: {error}") from None
 
 
 def _run(path: str) -> types.ModuleType:
@@ -100,16 +143,21 @@ def _run(path: str) -> types.ModuleType:
     name = f"{_PACKAGE}.{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} must be a Python file, such as configs/mine.py")
+        raise _Refused(f"{path} must be a Python file, such as configs/mine.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _where(path: str, error: Exception) -> str:
-    """The file and its line that an error came from."""
+def _where(path: str, error: BaseException) -> str:
+    """The line that an error came from, in the file or in one beside it."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
-    if isinstance(error, SyntaxError) and error.filename == os.path.abspath(path):
-        lines.append(error.lineno)
-    return f"{path}, line {lines[-1]}" if lines else path
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    directory, file = os.path.split(os.path.realpath(path))
+    for name, line in reversed(places):
+        within, name = os.path.split(os.path.realpath(name) if os.path.isabs(name) else "")
+        if within == directory:
+            return f"{path if name == file else os.path.join(within, name)}, line {line}"
+    return path

@@ -4,7 +4,6 @@ The tensors are in the first of these that exists: model.safetensors, the shards
 model.safetensors.index.json, pytorch_model.bin, the shards of pytorch_model.bin.index.json.
 """
 
-import json
 import os
 import pickle
 
@@ -13,22 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import json_files
 
 _DTYPES = ("float32", "float16", "bfloat16")
-
-
-def read_json(path: str) -> dict:
-    """The JSON object of a file. Raises UserError if it cannot be read or is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON, or only half of it: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
 
 
 class Tensors:
@@ -46,14 +32,20 @@ class Tensors:
     """
 
     def __init__(self, directory: str, most_rows: dict[str, int]):
-        self._most_rows = most_rows
+        self._most_rows: dict[str, int] = {}
         self._sources = {}
         self.shapes = {}
         for path in _paths(directory):
             for name, (shape, read) in _open(path).items():
-                if name in most_rows:
-                    shape = (min(shape[0], most_rows[name]), *shape[1:])
                 self.shapes[name], self._sources[name] = shape, (path, read)
+        for name, rows in most_rows.items():
+            self.limit(name, rows)
+
+    def limit(self, name: str, rows: int) -> None:
+        """Leaves out a tensor's rows after the first `rows`, if there is such a tensor."""
+        if first := self.shapes.get(name):
+            self._most_rows[name] = rows
+            self.shapes[name] = (min(first[0], rows), *first[1:])
 
     def read(self, name: str) -> np.ndarray:
         """One tensor: float32, float16 or bfloat16. Raises UserError for another dtype."""
@@ -67,21 +59,52 @@ class Tensors:
         return tensor[: self._most_rows.get(name)]
 
 
+def path_in(directory: str, name: str) -> str:
+    """The path of a file of a checkpoint directory, where there may be no such file.
+
+    A link must lead to a file in the directory or, as in Hugging Face's cache, in the cache's `blobs`.
+
+    Raises:
+      UserError: the name leads out of the directory, or to something that is no regular file.
+    """
+    if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable():
+        raise UserError(f"{name!r} is not the name of a file in {directory}")
+    path = os.path.join(directory, name)
+    file = os.path.realpath(path)
+    if os.path.lexists(file):
+        inside = file.startswith(os.path.join(os.path.realpath(directory), ""))
+        if not inside and not _is_blob(file):
+            raise UserError(f"{path} is a link out of its directory, to {file}: copy that file")
+        if not os.path.isfile(file):
+            raise UserError(f"{path} must be a regular file")
+    return path
+
+
+def _is_blob(path: str) -> bool:
+    """Whether a file is one of Hugging Face's cache: MODEL/blobs/HASH, which MODEL/snapshots link to."""
+    blobs = os.path.dirname(path)
+    model = os.path.dirname(blobs)
+    return os.path.basename(blobs) == "blobs" and os.path.isdir(os.path.join(model, "snapshots"))
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
 def _paths(directory: str) -> list[str]:
     for name in ("model.safetensors", "pytorch_model.bin"):
-        path = os.path.join(directory, name)
+        path = path_in(directory, name)
         if os.path.exists(path):
             return [path]
-        index = path + ".index.json"
+        index = path_in(directory, f"{name}.index.json")
         if os.path.exists(index):
-            names = read_json(index).get("weight_map")
+            names = json_files.read(index).get("weight_map")
             if not names or not isinstance(names, dict) or {*map(type, names.values())} != {str}:
                 raise UserError(f"{index} has no weight_map with the file of each tensor")
-            shards = [os.path.join(directory, shard) for shard in sorted(set(names.values()))]
+            try:
+                shards = [path_in(directory, shard) for shard in sorted(set(names.values()))]
+            except UserError as error:
+                raise UserError(f"{index}: {error}") from None
             if missing := [shard for shard in shards if not os.path.exists(shard)]:
                 raise UserError(
                     f"{index} names {len(shards)} files, but {missing[0]} is missing: copy it again"

@@ -21,7 +21,10 @@ def config_of(theirs: dict, where: str) -> Plan:
     """
     ours = theirs.get("bipe_jax")
     if isinstance(ours, dict):
-        return checkpoint.plan_from_json(ours)
+        try:
+            return checkpoint.plan_from_json(ours)
+        except UserError as error:
+            raise UserError(f"{where}, key 'bipe_jax': {error}") from None
     command = "from-llama" if theirs.get("model_type") == "llama" else "from-llama or from-authors"
     if "rpe_type" in theirs:
         command = "from-authors"

@@ -11,6 +11,7 @@ from bipe_jax.convert import files, mapping
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
+from bipe_jax.workdir import json_files, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,11 +33,14 @@ def convert(source: str, destination: str, format: Any, tokenizer_path: str = ""
     if not os.path.isdir(source):
         raise UserError(f"{source}: no such directory")
     checkpoint.check_free(destination)
-    where = os.path.join(source, "config.json")
-    config = format.config_of(files.read_json(where), where)
+    if "://" not in str(destination):
+        outputs.check_new(destination)
+    where = files.path_in(source, "config.json")
+    config = format.config_of(json_files.read(where), where)
     spm = _tokenizer(config, source, tokenizer_path)
     config = _with_rule(config, spm)
     tensors = files.Tensors(source, format.MOST_ROWS)
+    config = _without_rows_of_no_piece(config, tensors, spm)
     mapping.check(config, tensors.shapes, source, format.IGNORED)
     params = mapping.from_llama(config, tensors.shapes, tensors.read, source)
     checkpoint.save_model(destination, config, params, spm)
@@ -45,7 +49,7 @@ def convert(source: str, destination: str, format: Any, tokenizer_path: str = ""
 
 def _tokenizer(config: Plan, source: str, path: str) -> tokenizer.Tokenizer:
     if not path:
-        path = os.path.join(source, "tokenizer.model")
+        path = files.path_in(source, "tokenizer.model")
         if not os.path.exists(path):
             reason = "does not exist"
             if os.path.exists(os.path.join(source, "tokenizer.json")):
@@ -55,12 +59,51 @@ def _tokenizer(config: Plan, source: str, path: str) -> tokenizer.Tokenizer:
                 )
             raise UserError(f"{path} {reason}: give a SentencePiece file, --tokenizer=FILE")
     spm = tokenizer.load(path)
-    if spm.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"the tokenizer {path} has {spm.vocab_size} pieces, but the model's vocab_size is "
-            f"{config.model.vocab_size}: give the one that it was trained with, --tokenizer=FILE"
-        )
+    if not spm.vocab_size <= config.model.vocab_size <= _most_ids(spm.vocab_size):
+        raise _other_tokenizer(spm, config.model.vocab_size)
     return spm
+
+
+def _most_ids(pieces: int) -> int:
+    """The largest number of token ids of a model with so many pieces; with more they are another's."""
+    return pieces + max(128, pieces // 8)
+
+
+def _other_tokenizer(spm: tokenizer.Tokenizer, ids: int) -> UserError:
+    return UserError(
+        f"the tokenizer {spm.name} has {spm.vocab_size} pieces, but the model's vocab_size is {ids}: "
+        "give the one that it was trained with, --tokenizer=FILE"
+    )
+
+
+def _without_rows_of_no_piece(
+    config: Plan, tensors: files.Tensors, spm: tokenizer.Tokenizer
+) -> Plan:
+    """The config of as many token ids as the tokenizer has pieces; the tensors lose further rows.
+
+    Rows after those of the pieces are padding, or of tokens that were added to the tokenizer, such as
+    <pad>. No text has such a token, so that it is neither read nor a target. Without its logit the
+    probability of each other token is the one under the condition that the token has a piece, and nothing
+    that samples can produce it.
+    """
+    pieces = spm.vocab_size
+    rows = {
+        name: shape[0]
+        for name in (mapping.EMBEDDING, mapping.OUTPUT)
+        if (shape := tensors.shapes.get(name))
+    }
+    ids = rows.get(mapping.EMBEDDING, 0)
+    if ids == pieces < config.model.vocab_size:
+        raise _other_tokenizer(spm, config.model.vocab_size)
+    if not pieces < ids <= _most_ids(pieces):
+        return config  # `mapping.check` compares the shapes
+    for name in (name for name in rows if rows[name] == ids):
+        tensors.limit(name, pieces)
+    _LOG.info(
+        f"Note: the model has {ids:,} token ids and the tokenizer {pieces:,} pieces: the ids from "
+        f"{pieces:,} on, padding or added tokens, are left out, since no text has them"
+    )
+    return config.replace({"model.vocab_size": pieces})
 
 
 def _with_rule(config: Plan, spm: tokenizer.Tokenizer) -> Plan:

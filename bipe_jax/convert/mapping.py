@@ -26,7 +26,8 @@ from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
 # Ours -> theirs, and the number of our dimensions that are a matrix's inputs; 0: not transposed.
-_EMBED = {"embed/table": ("model.embed_tokens.weight", 0)}
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # theirs
+_EMBED = {"embed/table": (EMBEDDING, 0)}
 _LAYER = {
     "layers/attention_norm/scale": ("input_layernorm.weight", 0),
     "layers/attention/query": ("self_attn.q_proj.weight", 1),
@@ -38,8 +39,7 @@ _LAYER = {
     "layers/feed_forward/up": ("mlp.up_proj.weight", 1),
     "layers/feed_forward/down": ("mlp.down_proj.weight", 1),
 }
-_END = {"norm/scale": ("model.norm.weight", 0), "output/kernel": ("lm_head.weight", 1)}
-_TIED = "lm_head.weight"
+_END = {"norm/scale": ("model.norm.weight", 0), "output/kernel": (OUTPUT, 1)}
 
 
 class Pair(NamedTuple):
@@ -121,7 +121,7 @@ def check(config: Plan, shapes: dict, where: str, ignored: str = "") -> None:
         raise UserError(f"{where} lacks tensors that its config asks for: {_few(missing)}")
     surplus = {name for name in shapes.keys() - wanted.keys() if not re.fullmatch(ignored, name)}
     if config.model.tied_output:
-        surplus.discard(_TIED)  # `from_llama` compares it with the embedding
+        surplus.discard(OUTPUT)  # `from_llama` compares it with the embedding
     if surplus:
         raise UserError(
             f"{where} has tensors that its config does not account for: {_few(surplus)}"
@@ -164,11 +164,11 @@ def from_llama(config: Plan, shapes: dict, read: Callable[[str], np.ndarray], wh
         ours[...] = theirs.T.reshape(ours.shape) if pair.transposed else theirs
     if (
         config.model.tied_output
-        and _TIED in shapes
-        and not np.array_equal(read(_TIED), flat["embed/table"])
+        and OUTPUT in shapes
+        and not np.array_equal(read(OUTPUT), flat["embed/table"])
     ):
         raise UserError(
-            f"{where}: the config ties the output to the embedding, but {_TIED} differs from it"
+            f"{where}: the config ties the output to the embedding, but {OUTPUT} differs from it"
         )
     return params
 

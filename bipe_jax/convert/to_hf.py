@@ -22,6 +22,7 @@ from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 from bipe_jax.positions.registry import Entry
+from bipe_jax.workdir import outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def _check_free(destination: str) -> None:
         raise UserError(f"{destination}: transformers reads local directories: name one")
     if os.path.isfile(destination) or (os.path.isdir(destination) and os.listdir(destination)):
         raise UserError(f"{destination} is there already, and not empty: name another directory")
+    outputs.check_new(destination)
 
 
 def is_llama(config: Plan) -> bool:

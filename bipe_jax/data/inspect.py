@@ -19,7 +19,8 @@ from bipe_jax.config.spec import PREPARED, parse_source
 from bipe_jax.data import page, prepared, sample, survey
 from bipe_jax.data import tokenizer as tokenizers
 from bipe_jax.errors import UserError
-from bipe_jax.report import text
+from bipe_jax.report import text, webpage
+from bipe_jax.workdir import outputs
 
 _LOG = logging.getLogger("bipe_jax.data.inspect")
 
@@ -76,8 +77,8 @@ def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128
             raise UserError(f"--{name}={value} must be at least {low}")
     if packing and packing not in PACKINGS:
         raise UserError(f"--packing={packing!r} must be {' or '.join(PACKINGS)}")
-    if not os.path.isdir(os.path.dirname(output) or "."):
-        raise UserError(f"--output={output}: there is no such directory")
+    if output:
+        outputs.check(output)
     for name in filter(None, rule.split(",")):
         segments.check_rule(name)
     source = parse_source(data)
@@ -114,11 +115,7 @@ def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128
     show(result, shown if blocks else {})
     if output:
         facts = {"Data": data, "Tokenizer": f"{tokenizer}, {model.vocab_size:,} pieces"}
-        try:
-            with open(output, "w", encoding="utf-8") as file:
-                file.write(page.render(result, facts, shown, model.pieces()))
-        except OSError as error:
-            raise UserError(f"--output={output} cannot be written: {error.strerror}") from None
+        webpage.write(page.render(result, facts, shown, model.pieces()), output)
         print(f"\nWrote {output}")
     return result
 
@@ -133,13 +130,13 @@ def show(result: survey.Survey, blocks: dict) -> None:
         for i, block in enumerate(of_set, 1):
             count = int(block.segment[-1]) + 1
             print(
-                f"━━ {text.visible(name)}, block {i} of {len(of_set)}, rule {rule}: "
+                f"━━ {text.line(name)}, block {i} of {len(of_set)}, rule {rule}: "
                 f"{len(block.texts)} tokens, {count} segments ━━\n{sample.text_of(block, colour)}\n"
             )
     print(
         text.table(
             ("set", "documents", "bytes", "tokens", "tokens/byte", "share"),
-            [(text.visible(name), *cells) for name, *cells in page.rows_of_sets(result)],
+            [(name, *cells) for name, *cells in page.rows_of_sets(result)],
         )
     )
     print("\nTokens a segment, and segments a block of", result.block)
@@ -148,7 +145,7 @@ def show(result: survey.Survey, blocks: dict) -> None:
             ("set, rule", "segments", "mean", "median", "p99", "max", "a block", "p99", "max"),
             [
                 (
-                    f"{text.visible(name)}, {rule}",
+                    f"{name}, {rule}",
                     f"{h.total:,}",
                     f"{h.mean:.1f}",
                     *(f"{n:,}" for n in (h.quantile(0.5), h.quantile(0.99), h.max)),

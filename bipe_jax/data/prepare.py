@@ -28,6 +28,7 @@ from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import cores
+from bipe_jax.workdir import json_files
 from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.prepare")
@@ -140,7 +141,7 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
     complete, preparing = plan.path(COMPLETE), plan.path(PREPARING)
     for path in (complete, preparing):
         try:
-            before = json.loads(path.read_text())
+            before = json_files.parse(path.read_text())
             old, new = _decisive(before["settings"], settings)
             different = [name for name, value in new.items() if old[name] != value]
         except FileNotFoundError:

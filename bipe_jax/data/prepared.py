@@ -7,7 +7,6 @@ are therefore the same for any number of processes.
 
 import dataclasses
 import hashlib
-import json
 import resource
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +20,7 @@ from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.records import read_field
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import json_files
 
 COMPLETE, PREPARING = "bipe.json", "preparing.json"  # the first is written last
 FORMAT = 1
@@ -123,7 +123,7 @@ def _allow_files(count: int) -> None:
 def _description(path: epath.Path) -> dict:
     """The contents of bipe.json. Raises UserError."""
     try:
-        description = json.loads((path / COMPLETE).read_text())
+        description = json_files.parse((path / COMPLETE).read_text())
         if description["format"] != FORMAT:
             raise UserError(
                 f"data: {path} was prepared by another version (format {description['format']}, not "

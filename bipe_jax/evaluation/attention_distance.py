@@ -20,8 +20,8 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
-from bipe_jax.report import page
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.report import page, pictures
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -174,7 +174,12 @@ def choose(
 
 
 def analyse(
-    path: str, lengths: Sequence[int] = (), data: str = "", output: str = "", blocks: int = BLOCKS
+    path: str,
+    lengths: Sequence[int] = (),
+    data: str = "",
+    output: str = "",
+    blocks: int = BLOCKS,
+    show: Callable[[dict], object] = lambda result: None,
 ) -> dict:
     """Measures attention at each length, on the starts of the same documents, and writes the result.
 
@@ -184,6 +189,7 @@ def analyse(
       data: a source, see `data.sources.documents`; "" takes the config's `data.evaluation`.
       output: directory for attention.json and report.html; "" takes `path`.
       blocks: the largest number of documents.
+      show: called with the result before it is written, by the first process.
 
     Returns:
       The content of attention.json: "results" are mean weights of attention in each bin of distance,
@@ -201,7 +207,8 @@ def analyse(
     lengths = sorted(set(lengths or perplexity.default_lengths(config, MULTIPLES)))
     perplexity.check_lengths(config, lengths)
     data, output = data or config.data.evaluation, output or path
-    Workdir(output).make("--output")
+    directory = Workdir(output)
+    outputs.check_directory(output, Workdir.attention, Workdir.report)
     documents = sources.documents(parse_source(data), config.data.sets, sources.policy_of(config))
     chosen = choose(documents, loaded_model.tokenizer.encode, lengths[-1], blocks)
     if not len(chosen):
@@ -226,8 +233,10 @@ def analyse(
         _add(result, length, bins, means, uniform)
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():
-        files.write_json(Workdir(output).attention, result)
-        page.write([output], Workdir(output).report)
+        show(result)
+        outputs.write_json(directory.attention, result)
+        with pictures.by_product(directory.report):
+            page.write([output], directory.report)
     return result
 
 

@@ -23,7 +23,7 @@ from bipe_jax import model, segments, sharding
 from bipe_jax.attention.chunked import in_parts
 from bipe_jax.attention.scoring import Side
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation import loaded, room
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 
@@ -68,7 +68,7 @@ def probabilities(sampling: Sampling, logits: jax.Array) -> jax.Array:
         jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature, axis=-1
     )
     if sampling.top_k:
-        ranked = jnp.where(jnp.arange(V) < sampling.top_k, ranked, 0)
+        ranked = jnp.where(jnp.arange(V) < min(sampling.top_k, V), ranked, 0)
         ranked /= ranked.sum(axis=-1, keepdims=True)
     if sampling.top_p < 1:
         before = jnp.cumsum(ranked, axis=-1) - ranked
@@ -219,12 +219,13 @@ class Generator:
       longest: the largest number of tokens of a prompt with its answer.
 
     Raises:
-      UserError: a learned table of position has fewer rows.
+      UserError: a learned table of position has fewer rows, or the memory has no room for the cache.
     """
 
     def __init__(self, loaded_model: loaded.LoadedModel, longest: int):
         config = loaded_model.config
         config.encodings.check_length(longest)
+        room.check(loaded_model, longest)
         self._model, self.size = loaded_model, bucket(longest)
         self._longest = longest
         # Otherwise the whole text is recomputed for each token.

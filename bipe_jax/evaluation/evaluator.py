@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bipe_jax import processes
 from bipe_jax.config import Config, spec
@@ -14,7 +14,7 @@ from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
 from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Evaluation, read_file
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,15 +140,31 @@ def _extended(config: Plan, settings: Settings, held_out: list[dict]) -> Plan:
     return loaded.extended(config, settings.extend, {"segment": blocks["segments"]})
 
 
+def check_output(output: str, flag: str = "--output") -> None:
+    """Makes a directory. Raises UserError unless the files of `write` can be written there."""
+    outputs.check_directory(
+        output, Workdir.evaluation, Workdir.extrapolation, Workdir.report, flag=flag
+    )
+
+
 def write(result: dict, output: str) -> None:
-    """Writes evaluation.json, extrapolation.png and report.html into a directory."""
+    """Writes evaluation.json, extrapolation.png and report.html into a directory. Raises UserError."""
     directory = Workdir(output)
-    files.write_json(directory.evaluation, result)
-    pictures.perplexity([(result["name"], read_file(output, Evaluation))], directory.extrapolation)
-    page.write([output], directory.report)
+    outputs.write_json(directory.evaluation, result)
+    with pictures.by_product(directory.extrapolation):
+        evaluation = read_file(output, Evaluation)
+        pictures.perplexity([(result["name"], evaluation)], directory.extrapolation)
+    with pictures.by_product(directory.report):
+        page.write([output], directory.report)
 
 
-def evaluate(path: str, settings: Settings = Settings(), output: str = "", **changes) -> dict:
+def evaluate(
+    path: str,
+    settings: Settings = Settings(),
+    output: str = "",
+    show: Callable[[dict], object] = lambda result: None,
+    **changes,
+) -> dict:
     """Scores a checkpoint at each length, and writes the files of `write`.
 
     All processes of a program call it; the first one writes.
@@ -156,6 +172,7 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "", **cha
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
       output: directory for the files; "" takes `path`.
+      show: called with the result before it is written, by the first process.
       **changes: fields of `settings` by name, such as lengths=(256, 512).
 
     Returns:
@@ -168,9 +185,10 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "", **cha
     loaded_model = loaded.load(path)
     resolve(settings, loaded_model.config)
     output = output or path
-    Workdir(output).make("--output")
+    check_output(output)
     name = os.path.basename(os.path.abspath(output))
     result = Evaluator(loaded_model, settings)(loaded_model.params, name, loaded_model.step)
     if processes.is_first():
+        show(result)
         write(result, output)
     return result

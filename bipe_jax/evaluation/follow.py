@@ -4,6 +4,7 @@ It only reads the run's checkpoints. Each is evaluated once, even by a follower 
 OUTPUT/evaluations/STEP.json records it. Checkpoints may be deleted at any time.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -11,8 +12,8 @@ import time
 from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
-from bipe_jax.evaluation.evaluator import Evaluator, Settings, write
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.evaluation.evaluator import Evaluator, Settings, check_output, write
+from bipe_jax.workdir import Workdir, files, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,9 +40,15 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
         raise UserError("--follow runs in one process, beside the training: start it by itself")
     output = output or path
     directory = Workdir(output).evaluations
+    check_output(output)
+    if os.path.islink(directory):  # of an output that came from elsewhere: it may lead anywhere
+        raise UserError(f"{directory} is a symbolic link: remove it, or choose another --output")
     Workdir(directory).make("--output")
     refusal = f"another follower writes to {directory}: stop it, or choose another --output"
-    with files.locked(os.path.join(directory, ".lock"), refusal):
+    lock = os.path.join(directory, ".lock")
+    with contextlib.ExitStack() as stack:
+        with outputs.writing(lock):
+            stack.enter_context(files.locked(lock, refusal))
         _follow(path, settings, output, directory)
 
 
@@ -68,7 +75,8 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
             _LOG.info(f"step {step}")
             result = evaluator(model.params, name, step)
             write(result, output)
-            files.write_json(os.path.join(directory, f"{step}.json"), result)
+            record = os.path.join(directory, f"{step}.json")
+            outputs.write_json(record, result)
         elif last is None and done and (model := _load(path, max(done))):
             last = model.config.steps
         elif last in done:

@@ -3,22 +3,22 @@
 import math
 import statistics
 
-from bipe_jax.report.text import table, visible
+from bipe_jax.report.text import table
 
 
-def tables(result: dict, output: str) -> str:
-    """The tables of an evaluation, and the paths of its files.
-
-    Args:
-      result: of `evaluator.evaluate`. output: the directory of the files.
-    """
+def tables(result: dict) -> str:
+    """The tables of an evaluation; `result` is of `evaluator.evaluate`."""
     head = (
         f"{result['protocol']}; {result['bos_rule']}; rule {result['segment_rule']}; trained at "
         f"{result['training_length']:,} tokens"
     )
-    written = f"Wrote {output}/evaluation.json, extrapolation.png and report.html"
     parts = (head, _perplexities(result["results"]), _unseen(result["unseen"]))
-    return "\n\n".join(parts) + f"\n{written}"
+    return "\n\n".join(parts)
+
+
+def written(output: str) -> str:
+    """The line that names the files of an evaluation."""
+    return f"Wrote {output}/evaluation.json, extrapolation.png and report.html"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -31,7 +31,7 @@ def _perplexities(rows: list[dict]) -> str:
             "tokens/segment", "p99", "segments")  # fmt: skip
     lines = [
         (
-            visible(row["set"]),
+            row["set"],
             f"{row['length']:,}",
             f"{row['perplexity']:.2f}",
             _number(row["perplexity_error"], 2),
@@ -56,9 +56,7 @@ def _unseen(rows: list[dict]) -> str:
         head += [f"{name} to", "share"]
     lines = {}
     for row in rows:
-        line = lines.setdefault(
-            (row["set"], row["length"]), [visible(row["set"]), f"{row['length']:,}"]
-        )
+        line = lines.setdefault((row["set"], row["length"]), [row["set"], f"{row['length']:,}"])
         line += [f"{row['max']:,} / {row['trained_max']:,}", f"{row['share']:.0%}"]
     return table(tuple(head), [tuple(line) for line in lines.values()])
 

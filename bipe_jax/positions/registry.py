@@ -2,8 +2,8 @@
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """The registry of kinds, and the parsing of entries (kind, coordinate, (option, value), ...)."""
 
-import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ RELATIVE: dict[str, type[Relative]] = {
 
 # Options that every relative entry may have; the kinds do not know of them.
 _COMMON = {"layers": str, "shared": bool}
+_MOST = sys.float_info.max
 
 
 class Entry(NamedTuple):
@@ -129,7 +130,7 @@ def _complaint(value: Any, wanted: type) -> str | None:
     if wanted is bool:
         return None if isinstance(value, bool) else "True or False"
     number = (int, float) if wanted is float else wanted
-    if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, number) or not abs(value) <= _MOST:
         return f"a finite {wanted.__name__}"
     return None
 
@@ -139,7 +140,9 @@ def _parse_layers(key: str, kind: str, text: str, layers: int) -> tuple[int, ...
     if not text:
         return tuple(range(layers))
     numbers, slash, period = text.partition("/")
-    good = re.fullmatch(r"\d+(,\d+)*", numbers) and (not slash or re.fullmatch(r"[1-9]\d*", period))
+    good = re.fullmatch(r"\d{1,9}(,\d{1,9})*", numbers) and (
+        not slash or re.fullmatch(r"[1-9]\d{0,8}", period)
+    )
     limit = int(period) if slash and good else layers
     chosen = {int(number) for number in numbers.split(",")} if good else set()
     if not good or max(chosen) >= limit:

@@ -25,6 +25,7 @@ from bipe_jax.report.figures import LETTER, Margins, label, tip
 from bipe_jax.report.palette import colour
 
 _MARKERS = "osD^vP"
+_HIGHEST = 1e100  # of a value that an axis can show, with room around it
 
 
 class Style(NamedTuple):
@@ -124,9 +125,9 @@ class Lines:
         return 360, 240, Margins(44, 6, 34, 38)
 
     def draw(self, axes: Axes) -> None:
-        low = 0 if self.log else -math.inf
+        low = 0 if self.log else -_HIGHEST
         curves = [
-            Curve(style, [p for p in points if low < p.y < math.inf])
+            Curve(style, [p for p in points if low < p.y < _HIGHEST])
             for style, points in self.curves
         ]
         points = [p for curve in curves for p in curve.points]
@@ -166,7 +167,7 @@ class Lines:
         axes.set_xlabel(label(self.x_name), labelpad=6)
 
     def _y_axis(self, axes: Axes, points: Sequence[Point]) -> None:
-        errors = [p.error if math.isfinite(p.error) else 0 for p in points]
+        errors = [p.error if abs(p.error) < _HIGHEST else 0 for p in points]
         ends = [p.y + sign * e for p, e in zip(points, errors, strict=True) for sign in (-1, 1)]
         ends = [end for end in (*ends, *self.y_reach) if end > 0 or not self.log] or [1.0]
         ends += [0.0] if self.shares else []
@@ -211,7 +212,7 @@ def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
     small = {"markersize": 3.6} if len(points) > 12 else {}
     for p in points:
         parts = [add([p.x], [p.y], linestyle="none", **small)]
-        if p.error and math.isfinite(p.error):
+        if p.error and abs(p.error) < _HIGHEST:
             ends = np.clip([p.y - p.error, p.y + p.error], *axes.get_ylim())
             parts.append(add([p.x, p.x], ends, marker="_", markersize=6, linewidth=1))
         # An invisible marker that is easier to point at.

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from bipe_jax.report import attention, breakdowns, charts, perplexity, results, tasks, webpage
 from bipe_jax.report.results import Position, Run
+from bipe_jax.report.text import visible
 from bipe_jax.report.webpage import Table
 
 
@@ -52,6 +53,7 @@ def _encoding(position: Position | None) -> str:
     """The encodings as text, such as "learned of offset + rope of segment"."""
 
     def entry(kind="?", coordinate="?", *options):
+        options = [option if isinstance(option, list) else [option] for option in options]
         listed = ", ".join(" ".join(map(str, option)) for option in options)
         return f"{kind} of {coordinate}" + (f" ({listed})" if listed else "")
 
@@ -89,7 +91,7 @@ def _overview(runs: Sequence[Run]) -> dict:
     common = [n for n in names if len({of_run.get(n) for of_run in facts}) == 1]
     own = [n for n in names if n not in common]
     rows = [
-        (Markup("{} {}").format(charts.key(charts.series(i)), run.name),
+        (Markup("{} {}").format(charts.key(charts.series(i)), visible(run.name)),
          *(of_run.get(n, "–") for n in own))
         for i, (run, of_run) in enumerate(zip(runs, facts, strict=True))
     ]  # fmt: skip

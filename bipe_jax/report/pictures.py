@@ -1,17 +1,24 @@
 """Pictures as files: perplexity by length, and accuracy in tasks."""
 
+import contextlib
+import io
+import logging
+import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from matplotlib.lines import Line2D
 
-from bipe_jax.errors import UserError
+from bipe_jax.errors import Transient, UserError
 from bipe_jax.report import charts, figures, palette
 from bipe_jax.report import perplexity as perplexities
 from bipe_jax.report.charts import Field, Lines
 from bipe_jax.report.figures import LETTER, label
 from bipe_jax.report.results import Evaluation, Tasks
 from bipe_jax.report.tasks import heat
+from bipe_jax.workdir import outputs
+
+_LOG = logging.getLogger(__name__)
 
 
 def perplexity(evaluations: Sequence[tuple[str, Evaluation]], path: str) -> None:
@@ -76,17 +83,41 @@ def _save(
         charts.corner_name(axes, title, margins.left, margins.top - 16, fontweight="bold")
     figure.text(0.5, 1, heading, ha="center", va="bottom")
     if legend:
-        handles = [
-            Line2D([], [], label=label(name), **style.line()) for name, style in legend.items()
-        ]
+        handles = [Line2D([], [], **style.line()) for style in legend.values()]
         entry = 50 + LETTER * max(len(label(name)) for name in legend)
         columns = max(int(figure.bbox.width / entry), 1)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
-        figure.legend(handles=handles, ncols=columns, frameon=False, **below)
+        made = figure.legend(
+            handles, map(str, range(len(handles))), ncols=columns, frameon=False, **below
+        )
+        for text, name in zip(made.get_texts(), legend, strict=True):
+            text.set_text(
+                label(name)
+            )  # here, since matplotlib leaves out names that begin with "_"
     figure.set_frameon(True)
+    kind = os.path.splitext(path)[1][1:].lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path} cannot be written: Format {kind!r} is not supported")
+    # In memory first: matplotlib would write to where a link leads, and half of a file.
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=200, facecolor="white", bbox_inches="tight")
+    outputs.write_bytes(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def by_product(path: str) -> Generator[None]:
+    """A context that makes a picture or a page of numbers that are saved already.
+
+    If it cannot be drawn, or another file that it shows is malformed, that is a warning.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     try:
-        figure.savefig(path, dpi=200, facecolor="white", bbox_inches="tight")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    except ValueError as error:  # of the extension
-        raise UserError(f"{path} cannot be written: {error}") from None
+        yield
+    except (Transient, outputs.Unwritten):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
+        _LOG.warning(f"{path} could not be drawn ({reason}); the numbers are saved")

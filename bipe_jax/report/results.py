@@ -5,7 +5,6 @@ A field without a default must be in the file. A field's type has the check of i
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import types
@@ -14,15 +13,19 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, json_files
+
+_MOST = (
+    2**53
+)  # larger whole numbers, which JSON may have, are not exact as floats, or are too large for them
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or _is_whole(value)
 
 
 def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 # The types of values: a description, and a check.
@@ -261,13 +264,12 @@ def read_file(directory: str, of: type[F]) -> F:
 def _read(directory: str, of: type[F]) -> F | None:
     path = os.path.join(directory, of.file)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json_files.load(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("kind", of.kind) != of.kind:
         kind = repr(content.get("kind")) if isinstance(content, dict) else "something else"

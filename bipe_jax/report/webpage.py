@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 import jinja2
 from markupsafe import Markup
 
-from bipe_jax.errors import UserError
 from bipe_jax.report.palette import PALETTE
 from bipe_jax.report.text import visible
-from bipe_jax.workdir import files
+from bipe_jax.workdir import outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,4 @@ def render(template: str, **values) -> str:
 
 def write(page: str, path: str) -> None:
     """Writes a page atomically. Raises UserError if that fails."""
-    try:
-        files.write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    outputs.write_bytes(path, page.encode())

@@ -35,9 +35,8 @@ def main():
         args.extend,
     )
     cli.set_up()
-    result = evaluate(args.checkpoint, settings, args.output)
+    evaluate(args.checkpoint, settings, args.output, lambda result: print(tables(result)))
     if processes.is_first():
-        print(tables(result))
         print(f"Wrote {args.output or args.checkpoint}/tasks.json, tasks.png and report.html")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +13,15 @@ from bipe_jax import processes, segments
 from bipe_jax.data import sources
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, loaded, perplexity
+from bipe_jax.evaluation import decode, loaded, perplexity, room
 from bipe_jax.evaluation.evaluator import MULTIPLES
 from bipe_jax.plan import Plan
 from bipe_jax.report import page, pictures
 from bipe_jax.report.results import Tasks, read_file
-from bipe_jax.report.text import table, visible
+from bipe_jax.report.text import line, table
 from bipe_jax.tasks import haystack, samples
 from bipe_jax.tasks.generators import TASKS, Task, task
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     tasks = check(settings)
     config, tokenizer = loaded_model.config, loaded_model.tokenizer
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
+    room.check(loaded_model, lengths[-1])
     hay = haystack.noise()
     if settings.haystack:
         hay = haystack.of_source(settings.haystack, lengths[-1], sources.policy_of(config))
@@ -210,12 +211,18 @@ def _example(one: Prompt, length: int, text: str, score: float) -> dict:
     }
 
 
-def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> dict:
+def evaluate(
+    path: str,
+    settings: Settings = Settings(),
+    output: str = "",
+    show: Callable[[dict], object] = lambda result: None,
+) -> dict:
     """Runs the tasks, and writes tasks.json, tasks.png and report.html.
 
     Args:
       path: a workdir, its checkpoints directory or one step's directory.
       output: directory for the files; "" takes `path`.
+      show: called with the result before it is written, by the first process.
 
     Returns:
       The content of tasks.json.
@@ -226,13 +233,16 @@ def evaluate(path: str, settings: Settings = Settings(), output: str = "") -> di
     check(settings)
     loaded_model = loaded.load(path, settings.extend)
     output = output or path
-    Workdir(output).make("--output")
+    directory = Workdir(output)
+    outputs.check_directory(output, Workdir.tasks, Workdir.tasks_picture, Workdir.report)
     result = {"name": os.path.basename(os.path.abspath(output)), **measure(loaded_model, settings)}
     if processes.is_first():
-        files.write_json(Workdir(output).tasks, result)
-        measured = read_file(output, Tasks)
-        pictures.accuracy(result["name"], measured, Workdir(output).tasks_picture)
-        page.write([output], Workdir(output).report)
+        show(result)
+        outputs.write_json(directory.tasks, result)
+        with pictures.by_product(directory.tasks_picture):
+            pictures.accuracy(result["name"], read_file(output, Tasks), directory.tasks_picture)
+        with pictures.by_product(directory.report):
+            page.write([output], directory.report)
     return result
 
 
@@ -241,7 +251,7 @@ def tables(result: dict) -> str:
     rows = result["results"]
     depths = sorted({row["depth"] for row in rows})
     title = (
-        f"percent right; haystack {visible(result['data'])}; {rows[0]['samples']:,} samples a cell; "
+        f"percent right; haystack {line(result['data'])}; {rows[0]['samples']:,} samples a cell; "
         f"rule {result['segment_rule']}; trained at {result['training_length']:,} tokens"
     )
     head = ("task", "length", *(f"{depth:.0%}" for depth in depths), "all", "±", "segments")

@@ -6,13 +6,12 @@ files: how they are written and locked. heartbeat, events, metrics: what a train
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import files
+from bipe_jax.workdir import files, json_files
 from bipe_jax.workdir.files import Path
 
 __all__ = ["Workdir", "complete_steps", "workdir_argument"]
@@ -92,8 +91,7 @@ class Workdir:
     def read_config(self) -> dict[str, Any] | None:
         """What config.json holds, None without one. Raises UserError: it cannot be read."""
         try:
-            with open(self.config, encoding="utf-8") as file:
-                config: Any = json.load(file)
+            config: Any = json_files.load(self.config)
             if not isinstance(config, dict):
                 raise ValueError("it is no JSON object")
         except FileNotFoundError:

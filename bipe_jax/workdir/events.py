@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any, cast
 
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, json_files
 from bipe_jax.workdir.files import Path
 
 _KEYS = {"event", "time", "since", "step", "seconds"}
@@ -36,7 +36,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for line in lines:
         try:
-            event = json.loads(line)
+            event = json_files.parse(line)
         except ValueError:
             continue
         if isinstance(event, dict) and event.keys() >= _KEYS:

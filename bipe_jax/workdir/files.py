@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from typing import IO, Any, cast
 
 from bipe_jax.errors import Transient, UserError
+from bipe_jax.workdir import json_files
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object that a file holds, or None if it is not there or holds anything else."""
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        value = json_files.load(path)
     except (OSError, ValueError):
         return None
     return cast(dict[str, Any], value) if isinstance(value, dict) else None
@@ -110,7 +110,8 @@ def locked(path: Path, refusal: str) -> Generator[int]:
       UserError: with `refusal`: another process holds the lock.
       OSError: the file cannot be opened.
     """
-    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_APPEND | os.O_CREAT
+    new = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # not made where a link leads
+    flags = os.O_RDONLY if os.path.isdir(path) else new
     descriptor = os.open(path, flags, 0o666)
     try:
         try:

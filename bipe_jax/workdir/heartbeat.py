@@ -18,9 +18,10 @@ _TRAINING, _OTHERWISE = 60.0, 3600.0
 def read(workdir: Path) -> dict[str, Any] | None:
     """The last heartbeat; None if there is none that this program wrote."""
     beat = files.read_json(Workdir(workdir).heartbeat)
-    if beat is None or not beat.keys() >= _KEYS or not isinstance(beat["time"], (int, float)):
+    if beat is None or not beat.keys() >= _KEYS:
         return None
-    return beat
+    numbers = (beat["time"], beat.get("step_seconds") or 0.0)
+    return beat if all(isinstance(number, (int, float)) for number in numbers) else None
 
 
 def age(beat: dict[str, Any]) -> float:

@@ -1,14 +1,18 @@
 """metrics.jsonl as others read it: how far a run is."""
 
 import dataclasses
-import json
 import os
-from typing import Any
+from typing import Any, cast
 
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, json_files
 from bipe_jax.workdir.files import Path
 
 _TAIL = 1 << 14  # bytes that hold some steps' full lines
+_KINDS = {
+    "step": (int,),
+    "loss": (int, float, type(None)),
+    "tokens_per_second": (int, float, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,11 @@ def latest(workdir: Path) -> Metrics:
     values: dict[str, Any] = {}
     for line in lines:
         try:
-            values |= json.loads(line)
-        except (ValueError, TypeError):
+            parsed = json_files.parse(line)
+        except ValueError:
             continue
+        if isinstance(parsed, dict):
+            read = cast(dict[str, Any], parsed)
+            if all(isinstance(read.get(name, 0), kinds) for name, kinds in _KINDS.items()):
+                values |= read
     return Metrics(values.get("step", 0), values.get("loss"), values.get("tokens_per_second"))

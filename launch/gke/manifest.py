@@ -147,7 +147,8 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
                 "image": image,
                 # Without a shell the worker is process 1 and receives SIGTERM.
                 "command": ["python", "-m", "launch.worker"],
-                "args": job.arguments(),
+                # Kubernetes replaces $(X), and makes $$ a $.
+                "args": [argument.replace("$", "$$") for argument in job.arguments()],
                 "env": _environment(name, machines),
                 "resources": {"limits": {resource: count}},
                 "volumeMounts": [{"name": n, "mountPath": path} for n, _, path in mounts],

@@ -43,7 +43,7 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
     else:
         _check_queue(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     array = f"--array=0-{len(jobs) - 1}%{at_once}"
     _sbatch(directory, [array, *flags], ["sweep.sbatch", str(path)], "%A_%a", dry_run)
 
@@ -79,6 +79,12 @@ def _sbatch(
     directory: str, flags: list[str], script: list[str], number: str, dry_run: bool
 ) -> None:
     """Runs sbatch, with logs in the directory and the directory as the job's comment."""
-    settings = [f"--comment={directory}", f"--output={directory}/slurm-{number}.out"]
+    launch_jobs.check_line("--workdir", directory)
+    if "\\" in directory:  # after one, SLURM replaces nothing in the name of the log
+        raise UserError(f"--workdir: {directory} has a backslash, which SLURM takes as its own")
+    settings = [
+        f"--comment={directory}",
+        f"--output={directory.replace('%', '%%')}/slurm-{number}.out",
+    ]
     script = [f"{_SCRIPTS}/{script[0]}", *script[1:]]
     launch_jobs.execute(["sbatch", *settings, *flags, *script], dry_run)

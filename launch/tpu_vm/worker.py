@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 
+from bipe_jax import streams
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
 from bipe_jax.workdir import heartbeat, workdir_argument
 
@@ -34,7 +35,7 @@ def unit(workdir: str, arguments: list[str], hosts: int) -> str:
     line += ["--", *python, "bipe_jax.train", *arguments]
     return f"""\
 [Unit]
-Description=bipe_jax training in {workdir.replace("%", "%%")}
+Description={workdir.replace("%", "%%")}: training of bipe_jax
 Wants=network-online.target
 After=network-online.target remote-fs.target
 RequiresMountsFor={_quoted(workdir)}
@@ -180,4 +181,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    streams.harden()
     sys.exit(main())
