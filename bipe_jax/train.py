@@ -11,7 +11,7 @@ import sys
 
 from bipe_jax import cli, plan, processes
 from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.evaluation.evaluator import Settings, check_output, evaluate, resolve
+from bipe_jax.evaluation.evaluator import Settings, check_documents, check_output, evaluate, resolve
 from bipe_jax.evaluation.tables import tables, written
 from bipe_jax.training import failures, observing
 from bipe_jax.training.observing import trace, wandb_board
@@ -49,7 +49,13 @@ def main(arguments: list[str]) -> None:
     check_output(args.workdir, "--workdir")
     with observing.Observer(observing.process_start(), profile) as observer:
         try:
-            done = train(config, args.workdir, args.stop_at, observer)
+            done = train(
+                config,
+                args.workdir,
+                args.stop_at,
+                observer,
+                check=lambda config, tokens: check_documents(config, tokens, settings),
+            )
         except KeyboardInterrupt:  # after the save
             done = False
             observer.preempted()

@@ -21,7 +21,7 @@ from etils import epath
 
 from bipe_jax.config.fields import ON_ERROR
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import shards, sources, tokenizer
+from bipe_jax.data import lines, shards, sources, tokenizer
 from bipe_jax.data.stream import Documents, Stream
 from bipe_jax.errors import UserError
 
@@ -124,29 +124,68 @@ def test_a_shard_of_blank_lines_is_empty(tmp_path, data):
 
 
 BAD_LINES = {
-    "Latin-1": b'{"text": "caf\xe9"}',
-    "a lone surrogate, escaped": rb'{"text": "\udc80"}',
-    "a lone surrogate": b'{"text": "\xed\xb2\x80"}',
-    "more than Unicode has": b'{"text": "\xf4\x90\x80\x80"}',
-    "an overlong form": b'{"text": "\xc0\xaf"}',
-    "a control character": b'{"text": "\x00"}',
-    "cut in a character": "{'text': 'x\u20ac".encode()[:-1],
-    "too long": as_lines(["y" * 1001])[:-1],
+    "Latin-1": (b'{"text": "caf\xe9"}', "not_utf8"),
+    "a lone surrogate, escaped": (rb'{"text": "\udc80"}', "not_utf8"),
+    "a lone surrogate": (b'{"text": "\xed\xb2\x80"}', "not_utf8"),
+    "more than Unicode has": (b'{"text": "\xf4\x90\x80\x80"}', "not_utf8"),
+    "an overlong form": (b'{"text": "\xc0\xaf"}', "not_utf8"),
+    "UTF-16": ('{"text": "x"}'.encode("utf-16-le"), "not_json"),
+    "a control character": (b'{"text": "\x00"}', "not_json"),
+    "cut in a character": ("{'text': 'x\u20ac".encode()[:-1], "not_utf8"),
+    "no text": (b'{"txt": "x"}', "no_text"),
+    "text that is a number": (b'{"text": NaN}', "no_text"),
+    "too long": (as_lines(["y" * 1001])[:-1], "too_long"),
 }
 
 
-@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
+@pytest.mark.parametrize(("bad", "reason"), BAD_LINES.values(), ids=BAD_LINES)
 @pytest.mark.parametrize("on_error", ON_ERROR)
-def test_a_bad_line_is_left_out_and_counted_by_both_policies(tmp_path, monkeypatch, bad, on_error):
+def test_a_bad_line_is_left_out_and_counted_by_both_policies(
+    tmp_path, monkeypatch, caplog, bad, reason, on_error
+):
     monkeypatch.setattr(shards, "_LONGEST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(as_lines("abc") + bad + b"\n" + as_lines("def"))
     policy = sources.Policy(on_error, 1 / 7, sources.Tally())
+    words = lines.REASONS[reason]
     for _ in range(2):
         assert texts_of(path, policy) == list("abcdef")
-        assert policy.tally.counts() == {"bad_lines": 1}
-    with pytest.raises(UserError, match=r"1 of 7 lines of .*a\.jsonl .*the first is line 4\)"):
+        assert policy.tally.counts() == {"bad_lines": 1, f"bad_lines/{reason}": 1}
+    logged = [r.message for r in caplog.records if "bipe_jax" in r.name]
+    assert logged == [f"data: line 4 of {path} is {words}: skipped, as others are"]
+    message = rf"1 of 7 lines of .*a\.jsonl are bad \(1 {words}; the first is line 4\)"
+    with pytest.raises(UserError, match=message):
         texts_of(path, sources.Policy(on_error, 0.14))
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        MARK + as_lines("abc"),
+        as_lines("ab") + MARK + as_lines("c"),
+        MARK + b"\n" + as_lines("abc"),
+        as_lines("ab") + b'{"text": "c", "meta": {"pile_set_name": "documents", "score": NaN}}\n',
+        as_lines("ab") + b'{"text": "c", "meta": {"score": [Infinity, -Infinity]}, "x": 1e999}\n',
+        as_lines("ab") + b'{"text": "c", "meta": "{\\"score\\": NaN}"}\n',
+        as_lines("ab") + b'{"text": "c", "meta": {"author": "caf\xe9"}}\n',
+        as_lines("ab") + rb'{"text": "c", "meta": {"author": "\ud83d"}}' + b"\n",
+    ],
+)
+def test_only_what_is_used_of_a_line_is_judged(tmp_path, data):
+    (tmp_path / "a.jsonl").write_bytes(data)
+    policy = sources.Policy()
+    assert texts_of(tmp_path / "a.jsonl", policy) == list("abc")
+    assert policy.tally.counts() == {}
+
+
+def test_the_set_of_a_line_that_only_python_reads(tmp_path):
+    line = b'{"text": "t", "meta": "{\\"pile_set_name\\": \\"S\\", \\"score\\": NaN}"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line)
+    (document,) = sources.documents(parse_source(f"{tmp_path}/a.jsonl"))
+    assert document == {"text": "t", "set": "S"}
 
 
 def test_bad_lines_are_counted_when_they_are_read(tmp_path):
@@ -154,7 +193,7 @@ def test_bad_lines_are_counted_when_they_are_read(tmp_path):
     (path := tmp_path / "a.jsonl").write_bytes(b"bad\n" + as_lines("abc"))
     policy = skip()
     next(sources.documents(parse_source(str(path)), policy=policy))
-    assert policy.tally.counts() == {"bad_lines": 1}
+    assert policy.tally.counts() == {"bad_lines": 1, "bad_lines/not_json": 1}
 
 
 def test_the_share_of_bad_lines_is_that_of_the_whole_shard_wherever_reading_began(tmp_path):
@@ -199,7 +238,7 @@ def test_a_line_that_is_too_long_is_not_held(tmp_path):
     finally:
         tracemalloc.stop()
         shards._LONGEST_LINE = longest
-    assert policy.tally.counts() == {"bad_lines": 1}
+    assert policy.tally.counts() == {"bad_lines": 1, "bad_lines/too_long": 1}
     assert peak < 4_000_000
 
 
@@ -222,7 +261,7 @@ def test_readers_that_wait_hold_no_document(tmp_path):
 
 def test_a_text_whose_characters_take_too_much_memory_is_a_bad_line(monkeypatch):
     """Python takes 1, 2 or 4 bytes for each, as the widest needs."""
-    monkeypatch.setattr(sources, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(lines, "_MOST_BYTES", 100_000)
     kept = collections.Counter()
     for widest in ("y", "\xe9", "\u2019", "\u4e2d", "\U0001f600"):
         for ascii in (True, False):
@@ -230,7 +269,11 @@ def test_a_text_whose_characters_take_too_much_memory_is_a_bad_line(monkeypatch)
                 text = "y" * length + widest
                 line = json.dumps({"text": text}, ensure_ascii=ascii).encode()
                 taken = 2 * len(line) + sys.getsizeof(text)
-                found = sources.parse(line)
+                try:
+                    found = lines.parse(line)
+                except lines.BadLine as error:
+                    found = None
+                    assert str(error) == "too_long"
                 assert found in (None, {"text": text, "set": "documents"})
                 if taken > 100_100:
                     assert found is None
@@ -527,7 +570,11 @@ def test_a_stream_with_damage_goes_on_the_same_where_it_was_stopped(tokens, tmp_
         blocks.append(next(stream)["tokens"])
     stream.close()
     # With a frame's end lost, the line behind it is whole.
-    assert policy.tally.counts() == {"corrupt_frames": 1, "bad_lines": 2}
+    assert policy.tally.counts() == {
+        "corrupt_frames": 1,
+        "bad_lines": 2,
+        "bad_lines/not_json": 2,
+    }
     other = stream_of(tokens, f"{tmp_path}/*", skip(0.4))
     for i in [*range(0, 40, 7), *range(40, len(blocks) - 60, len(blocks) // 20)]:
         other.set_state(json.loads(states[i]))
@@ -614,7 +661,7 @@ def test_documents_of_200_mb_are_read_and_memory_stays_below_a_gigabyte(
     whole = read_big(path, "bytes", 1 << 40)
     expected = [small[0], 8 * unit, times * unit, *small[1:]]
     assert whole["found"][:5] == [hashlib.sha256(t.encode()).hexdigest() for t in expected]
-    assert whole["faults"] == {"bad_lines": 1}
+    assert whole["faults"] == {"bad_lines": 1, "bad_lines/too_long": 1}
     begun = read_big(path, tokenizer_file, 16_000_000)
     ids = tokens.encode(small[0])[1:].astype(np.uint16)
     assert begun["found"][0] == hashlib.sha256(ids).hexdigest()

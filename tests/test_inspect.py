@@ -147,9 +147,15 @@ def test_what_is_bad_is_counted(tmp_path, model, rules):
     (tmp_path / "b.jsonl.zst").write_bytes(b"no zstd")
     (tmp_path / "c.jsonl").write_text("")
     found = survey.of_text(parse_source(f"{tmp_path}/*"), model, rules)
-    assert found.faults == {"bad_lines": 2, "corrupt_frames": 1, "empty_shards": 1}
+    assert found.faults == {
+        "bad_lines": 2,
+        "bad_lines/not_json": 1,
+        "bad_lines/no_text": 1,
+        "corrupt_frames": 1,
+        "empty_shards": 1,
+    }
     assert page.remarks(found)[-1] == (
-        "Could not be used: bad lines: 2, corrupt frames: 1, empty shards: 1."
+        "Could not be used: bad lines: 2 (not JSON: 1, without text: 1), corrupt frames: 1, empty shards: 1."
     )
     (tmp_path / "a.jsonl").write_text("bad\n")
     with pytest.raises(UserError, match=r"holds no document \(bad_lines: 1, .*\)$"):

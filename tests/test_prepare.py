@@ -179,8 +179,8 @@ class TestPrepare:
         sizes, first = [7, 25, 3, 60, 8, 1], 0
         for size in sizes:
             parts = np.array_split(np.arange(first, first + size, dtype=np.int32) % 100, 2)
-            writer.add(parts[0], True, 0)
-            writer.add(parts[1], False, 0)
+            writer.add(parts[0], True, 0, 0)
+            writer.add(parts[1], False, 0, 0)
             first += size
         counts = writer.close()
         file = records.ArrayRecordReader(str(tmp_path / "a"))
@@ -546,9 +546,19 @@ class TestRefusals:
         shutil.copy(shard, tmp_path / "0.jsonl")
         arguments = (f"{tmp_path}/*.jsonl", str(tmp_path / "out"), tokenizer_file, LENGTH)
         prepare(*arguments, workers=1)
+        done = prepare(*arguments, workers=1)
         shutil.copy(shard, tmp_path / "1.jsonl")
         with pytest.raises(UserError, match=r"--input \(its shards\) is not what"):
             prepare(*arguments, workers=1)
+        (tmp_path / "1.jsonl").unlink()
+        moved = tmp_path / "elsewhere"
+        moved.mkdir()
+        (tmp_path / "0.jsonl").rename(moved / "0.jsonl")
+        assert prepare(f"{moved}/0.jsonl", *arguments[1:], workers=1) == done
+        data = (moved / "0.jsonl").read_bytes()
+        (moved / "0.jsonl").write_bytes(data.replace(b"a", b"e", 1))
+        with pytest.raises(UserError, match=r"--input is .*was begun with"):
+            prepare(f"{moved}/0.jsonl", *arguments[1:], workers=1)
 
     def test_directories_of_something_else(self, corpus, tokenizer_file, tmp_path):
         (tmp_path / "notes.txt").write_text("x")

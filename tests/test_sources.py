@@ -260,7 +260,7 @@ def test_the_tally_counts_each_shard_once_however_often_it_is_read(tmp_path):
                 parse_source(f"{tmp_path}/*.jsonl"), (), sources.Policy("raise", 0.5, tally)
             )
         )
-        assert tally.counts() == {"bad_lines": 3}
+        assert tally.counts() == {"bad_lines": 3, "bad_lines/not_json": 3}
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from tiny import tiny_plan
 from bipe_jax import segments
 from bipe_jax.checkpoint import meta_to_json
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import sources, tokenizer
+from bipe_jax.data import identity, sources, tokenizer
 from bipe_jax.data.batches import Batches, annotate
+from bipe_jax.data.held_out import check
 from bipe_jax.data.prepare import prepare
 from bipe_jax.data.stream import Stream
 from bipe_jax.data.tokenizer import parts
@@ -429,7 +430,7 @@ def test_bad_lines_within_the_allowed_share_are_left_out_and_counted(tokens, doc
     found = take(Batches(config, tokens, tally), 80)
     for one, other in zip(found, take(Batches(make_config(tokens, spec), tokens), 80), strict=True):
         assert_equal(one, other)
-    assert tally.counts() == {"bad_lines": 1}
+    assert tally.counts() == {"bad_lines": 1, "bad_lines/not_json": 1}
 
 
 def test_nothing_to_read_is_an_error_before_the_first_batch(tokens, one_shard, tmp_path):
@@ -609,6 +610,11 @@ def test_a_malformed_mixture_is_refused(tokens, train, message):
         make_config(tokens, train)
 
 
+def check_held_out(config):
+    shards = tuple(map(identity.of_source, config.training.sources))
+    check(config.with_shards(shards))
+
+
 def test_what_is_evaluated_on_is_not_trained_on(tokens, tmp_path):
     spec = write_shards(tmp_path, [["one"], ["two"]])
     for train, held in (
@@ -619,9 +625,9 @@ def test_what_is_evaluated_on_is_not_trained_on(tokens, tmp_path):
     ):
         config = make_config(tokens, train, data__evaluation=held)
         with pytest.raises(UserError, match="evaluate on text that is held out"):
-            Batches(config, tokens)
+            check_held_out(config)
     config = make_config(tokens, f"{tmp_path}/00.jsonl", data__evaluation=f"{tmp_path}/01.jsonl")
-    Batches(config, tokens).close()
+    check_held_out(config)
 
 
 READER = """

@@ -23,7 +23,7 @@ SCHEDULES = ("linear", "cosine", "wsd")
 SPIKE_POLICIES = ("stop", "skip", "rewind")
 PACKINGS = ("concat", "document")
 ON_ERROR = ("raise", "skip")
-ON_CHANGE = ("refuse", "restart")
+ON_CHANGE = ("refuse", "continue", "restart")
 
 
 def _field(default: Any, check: checks.Check, meaning: str, fixes: str = FREE) -> Any:
@@ -159,8 +159,8 @@ class Data:
     on_change: str = _field(
         "refuse",
         checks.Choice(*ON_CHANGE),
-        'if the training data have changed when a run is resumed: "refuse", or "restart" to read them from the '
-        "start, as they are now",
+        'if the training data have changed when a run resumes: "refuse"; "continue" to read shards of other '
+        'content, such as repaired ones, from where the run was; or "restart" to read all from the start',
     )
     max_bad_share: float = _field(
         0.01,

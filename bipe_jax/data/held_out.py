@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from bipe_jax.config import spec
 from bipe_jax.config.spec import Shard, Source
-from bipe_jax.data import identity, prepared, shards, sources
+from bipe_jax.data import identity, lines, prepared, shards, sources
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
@@ -76,8 +76,8 @@ def _first_of_file(path: str) -> Iterator[tuple[dict]]:
         pass
     for line in text.split(b"\n")[:-1]:
         try:
-            yield (sources.parse(line),)
-        except sources.BadLine:
+            yield (lines.parse(line),)
+        except lines.BadLine:
             continue
 
 

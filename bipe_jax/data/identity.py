@@ -1,12 +1,12 @@
 """The identity of data: a run's shards, recognised by their content wherever they are stored.
 
 The shards of all sources are part of a checkpoint's meta data. A run resumes with the same shards in the same
-order, also if they were moved or renamed. If they have changed, it is refused, or starts over with the data
-as they are now (`data.on_change`).
+order, also if they were moved or renamed. What happens if they have changed is `data.on_change`.
 """
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ def resumed(saved: Plan, config: Plan, workdir: str) -> tuple[Shards, list[bool]
       has changed, so that it starts over.
 
     Raises:
-      UserError: the data have changed, and `data.on_change` is "refuse".
+      UserError: the data have changed, and `data.on_change` does not allow it.
     """
     _check_mixture(saved, config, workdir)
     orders, changed = [], []
@@ -98,14 +98,17 @@ def resumed(saved: Plan, config: Plan, workdir: str) -> tuple[Shards, list[bool]
             orders.append(now)
             changed.append(False)
             continue
-        order, differences = _match(saved.shards[i], now, skip=config.data.on_error == "skip")
-        if differences and config.data.on_change == "refuse":
+        match = _match(saved.shards[i], now, skip=config.data.on_error == "skip")
+        restart = match.differs and config.data.on_change == "restart"
+        goes_on = config.data.on_change == "continue" and not match.lost and not match.new
+        if match.differs and not restart and not goes_on:
             raise UserError(
-                f"the data {source.text!r} of the run in {workdir} have changed: {differences}: restore "
-                "them, or set config.data.on_change='restart' to read them from the start, as they are now"
+                f"the data {source.text!r} of the run in {workdir} have changed: {match}: restore them, or "
+                "set config.data.on_change='continue' for changed shards to be read from where the run was "
+                "in them, or 'restart' for all to be read from the start"
             )
-        orders.append(now if differences else order)
-        changed.append(bool(differences))
+        orders.append(now if restart else match.order)
+        changed.append(restart)
     return tuple(orders), changed
 
 
@@ -124,13 +127,39 @@ def _check_mixture(saved: Plan, config: Plan, workdir: str) -> None:
         )
 
 
-def _match(
-    saved: Sequence[Shard], now: Sequence[Shard], skip: bool
-) -> tuple[tuple[Shard, ...], str]:
-    """The shards in the order of `saved`, and what has changed, "" if nothing has.
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """The shards that there are now, in the order of those that a run was started with.
+
+    Attributes:
+      order: a shard that is missing is what it was. total: number of shards of the run.
+      lost, new, changed: names of shards.
+    """
+
+    order: tuple[Shard, ...]
+    total: int
+    lost: list[str]
+    new: list[str]
+    changed: list[str]
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.lost or self.new or self.changed)
+
+    def __str__(self) -> str:
+        kinds = {"missing": self.lost, "new": self.new, "changed": self.changed}
+        return ", ".join(
+            f"{len(names)} of {self.total} shards are {kind} ({_listed(names)})"
+            for kind, names in kinds.items()
+            if names
+        )
+
+
+def _match(saved: Sequence[Shard], now: Sequence[Shard], skip: bool) -> _Match:
+    """Matches shards by their content.
 
     Args:
-      skip: whether a missing shard is to be skipped as unreadable, when it is read.
+      skip: whether a missing shard is no difference, but skipped as unreadable when it is read.
     """
     by_content = collections.defaultdict(list)
     by_name = {}
@@ -145,20 +174,16 @@ def _match(
         if same:
             order.append(same[0])
             by_content[shard] = same[1:]
-        elif not shard.digest and shard.name in by_name:  # it could not be read before
+        elif shard.name in by_name:
             order.append(by_name[shard.name])
+            if shard.digest:  # otherwise it could not be read before
+                changed.append(shard.name)
         else:
             order.append(shard)
-            (changed if shard.name in by_name else lost).append(shard.name)
+            lost.append(shard.name)
     used = {shard.path for shard in order}
-    new = [s.name for s in now if s.digest and s.path not in used and s.name not in changed]
-    differences = {"missing": [] if skip else lost, "new": new, "changed": changed}
-    shown = [
-        f"{len(names)} of {len(saved)} shards are {kind} ({_listed(names)})"
-        for kind, names in differences.items()
-        if names
-    ]
-    return tuple(order), ", ".join(shown)
+    new = [shard.name for shard in now if shard.digest and shard.path not in used]
+    return _Match(tuple(order), len(saved), [] if skip else lost, new, changed)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -127,6 +127,7 @@ def run(plan: Plan, number: int, report: Report = lambda documents, tokens: None
             parent = os.fspath(plan.path("parts")) if plan.local else None
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
         writers: dict[str, SetWriter] = {}
+        sizes = tokens.byte_lengths()
         for task in _texts(source, shards_of(number, len(source.shards))):
             encoded = tokens.encode_parts([t for _, t, _ in task], [f for _, _, f in task])
             with writing(plan.output):
@@ -134,7 +135,8 @@ def run(plan: Plan, number: int, report: Report = lambda documents, tokens: None
                     if name not in writers:
                         path = os.path.join(scratch, f"{len(writers)}.array_record")
                         writers[name] = SetWriter(path, plan.length, plan.vocab_size, plan.packing)
-                    writers[name].add(ids, first, len(text.encode()))
+                    piece_bytes = int(sizes[ids].sum())
+                    writers[name].add(ids, first, len(text.encode()), piece_bytes)
             if len(writers) > _MOST_SETS:
                 raise UserError(
                     f"--input={plan.input} has more than {_MOST_SETS} sets: choose some by --sets"

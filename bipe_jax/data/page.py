@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from markupsafe import Markup
 
+from bipe_jax.data.lines import REASONS
 from bipe_jax.data.survey import Histogram, Survey
 from bipe_jax.report import charts, webpage
 from bipe_jax.report.text import visible
@@ -76,13 +77,23 @@ def remarks(survey: Survey) -> list[str]:
     if not survey.whole:
         lines.append("Documents and segments are cut at the ends of the prepared blocks.")
     if survey.faults:
-        listed = ", ".join(
-            f"{kind.replace('_', ' ')}: {n:,}" for kind, n in sorted(survey.faults.items())
-        )
-        lines.append(f"Could not be used: {listed}.")
+        lines.append(f"Could not be used: {_listed(survey.faults)}.")
     else:
         lines.append("Nothing that was read was bad.")
     return lines
+
+
+def _listed(faults: Mapping[str, int]) -> str:
+    """The faults by kind, and bad lines by their reasons: "bad_lines/not_json" is of "bad_lines"."""
+    reasons = {key: words for key, words in REASONS.items() if f"bad_lines/{key}" in faults}
+    of_lines = ", ".join(
+        f"{words}: {faults[f'bad_lines/{key}']:,}" for key, words in reasons.items()
+    )
+    kinds = sorted((kind, n) for kind, n in faults.items() if "/" not in kind)
+    return ", ".join(
+        f"{kind.replace('_', ' ')}: {n:,}" + (f" ({of_lines})" if kind == "bad_lines" else "")
+        for kind, n in kinds
+    )
 
 
 def _alike(survey: Survey) -> list[list[str]]:

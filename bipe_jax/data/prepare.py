@@ -167,13 +167,15 @@ def _begin(plan: jobs.Plan, settings: dict) -> dict | None:
 def _decisive(old: dict, new: dict) -> tuple[dict, dict]:
     """The settings that decide what is written: those of a directory, and now.
 
-    Shards are compared by their content, wherever they are; by their paths alone in a directory of an
-    earlier version.
+    If the shards have the same content, their paths do not count. A directory of an earlier version has
+    the paths alone.
     """
     if "shards" not in old:
         return old, {name: value for name, value in new.items() if name != "shards"}
-    paths = {"input": None, "source_shards": None}
-    return tuple(s | paths | {"shards": [shard[1:] for shard in s["shards"]]} for s in (old, new))
+    old, new = ({**s, "shards": [shard[1:] for shard in s["shards"]]} for s in (old, new))
+    if old["shards"] == new["shards"]:
+        new |= {name: old[name] for name in ("input", "source_shards")}
+    return old, new
 
 
 def _clear(plan: jobs.Plan) -> None:
@@ -237,7 +239,9 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
                 elif not plan.path(file).exists():
                     raise UserError(f"{part} is gone: delete {plan.output} and prepare it again")
             sets[name] = {"split": split}
-            for key in ("documents", "tokens", "text_bytes", "blocks", "file_bytes"):
+            for _, counts in of_set:  # a job of an earlier version has not counted them
+                counts.setdefault("piece_bytes", counts["text_bytes"])
+            for key in ("documents", "tokens", "text_bytes", "piece_bytes", "blocks", "file_bytes"):
                 sets[name][key] = sum(counts[key] for _, counts in of_set)
             sets[name] |= {
                 "files": files,

@@ -182,17 +182,23 @@ def files(source: Source) -> list[str]:
 
 
 def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iterator[dict]:
-    """Yields {"set": str, "tokens": (T,) int32} of each document, block by block.
+    """Yields {"set": str, "tokens": (T,) int32, "bytes": (T,)} of each document, block by block.
 
-    A document that was cut comes in parts, each no longer than a block.
+    A document that was cut comes in parts, each no longer than a block. "bytes" are those of the text that
+    each token stands for: those of its piece, times the ratio of both in the whole set.
 
     Raises:
       UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer.
     """
     check_tokenizer(open_prepared(source, sets), tokenizer)
-    for name in source.sets or list(_description(epath.Path(source.path))["sets"]):
+    of_sets = _description(epath.Path(source.path))["sets"]
+    for name in source.sets or list(of_sets):
         if sets and name not in sets:
             continue
+        text_bytes = of_sets[name]["text_bytes"]
+        # Data of an earlier version do not have the bytes of the pieces.
+        piece_bytes = of_sets[name].get("piece_bytes", text_bytes)
+        sizes = tokenizer.byte_lengths() * (text_bytes / max(piece_bytes, 1))
         part = open_prepared(dataclasses.replace(source, sets=(name,)))
         for start in range(0, part.blocks, _READ_AT_ONCE):
             rows = part.read(np.arange(start, min(start + _READ_AT_ONCE, part.blocks)))
@@ -200,7 +206,7 @@ def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iter
                 cuts = np.flatnonzero(np.diff(ids)) + 1
                 for piece, number in zip(np.split(tokens, cuts), ids[[0, *cuts]], strict=True):
                     if number:  # 0 is padding
-                        yield {"set": name, "tokens": piece}
+                        yield {"set": name, "tokens": piece, "bytes": sizes[piece]}
         part.close()
 
 

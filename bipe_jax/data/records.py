@@ -86,10 +86,15 @@ class SetWriter:
         self._record, self._fields = layout(length, vocab_size)
         self._tokens, self._ids, self._buffered = [], [], 0
         self._file = None
-        self.counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "blocks": 0}
+        self.counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "piece_bytes": 0, "blocks": 0}
 
-    def add(self, tokens: np.ndarray, first: bool, text_bytes: int) -> None:
-        """Adds the next part of a document (L,); `first` begins a new document."""
+    def add(self, tokens: np.ndarray, first: bool, text_bytes: int, piece_bytes: int) -> None:
+        """Adds the next part of a document.
+
+        Args:
+          tokens: (L,). first: whether a document begins with it.
+          text_bytes: of its text. piece_bytes: of what its tokens stand for.
+        """
         # Best fit needs whole documents.
         if self._buffered >= _WINDOW and (first or self._kind == "concat"):
             self._pack()
@@ -97,6 +102,7 @@ class SetWriter:
         counts["documents"] += first
         counts["tokens"] += len(tokens)
         counts["text_bytes"] += text_bytes
+        counts["piece_bytes"] += piece_bytes
         self._tokens.append(tokens)
         self._ids.append(np.full(len(tokens), counts["documents"], np.int32))
         self._buffered += len(tokens)

@@ -7,42 +7,24 @@ the Pile, `meta` with `pile_set_name` (an object, or an object as a JSON string)
 
 import collections
 import dataclasses
-import itertools
-import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from bipe_jax.config import Config, spec
 from bipe_jax.config.spec import Source
-from bipe_jax.data import quickstart
+from bipe_jax.data import lines, quickstart
 from bipe_jax.data import shards as files
 from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-NO_SET = "documents"  # the set of documents without a set name
 _TFDS_SHARDS = 64
 _LOST = ("corrupt_frames", "truncated_shards", "unreadable_shards")
 _JUDGED_FROM = 1000  # lines of a shard before its share of bad lines is judged
 _REMEMBERED = 1 << 16  # documents that are searched for duplicates
-# Bytes of memory that parsing a document may use: its line twice, and its characters.
-_MOST_BYTES = 680_000_000
-_MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs begin a file with
-# Why a line is bad, in the order of the counts in a cursor; and in words.
-_REASONS = {
-    "not_json": "not JSON",
-    "no_text": "without text",
-    "not_utf8": "not UTF-8",
-    "too_long": "too long",
-}
-_FOUR_BYTES = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")  # in UTF-8, and escaped
-_TWO_BYTES = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
 
 
 class Tally:
@@ -227,80 +209,6 @@ def no_documents(source: Source, sets: Sequence[str] = ()) -> UserError:
     return UserError(f"data: {source.text!r} holds no document{filtered}")
 
 
-class BadLine(ValueError):
-    """A line without a document; its text is one of `_REASONS`."""
-
-
-def _fits(line: bytes | bytearray, copies: int) -> bool:
-    """Whether parsing a line into `copies` strs uses at most `_MOST_BYTES`.
-
-    A str has 1, 2 or 4 bytes per character, for its widest.
-    """
-    if len(line) * (2 + 4 * copies) <= _MOST_BYTES:
-        return True
-    width = 4 if _FOUR_BYTES.search(line) else 2 if _TWO_BYTES.search(line) else 1
-    return len(line) * (2 + width * copies) <= _MOST_BYTES
-
-
-def _loads(line: bytes | bytearray) -> Any:
-    """The JSON value of a line. Raises BadLine.
-
-    orjson is fast but strict. What it refuses is read again by `json`, so that only what is used of a line
-    is judged: Python writes NaN into `meta`, and bytes that are not UTF-8 may be in any field.
-    """
-    try:
-        return orjson.loads(line)
-    except ValueError:
-        pass
-    if not _fits(line, copies=2):
-        raise BadLine("too_long")
-    try:
-        return json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        pass
-    try:
-        line.decode()
-    except ValueError:
-        raise BadLine("not_utf8") from None
-    raise BadLine("not_json")
-
-
-def parse(line: bytes | bytearray | None) -> dict:
-    """The document of a line: {"text", "set"}.
-
-    Args:
-      line: None stands for one that is too long to be kept.
-
-    Raises:
-      BadLine: it has no document.
-    """
-    if line is None or not _fits(line, copies=1):
-        raise BadLine("too_long")
-    record = _loads(line)
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise BadLine("no_text")
-    if not _encodable(text):
-        raise BadLine("not_utf8")
-    meta = record.get("meta")
-    if isinstance(meta, str):
-        try:
-            meta = _loads(meta.encode("utf-8", "surrogatepass"))
-        except BadLine:
-            meta = None
-    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return {"text": text, "set": name if isinstance(name, str) and _encodable(name) else NO_SET}
-
-
-def _encodable(text: str) -> bool:
-    """Whether a text has no lone surrogates, which are no characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_shard(
     path: str, cursor: Any = None, policy: Policy | None = None, shards: int = 1
 ) -> Iterator[tuple[dict, tuple]]:
@@ -324,12 +232,12 @@ def read_shard(
     start, (number, count, counts, first_bad) = cursor or (files.START, (0, 0, (), None))
     # A checkpoint of an earlier version has one number for all reasons.
     counts = [counts] if isinstance(counts, int) else counts
-    bad = dict(itertools.zip_longest(_REASONS, counts, fillvalue=0))
+    bad = dict.fromkeys(lines.REASONS, 0) | dict(zip(lines.REASONS, counts, strict=False))
     damaged = False
 
     def judge():
         if sum(bad.values()) > policy.max_bad_share * count:
-            reasons = ", ".join(f"{n} {_REASONS[reason]}" for reason, n in bad.items() if n)
+            reasons = ", ".join(f"{n} {lines.REASONS[reason]}" for reason, n in bad.items() if n)
             raise UserError(
                 f"data: {sum(bad.values())} of {count} lines of {path} are bad ({reasons}; the first is "
                 f"line {first_bad}), more than data.max_bad_share={policy.max_bad_share:g}"
@@ -350,20 +258,20 @@ def read_shard(
 
     for line, after in files.lines(path, start, on_damage, tally.retry):
         number += 1
-        if line is not None and line[: len(_MARK)] == _MARK:
-            line = line[len(_MARK) :]
+        if line is not None and line[: len(lines.MARK)] == lines.MARK:
+            line = line[len(lines.MARK) :]
         if line is not None and (not line or line.isspace()):
             continue
         count += 1
         try:
-            documents = [parse(line)]
-        except BadLine as error:
+            documents = [lines.parse(line)]
+        except lines.BadLine as error:
             reason = str(error)
             bad[reason] += 1
             first_bad = first_bad or number
             if tally.bad_lines(path, bad):
                 _LOG.info(
-                    f"data: line {number} of {path} is {_REASONS[reason]}: skipped, as others are"
+                    f"data: line {number} of {path} is {lines.REASONS[reason]}: skipped, as others are"
                 )
             if count >= _JUDGED_FROM:
                 judge()

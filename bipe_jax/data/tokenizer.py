@@ -33,6 +33,7 @@ class Tokenizer:
       name: its origin, for error messages.
       vocab_size: number of ids.
       bos_id: the id before each document: BOS, or EOS of a model without BOS; -1 if it has neither.
+      eos_id: the id after the last token of a text, or -1 if the model has none.
       ends: ids that end a generated document: BOS (of the next document) and EOS.
     """
 
@@ -46,7 +47,7 @@ class Tokenizer:
             raise UserError(f"{name} is not a SentencePiece model: {error}") from None
         self.vocab_size = self._processor.vocab_size()
         bos, eos = self._processor.bos_id(), self._processor.eos_id()
-        self.bos_id = bos if bos >= 0 else eos
+        self.bos_id, self.eos_id = bos if bos >= 0 else eos, eos
         self.ends = frozenset({bos, eos} - {-1})
 
     def encode(self, text: str) -> np.ndarray:

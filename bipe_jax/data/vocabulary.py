@@ -16,6 +16,8 @@ from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
+_SAMPLED, _SAMPLED_CHARACTERS = 64, 16384  # documents of a source, and characters of each
+
 
 def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     """The tokenizer of the config or prepared data, else the checkpoint's, else a newly trained one.
@@ -58,6 +60,35 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
             f"{chosen.vocab_size} pieces: set config.model.vocab_size to that"
         )
     return chosen
+
+
+def remarks(config: Plan, tokens: Tokenizer) -> list[str]:
+    """What a user should know of a tokenizer: what separates documents, and how much text it replaces."""
+    lines = []
+    if tokens.bos_id < 0:
+        lines.append("The tokenizer has neither BOS nor EOS: nothing separates documents")
+    elif tokens.bos_id == tokens.eos_id:
+        lines.append("The tokenizer has no BOS: each document begins with EOS")
+    read = replaced = 0
+    for text in _first_texts(config):
+        read += len(text.encode())
+        replaced += tokens.replaced_bytes(text)
+    if replaced:
+        lines.append(
+            f"The tokenizer replaces {replaced / read:.2%} of the text (by <unk>, or by a normaliser), by "
+            f"{read:,} bytes of it"
+        )
+    return lines
+
+
+def _first_texts(config: Plan) -> Iterator[str]:
+    """The beginnings of the first documents of each source of text, or of the evaluation if there is none."""
+    training = [source for source in config.training.sources if source.kind != PREPARED]
+    for source in training or [config.evaluated]:
+        if source.kind != PREPARED:
+            documents = sources.documents(source, config.data.sets, sources.policy_of(config))
+            for document in itertools.islice(documents, _SAMPLED):
+                yield document["text"][:_SAMPLED_CHARACTERS]
 
 
 def _path_in_prepared(config: Plan) -> str:

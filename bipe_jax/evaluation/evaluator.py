@@ -5,6 +5,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from bipe_jax import processes
 from bipe_jax.config import Config, spec
 from bipe_jax.data import prepared, sources
@@ -67,7 +69,9 @@ def resolve(settings: Settings, config: Plan) -> Settings:
 
 
 def documents(config: Config, tokenizer: Tokenizer, settings: Settings) -> Iterator[dict]:
-    """Yields the documents to evaluate on: {"set": str, "tokens": (T,) int32} each.
+    """Yields the documents to evaluate on: {"set": str, "tokens": (T,) int32, "bytes": (T,)} each.
+
+    "bytes" are those of the text that each token stands for.
 
     Args:
       config: its `data.on_error` applies. settings: resolved.
@@ -80,16 +84,37 @@ def documents(config: Config, tokenizer: Tokenizer, settings: Settings) -> Itera
     if source.kind == spec.PREPARED:
         source_documents = prepared.documents(source, sets, tokenizer)
     else:
-        source_documents = (
-            {"set": d["set"], "tokens": tokenizer.encode(d["text"])}
-            for d in sources.documents(source, sets, sources.policy_of(config))
-        )
+        texts = sources.documents(source, sets, sources.policy_of(config))
+        source_documents = (_encoded(document, tokenizer) for document in texts)
     present = set()
     for document in source_documents:
         present.add(document["set"])
         yield document
     if missing := [name for name in sets if name not in present]:
         _LOG.info(f"{settings.data} has no document of the set {' or '.join(map(repr, missing))}")
+
+
+def _encoded(document: dict, tokenizer: Tokenizer) -> dict:
+    tokens, sizes = tokenizer.encode_with_bytes(document["text"])
+    # Most are small: half the memory.
+    sizes = sizes.astype(np.min_scalar_type(int(sizes.max(initial=0))))
+    return {"set": document["set"], "tokens": tokens, "bytes": sizes}
+
+
+def check_documents(config: Plan, tokenizer: Tokenizer, settings: Settings) -> None:
+    """Checks that there is a document to evaluate on, as cheaply as possible.
+
+    Documents are read until one is long enough.
+
+    Args:
+      settings: resolved.
+
+    Raises:
+      UserError: the source cannot be read, or no document is long enough.
+    """
+    longest = max(settings.lengths)
+    if not any(len(d["tokens"]) > longest for d in documents(config, tokenizer, settings)):
+        raise perplexity.too_short(longest)
 
 
 class Evaluator:
@@ -112,7 +137,6 @@ class Evaluator:
         self._evaluation = perplexity.Evaluation(
             loaded_model,
             held_out,
-            tokenizer.byte_lengths(),
             settings.lengths,
             protocol(settings.protocol, settings.lengths),
             _LOG.info,

@@ -60,7 +60,6 @@ class PeriodicEvaluation:
         self._evaluation = perplexity.Evaluation(
             loaded.LoadedModel(loaded.with_exact_encodings(config), {}, mesh, tokenizer),
             list(evaluator.documents(config, tokenizer, settings)),
-            tokenizer.byte_lengths(),
             settings.lengths,
             protocol(settings.protocol, settings.lengths),
             _LOG.info,

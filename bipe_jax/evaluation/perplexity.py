@@ -107,6 +107,14 @@ def training_range(documents: Sequence[np.ndarray], length: int, rule: segments.
     return largest | {"position": length - 1, "segments": float(np.mean(counts))}
 
 
+def too_short(longest: int) -> UserError:
+    """The error of data without a document that is long enough for a length."""
+    return UserError(
+        f"evaluation: no document has {longest + 1:,} tokens: choose shorter --lengths "
+        "(config.evaluation.lengths)"
+    )
+
+
 class Evaluation:
     """Held-out documents and the windows of them that a model is scored on, at each length.
 
@@ -114,8 +122,7 @@ class Evaluation:
 
     Args:
       loaded_model: the model, of which the parameters are not used.
-      documents: {"set": str, "tokens": (T,) int32} each.
-      byte_lengths: (V,) bytes of text of each token id.
+      documents: {"set": str, "tokens": (T,) int32, "bytes": (T,)} each; see `evaluator.documents`.
       lengths: in tokens, in any order.
       protocol: see `protocols`.
       progress: called with a line for each result.
@@ -129,7 +136,6 @@ class Evaluation:
         self,
         loaded_model: loaded.LoadedModel,
         documents: Iterable[dict],
-        byte_lengths: np.ndarray,
         lengths: Sequence[int],
         protocol: Protocol,
         progress: Callable[[str], object] = lambda text: None,
@@ -141,17 +147,16 @@ class Evaluation:
         self._scorer, self._rule = scoring.Scorer(loaded_model), loaded_model.rule
         self._progress = progress
         sets: dict[str, list[np.ndarray]] = {}
+        self._bytes: dict[str, list[np.ndarray]] = {}
         for document in documents:
             sets.setdefault(document["set"], []).append(document["tokens"])
+            self._bytes.setdefault(document["set"], []).append(document["bytes"])
         longest = self._lengths[-1]
         self._sets = {n: of for n, of in sets.items() if any(len(t) > longest for t in of)}
         for name in [name for name in sets if name not in self._sets]:
             progress(f"{name}: no document has {longest + 1:,} tokens; left out")
         if not self._sets:
-            raise UserError(
-                f"evaluation: no document has {longest + 1:,} tokens: choose shorter --lengths "
-                "(config.evaluation.lengths)"
-            )
+            raise too_short(longest)
         self.trained = {
             name: training_range(of_set, config.sequence_length, self._rule)
             for name, of_set in self._sets.items()
@@ -162,10 +167,11 @@ class Evaluation:
             sizes = [len(tokens) for tokens in of_set]
             for length in self._lengths:
                 of_length = protocol.windows(sizes, length, self._lengths, limit)
-                self._parts.append(self._part(name, length, of_length, byte_lengths))
+                self._parts.append(self._part(name, length, of_length))
+        del self._bytes
 
-    def _part(self, name: str, length: int, windows: list, byte_lengths) -> "_Part":
-        of_set = self._sets[name]
+    def _part(self, name: str, length: int, windows: list) -> "_Part":
+        of_set, bytes_of_set = self._sets[name], self._bytes[name]
         texts = [of_set[w.document][w.start : w.end + 1] for w in windows]
         blocks = [segments.coordinates(text, self._rule) for text in texts]
 
@@ -188,6 +194,8 @@ class Evaluation:
         targets = np.concatenate(
             [text[-w.scored :] for text, w in zip(texts, windows, strict=True)]
         )
+        sizes = [bytes_of_set[w.document][w.end + 1 - w.scored : w.end + 1] for w in windows]
+        sizes = np.concatenate(sizes)
         owners = np.repeat([w.document for w in windows], [w.scored for w in windows])
         present, owners = np.unique(owners, return_inverse=True)
         return _Part(
@@ -195,7 +203,7 @@ class Evaluation:
             length=length,
             windows=windows,
             owners=owners,
-            bytes=np.bincount(owners, byte_lengths[targets]),
+            bytes=np.bincount(owners, sizes),
             # The position is of the token before the target, 0 … length - 1; others are of the target.
             coordinates={
                 "position": joined("position", lambda w: -w.scored - 1, -1),

@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -28,6 +28,7 @@ def train(
     workdir: str,
     stop_at: int | None = None,
     observer: observing.Observer | None = None,
+    check: Callable[[plan.Plan, tokenizer.Tokenizer], object] = lambda config, tokens: None,
 ) -> bool:
     """Trains to `config.steps` and saves, resuming from the latest checkpoint of the workdir.
 
@@ -43,6 +44,7 @@ def train(
       workdir: the run's directory, made if it does not exist.
       stop_at: a step; None: `config.steps`.
       observer: the caller's, if it observes more than the training; None: a new one.
+      check: called with the run's tokenizer before the training: whether what follows it can be done.
 
     Returns:
       Whether all steps are trained: False if it stopped early. If the target was reached before, nothing
@@ -92,6 +94,10 @@ def train(
         tokens = _tokenizer(config, workdir, source and source.tokenizer)
         rule = segments.resolve(config.segments.rule, tokens.pieces())
         config = config.with_rule(rule)
+        check(config, tokens)
+        if first_process:
+            for remark in vocabulary.remarks(config, tokens):
+                _LOG.info(remark)
         shard = sharding.data_shard(mesh, config.batch_size)
         batches = Batches(config, tokens, shard=shard)
         stack.enter_context(contextlib.closing(batches))

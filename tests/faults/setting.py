@@ -23,7 +23,9 @@ def make(root: str) -> None:
             # Documents of one line, in a frame that has a checksum.
             lines = [json.dumps({"text": line}) + "\n" for line in text.split("\n\n") if line]
             data = zstandard.ZstdCompressor(write_checksum=True).compress("".join(lines).encode())
-            with open(os.path.join(root, name, f"{number:02}.jsonl.zst"), "wb") as file:
+            with open(
+                os.path.join(root, name, f"{number:05}-of-{_SHARDS:05}.jsonl.zst"), "wb"
+            ) as file:
                 file.write(data)
     path = os.path.join(root, "tokenizer.model")
     with open(path, "wb") as file:
@@ -47,6 +49,7 @@ def arguments(root: str, processes: int, data: str) -> list[str]:
         "data.evaluation": f"{root}/held_out/*.jsonl.zst",
         "data.shuffle_blocks": 16,
         "data.workers": 1,
+        "data.on_change": "continue",  # a shard is damaged, and put back
         "mesh.devices": processes,
         "evaluation.lengths": "(32,64)",
     }
