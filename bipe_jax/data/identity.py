@@ -16,7 +16,7 @@ from etils import epath
 
 from bipe_jax.config import spec
 from bipe_jax.config.spec import Shard, Source
-from bipe_jax.data import prepared, quickstart, shards
+from bipe_jax.data import prepared, quickstart, shards, sources
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
@@ -71,9 +71,7 @@ def _of_file(path: str) -> Shard:
 
 
 def _tfds_files(source: Source) -> list[str]:
-    from bipe_jax.data.sources import tfds_builder
-
-    builder, split = tfds_builder(source)
+    builder, split = sources.tfds_builder(source)
     return sorted(map(os.fspath, builder.info.splits[split].filepaths))
 
 
