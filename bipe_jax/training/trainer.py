@@ -15,7 +15,7 @@ from bipe_jax.data import tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.periodic import PeriodicEvaluation
-from bipe_jax.training import finetune, metrics, observing, spikes
+from bipe_jax.training import finetune, lock, metrics, observing, spikes
 from bipe_jax.training.progress import Progress, Step
 from bipe_jax.training.step import compile_on
 from bipe_jax.workdir import Workdir, files
@@ -42,14 +42,16 @@ def train(
       config: an `ml_collections.ConfigDict` as configs/base.py makes it, or another input of `plan.make`.
       workdir: the run's directory, made if it does not exist.
       stop_at: a step; None: `config.steps`.
-      observer: the caller's, if it observes more than the training; None: a new one.
+      observer: of a caller that observes more than the training, and has entered `lock.locked(workdir)`;
+        None: a new one.
 
     Returns:
       Whether all steps are trained: False if it stopped early. If the target was reached before, nothing
       is trained, deleted or rewritten.
 
     Raises:
-      UserError: a wrong input; see the README. Complete checkpoints are kept.
+      UserError: a wrong input; see the README. Complete checkpoints are kept. Transient, of its kind:
+        another run trains in the workdir, or a disk fails.
       KeyboardInterrupt: after Ctrl-C, the next step and its save. A second Ctrl-C raises it at once, or as
         soon as a save in flight is complete.
     """
@@ -63,7 +65,9 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.stop_signals())
-        observer = observer or stack.enter_context(observing.Observer())
+        if observer is None:
+            stack.enter_context(lock.locked(workdir))
+            observer = stack.enter_context(observing.Observer())
         observer.open(workdir)
 
         # ------------------------------------------------------------------------------------------
