@@ -132,6 +132,25 @@ def test_what_is_no_heartbeat_or_event(resumed, content):
     resumed(harm)
 
 
+def test_a_directory_of_tensorboard_that_cannot_be_written(config, tmp_path, capfd):
+    """Even root cannot write to what it leads to."""
+    (tmp_path / "tensorboard").symlink_to("/proc/self")
+    assert not train(config, str(tmp_path), stop_at=2)
+    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
+    assert len(said) == 1 and f"{tmp_path / 'tensorboard'} cannot be written (" in said[0]
+    assert checkpoint.steps(tmp_path) == [2]
+
+
+def test_a_file_in_place_of_tensorboards_directory_is_set_aside(resumed):
+    def harm(workdir):
+        shutil.rmtree(workdir / "tensorboard")
+        (workdir / "tensorboard").write_text("a file")
+
+    workdir, said = resumed(harm)
+    assert len(said) == 1 and (workdir / "tensorboard.unreadable-1").read_text() == "a file"
+    assert len(os.listdir(workdir / "tensorboard")) == 1
+
+
 def test_an_id_of_weights_and_biases_that_is_none(tmp_path):
     path = tmp_path / "wandb_id"
     first = _id(str(tmp_path))

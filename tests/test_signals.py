@@ -206,6 +206,26 @@ def test_the_command_saves_and_ends_with_one_status(slow, tmp_path, number):
     assert events.read(str(tmp_path))[-1]["event"] == "preempted"
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGTERM, signal.SIGINT],
+        [signal.SIGINT, signal.SIGTERM],
+        [signal.SIGTERM, signal.SIGTERM, signal.SIGINT],
+    ],
+    ids=str,
+)
+def test_only_a_second_ctrl_c_loses_the_save(slow, tmp_path, numbers):
+    process = slow(2.0)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, err
+    assert "Traceback" not in err
+    assert checkpoint.steps(tmp_path) == [7]
+
+
 def test_a_second_ctrl_c_ends_the_command(slow, tmp_path):
     process = slow(60.0)
     begun = time.monotonic()
