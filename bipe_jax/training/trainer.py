@@ -176,7 +176,12 @@ def train(
                     progress.evaluated(evaluate(state["params"]))
 
             save_is_due = checkpoints.failed() or progress.save_is_due
-            if any(map(log_and_judge, progress.to_read(newest=save_is_due))):
+            spike = next(filter(log_and_judge, progress.to_read(newest=save_is_due)), None)
+            if spike:
+                if spike.number == progress.step:
+                    next(
+                        batches
+                    )  # of the step that is dispatched before a spike is seen without a save
                 with observer.phase("starting"):
                     state, _ = restore_or_init()  # the data continues after the spike
                 progress.rewound(int(state["step"]))
