@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: of the command, and of `train` in a program of its user's."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -146,6 +147,41 @@ def test_the_library_defines_no_flags_and_needs_no_coordinator():
         "assert processes.is_first() and processes.name() == ''\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "1",
+}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_NUM_PROCESSES": "1"},
+        {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "here:1"},
+        SLURM | {"SLURM_NTASKS": "1"},
+        SLURM | {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+    ],
+    ids=lambda variables: "-".join(variables),
+)
+def test_a_process_that_is_alone_starts_no_coordination_service(variables):
+    """Which would abort it when the wall clock jumps."""
+    program = (
+        "import jax\n"
+        "from bipe_jax import processes\n"
+        "def initialize(*args, **kwargs): raise AssertionError('initialized')\n"
+        "jax.distributed.initialize = initialize\n"
+        "processes.start()\n"
+        "assert jax.process_count() == 1 and processes.is_first()\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env=environment)
 
 
 # The command, whose 7th batch takes some seconds.
