@@ -26,9 +26,10 @@ def start() -> None:
     """Joins the other processes of the run. It must be called once, before JAX uses a device.
 
     The environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID describe the processes, if set (JAX_NUM_PROCESSES=1: this one is alone); otherwise JAX detects them: a step of SLURM (srun), Open
-    MPI, a TPU pod, GKE. Otherwise this process is the only one. From then on SIGTERM and Ctrl-C do not end
-    the process, as in `stop_signals`; a second Ctrl-C does, by the signal.
+    JAX_PROCESS_ID describe the processes, if set (JAX_NUM_PROCESSES=1: this one is alone); otherwise JAX
+    detects them: a step of SLURM (srun), Open MPI, a TPU pod, GKE. Otherwise this process is the only one.
+    From then on SIGTERM and Ctrl-C do not end the process, as in `stop_signals`; a second Ctrl-C does, by the
+    signal.
 
     Raises:
       UserError: the variables are wrong.
