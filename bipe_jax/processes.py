@@ -16,7 +16,8 @@ from bipe_jax.errors import LOST, PREEMPTED, Transient, UserError
 _START_TIMEOUT = 300  # seconds to wait for all processes: nodes may still pull images
 _HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process is dead, and all end
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process waits at its end for the others
-_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # processes that were started together
+# Processes that were started together, in the order in which JAX asks for them.
+_COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _joined = False  # jax.distributed.is_initialized() is true after a failure too
 
@@ -25,9 +26,10 @@ def start() -> None:
     """Joins the other processes of the run. It must be called once, before JAX uses a device.
 
     The environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID describe the processes, if set; otherwise JAX detects them: a step of SLURM (srun), Open
-    MPI, a TPU pod, GKE. Otherwise this process is the only one. From then on SIGTERM and Ctrl-C do not end
-    the process, as in `stop_signals`; a second Ctrl-C does, by the signal.
+    JAX_PROCESS_ID describe the processes, if set (JAX_NUM_PROCESSES=1: this one is alone); otherwise JAX
+    detects them: a step of SLURM (srun), Open MPI, a TPU pod, GKE. Otherwise this process is the only one.
+    From then on SIGTERM and Ctrl-C do not end the process, as in `stop_signals`; a second Ctrl-C does, by the
+    signal.
 
     Raises:
       UserError: the variables are wrong.
@@ -45,12 +47,18 @@ def join() -> None:
 
 
 def _initialize_if_several() -> bool:
-    """Joins the other processes. Returns False if the environment describes none."""
+    """Joins the other processes. Returns False if the environment describes none.
+
+    A process that is alone starts no coordination service: that judges heartbeats by the wall clock, and
+    would abort the run when the clock jumps.
+    """
     variables = [os.environ.get(name) for name in _VARIABLES]
     if any(variables):
+        if variables[1] == "1" and variables[2] in (None, "", "0"):
+            return False
         _initialize(*_read(variables))
         return True
-    if any(os.environ.get(name) == "1" for name in _COUNTS):
+    if _is_alone():
         return False
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         # The coordinator would clash with that of a program on this machine's TPUs.
@@ -62,6 +70,17 @@ def _initialize_if_several() -> bool:
             raise
         return False
     return True
+
+
+def _is_alone() -> bool:
+    """Whether the environment describes a single process, which JAX would let coordinate itself."""
+    count = next((os.environ[name] for name in _COUNTS if name in os.environ), None)
+    if count is not None:
+        return count == "1"
+    # GKE names the hosts of a TPU slice.
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    slices = os.environ.get("MEGASCALE_NUM_SLICES", "1")
+    return bool(hosts) and "," not in hosts and slices == "1"
 
 
 def is_first() -> bool:

@@ -13,7 +13,7 @@ from bipe_jax import cli, plan, processes
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.evaluation.evaluator import Settings, check_documents, check_output, evaluate, resolve
 from bipe_jax.evaluation.tables import tables, written
-from bipe_jax.training import failures, observing
+from bipe_jax.training import failures, lock, observing
 from bipe_jax.training.observing import trace, wandb_board
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import workdir_argument
@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> None:
     settings = resolve(Settings(), config)
 
     processes.start()
-    failures.forget(args.workdir)
     check_output(args.workdir, "--workdir")
-    with observing.Observer(observing.process_start(), profile) as observer:
+    with (
+        lock.locked(args.workdir),
+        observing.Observer(observing.process_start(), profile) as observer,
+    ):
         try:
             done = train(
                 config,

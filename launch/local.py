@@ -155,7 +155,7 @@ def _loop(runs: Sequence[Run], at_once: int, interrupts: list[int], table: Table
         for run in runs:
             run.poll()
         if len(interrupts) > passed_on:
-            again = passed_on and interrupts[-1] == signal.SIGINT
+            again = interrupts[-1] == signal.SIGINT and interrupts.count(signal.SIGINT) > 1
             passed_on = len(interrupts)
             for run in runs:
                 run.signal(signal.SIGKILL if again else signal.SIGTERM)

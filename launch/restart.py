@@ -69,7 +69,11 @@ def _crashes(path: str, step: int | None) -> int:
     """The count of crashes so far at a step."""
     counted = files.read_json(path) or {}
     crashes = counted.get("crashes")
-    return crashes if counted.get("step") == step and isinstance(crashes, int) else 0
+    if not isinstance(crashes, int) or crashes < 0:
+        if os.path.lexists(path):
+            files.set_aside(path, "it is no count of crashes")
+        return 0
+    return crashes if counted.get("step") == step else 0
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ marks an attempt that did not end well, since only a good end removes it.
 If PEERS="x-w-{}-{}.x 2 4" is set, it waits until all of these 2 x 4 machines have an address: nodes can
 start hours apart, and trainers do not wait so long for each other.
 
-It needs no JAX. SIGTERM is passed on to the trainer, which saves.
+It needs no JAX. SIGTERM and Ctrl-C are passed on to the trainer as SIGTERM, which makes it save.
 """
 
 import contextlib
@@ -62,17 +62,19 @@ def _has_address(name: str) -> bool:
 
 
 def run(command: list[str]) -> int:
-    """Runs a command, passes SIGTERM on to it, and returns its status."""
+    """Runs a command, passes SIGTERM and Ctrl-C on to it as SIGTERM, and returns its status."""
     child = None
     stopped = False
 
-    def pass_on(signum, _):
+    def pass_on(*_):
         nonlocal stopped
+        # A terminal sends Ctrl-C to the trainer too, and a second one would end it at once.
+        if child and not stopped:
+            child.send_signal(signal.SIGTERM)
         stopped = True
-        if child:
-            child.send_signal(signum)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
     child = subprocess.Popen(command)
     if stopped:  # before there was a child
         child.send_signal(signal.SIGTERM)

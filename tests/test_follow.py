@@ -164,3 +164,13 @@ def test_two_followers_do_not_share_a_directory(run, tmp_path):
         pytest.raises(UserError, match="another follower writes to"),
     ):
         follow.follow(str(run), Settings(), str(tmp_path / "out"))
+
+
+def test_results_that_cannot_be_read_are_computed_again(tmp_path):
+    (tmp_path / "10.json").write_text('{"step": 10}')
+    for name, content in (("20", b""), ("30", b'{"st'), ("40", b"[]"), ("50", b"\xff")):
+        (tmp_path / f"{name}.json").write_bytes(content)
+    (tmp_path / "60.json").mkdir()
+    (tmp_path / ".lock").touch()
+    assert follow._evaluated(str(tmp_path)) == {10}
+    assert len(list(tmp_path.glob("*.json.unreadable-1"))) == 5

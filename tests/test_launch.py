@@ -91,10 +91,10 @@ def test_a_workdir_that_is_gone_or_cannot_be_written_is_left_to_a_person(tmp_pat
     assert not again and why.startswith(f"{gone} does not exist: ")
     assert not gone.exists()
     assert restart.decide(str(gone), 137)[0]  # killed before it made it
-    (tmp_path / "run" / "restarts.json").mkdir(parents=True)
+    (tmp_path / "run").write_text("a file")
     again, why = restart.decide(str(tmp_path / "run"), 137)
     assert not again
-    assert why.endswith("run/restarts.json cannot be written: Is a directory")
+    assert why.endswith("run/restarts.json cannot be written: File exists")
 
 
 def test_hosts_count_one_death_once_each(tmp_path):
@@ -114,6 +114,11 @@ def test_a_count_that_is_nonsense_is_begun_anew(tmp_path):
         (tmp_path / "restarts.json").write_text(nonsense)
         assert restart.decide(str(tmp_path), 137)[0]
         assert json.loads((tmp_path / "restarts.json").read_text())["crashes"] == 1
+    (tmp_path / "restarts.json").unlink()
+    (tmp_path / "restarts.json").mkdir()
+    assert restart.decide(str(tmp_path), 137)[0]
+    assert (tmp_path / "restarts.json").is_file()
+    assert (tmp_path / "restarts.json.unreadable-5").is_dir()
 
 
 LAUNCHERS = {

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: of the command, and of `train` in a program of its user's."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -148,6 +149,41 @@ def test_the_library_defines_no_flags_and_needs_no_coordinator():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "1",
+}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_NUM_PROCESSES": "1"},
+        {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "here:1"},
+        SLURM | {"SLURM_NTASKS": "1"},
+        SLURM | {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+    ],
+    ids=lambda variables: "-".join(variables),
+)
+def test_a_process_that_is_alone_starts_no_coordination_service(variables):
+    """Which would abort it when the wall clock jumps."""
+    program = (
+        "import jax\n"
+        "from bipe_jax import processes\n"
+        "def initialize(*args, **kwargs): raise AssertionError('initialized')\n"
+        "jax.distributed.initialize = initialize\n"
+        "processes.start()\n"
+        "assert jax.process_count() == 1 and processes.is_first()\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env=environment)
+
+
 # The command, whose 7th batch takes some seconds.
 SLOW = """
 import runpy, sys, time
@@ -204,6 +240,26 @@ def test_the_command_saves_and_ends_with_one_status(slow, tmp_path, number):
     assert "Traceback" not in err and "Stopping after step 7" in err
     assert checkpoint.steps(tmp_path) == [7]
     assert events.read(str(tmp_path))[-1]["event"] == "preempted"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGTERM, signal.SIGINT],
+        [signal.SIGINT, signal.SIGTERM],
+        [signal.SIGTERM, signal.SIGTERM, signal.SIGINT],
+    ],
+    ids=str,
+)
+def test_only_a_second_ctrl_c_loses_the_save(slow, tmp_path, numbers):
+    process = slow(2.0)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == PREEMPTED, err
+    assert "Traceback" not in err
+    assert checkpoint.steps(tmp_path) == [7]
 
 
 def test_a_second_ctrl_c_ends_the_command(slow, tmp_path):

@@ -307,6 +307,30 @@ def test_killed_behind_a_rewind_and_before_the_next_save(config, batches, poison
     ]
 
 
+@pytest.mark.parametrize("spike", [6, 7, 8])
+@pytest.mark.parametrize("how", ["stop_at", "SIGTERM"])
+def test_what_a_rewind_skips_does_not_depend_on_a_stop(
+    config, batches, request, tmp_path, spike, how
+):
+    """At the step of the spike, the one before a save, and that of a save."""
+    config.spikes.policy = "rewind"
+    key = fingerprint(batches[spike - 1])
+    stops: list[int] = []
+
+    def stop(of_batch):
+        if of_batch == key and stops:
+            signal.raise_signal(stops.pop())
+
+    request.addfinalizer(poison({key}, with_nan, stop))
+    assert train(config, str(tmp_path / "whole"))
+    if how == "SIGTERM":
+        stops.append(signal.SIGTERM)
+    assert not train(config, str(tmp_path / "stopped"), spike if how == "stop_at" else None)
+    assert train(config, str(tmp_path / "stopped"))
+    assert not stops
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", 12)
+
+
 def test_finetuning_rewinds_to_what_it_started_from(config, batches, poisoned, run, tmp_path):
     config.spikes.policy, config.initial_checkpoint = "rewind", run
     poisoned(batches[1:2], with_nan)

@@ -454,6 +454,8 @@ def test_a_sweep_is_stopped_killed_and_goes_on(tmp_path, line, shards):
     with Path(begun, "log.txt").open("ab") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # the run itself holds it
     first.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    first.send_signal(signal.SIGINT)  # the first: it kills nothing
     _, said = first.communicate(timeout=60)
     assert first.returncode == PREEMPTED, said
     assert "0 of 3 points are done, 0 failed, 3 are left\nThe same command resumes" in said

@@ -77,7 +77,10 @@ def test_a_run_is_started_again_after_a_users_error_was_mended(tmp_path):
     assert attempt(tmp_path, 0) == 0
 
 
-def test_a_sigterm_reaches_the_trainer(tmp_path):
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]]
+)
+def test_a_signal_reaches_the_trainer_as_sigterm(tmp_path, numbers):
     trainer = (
         "import signal, sys, time, pathlib\n"
         f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({errors.PREEMPTED}))\n"
@@ -90,7 +93,8 @@ def test_a_sigterm_reaches_the_trainer(tmp_path):
     while not (tmp_path / "up").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    for number in numbers:
+        os.kill(process.pid, number)
     assert process.wait(20) == errors.PREEMPTED
     assert not (tmp_path / "running").exists()
 

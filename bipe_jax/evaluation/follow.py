@@ -53,7 +53,7 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
 
 
 def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
-    done = {int(name[:-5]) for name in os.listdir(directory) if name[:-5].isdecimal()}
+    done = _evaluated(directory)
     name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
     waiting = False
     if done:
@@ -87,6 +87,21 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
             waiting = True
             time.sleep(_PAUSE)
     _LOG.info(f"All checkpoints of {path} to step {last} are evaluated: {directory}")
+
+
+def _evaluated(directory: str) -> set[int]:
+    """The steps with results in a directory; what is no result is set aside, to be computed again."""
+    done: set[int] = set()
+    for name in os.listdir(directory):
+        step, suffix = os.path.splitext(name)
+        if suffix != ".json" or not step.isdecimal():
+            continue
+        path = os.path.join(directory, name)
+        if files.read_json(path):
+            done.add(int(step))
+        else:
+            files.set_aside(path, "it holds no results")
+    return done
 
 
 def _load(path: str, step: int) -> loaded.LoadedModel | None:

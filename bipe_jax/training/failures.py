@@ -5,23 +5,20 @@ import logging
 import os
 
 import jax
-from jax.experimental import multihost_utils
 
+from bipe_jax import processes
 from bipe_jax.errors import LOST, Transient, UserError
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, files, trainer_lock
 
 _LOG = logging.getLogger(__name__)
 
 
-def forget(workdir: str) -> None:
-    """Removes the record of an earlier failure. All processes call it, once they have joined.
-
-    Before that, a process that starts late would remove what another has just written.
-    """
-    if jax.process_index() == 0:
-        with contextlib.suppress(OSError):
-            Workdir(workdir).forget_failure()
-    multihost_utils.sync_global_devices("forget_failure")
+def _record(workdir: str, line: str) -> None:
+    # One of several processes belongs to a run that has the lock, or has yet to take it.
+    with contextlib.suppress(OSError, Transient), contextlib.ExitStack() as stack:
+        if not processes.name():
+            stack.enter_context(trainer_lock.locked(workdir))
+        Workdir(workdir).write_failure(line)
 
 
 @contextlib.contextmanager
@@ -29,7 +26,8 @@ def recorded(workdir: str):
     """A context that records why a run ends.
 
     A UserError, which a restart would only repeat, is written to WORKDIR/failed by the process that raises
-    it. A disk error becomes a Transient. If another process was lost, this one exits with status LOST.
+    it, unless another run is training there. A disk error becomes a Transient. If another process was lost,
+    this one exits with status LOST.
 
     Args:
       workdir: "" if it is unknown: nothing is written.
@@ -40,7 +38,7 @@ def recorded(workdir: str):
         raise
     except UserError as error:
         if workdir:
-            Workdir(workdir).write_failure(str(error))
+            _record(workdir, str(error))
         raise
     except OSError as error:
         within = workdir and os.path.abspath(error.filename or "").startswith(

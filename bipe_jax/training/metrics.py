@@ -18,7 +18,7 @@ from bipe_jax.loss import perplexity
 from bipe_jax.training.observing.bar import ProgressBar
 from bipe_jax.training.observing.tensorboard import TensorBoard
 from bipe_jax.training.observing.wandb_board import WandbBoard
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, files, metrics
 
 
 def peak_flops(config: Config, device_kind: str) -> float | None:
@@ -144,18 +144,27 @@ class Log:
 
 
 def _truncate(path: str, last_step: int) -> None:
-    """Drops the lines of later steps, and an incomplete line."""
+    """Drops the lines of later steps, and a line at the end that a kill has cut off.
+
+    If another line is no step's, the file is set aside as it is, and the lines of steps are kept.
+    """
+    files.set_aside_unless_file(path)
     if not os.path.exists(path):
         return
-    kept = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                if json.loads(line)["step"] <= last_step:
-                    kept.append(line)
-            except ValueError:  # incomplete
-                continue
-    files.write_text(path, "".join(kept))
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")
+    if metrics.is_cut_off(lines[-1]):
+        lines.pop()
+    steps = [metrics.step_of(line) for line in lines]
+    if None in steps:
+        files.set_aside(path, f"line {steps.index(None) + 1} is no step's")
+    kept = [
+        line + b"\n"
+        for line, step in zip(lines, steps, strict=True)
+        if step is not None and step <= last_step
+    ]
+    with files.replacing(path, "wb") as file:
+        file.writelines(kept)
 
 
 class _Meter:

@@ -15,7 +15,7 @@ from bipe_jax.data import held_out, identity, tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.periodic import PeriodicEvaluation
-from bipe_jax.training import finetune, metrics, observing, spikes
+from bipe_jax.training import finetune, lock, metrics, observing, spikes
 from bipe_jax.training.progress import Progress, Step
 from bipe_jax.training.step import compile_on
 from bipe_jax.workdir import Workdir, files
@@ -43,15 +43,18 @@ def train(
       config: an `ml_collections.ConfigDict` as configs/base.py makes it, or another input of `plan.make`.
       workdir: the run's directory, made if it does not exist.
       stop_at: a step; None: `config.steps`.
-      observer: the caller's, if it observes more than the training; None: a new one.
-      check: called with the run's tokenizer before the training: whether what follows it can be done.
+      observer: of a caller that observes more than the training, and has entered `lock.locked(workdir)`;
+        None: a new one.
+      check: called with the plan and the run's tokenizer before the training: whether what the caller does
+        after it can be done.
 
     Returns:
       Whether all steps are trained: False if it stopped early. If the target was reached before, nothing
       is trained, deleted or rewritten.
 
     Raises:
-      UserError: a wrong input; see the README. Complete checkpoints are kept.
+      UserError: a wrong input; see the README. Complete checkpoints are kept. Transient, of its kind:
+        another run trains in the workdir, or a disk fails.
       KeyboardInterrupt: after Ctrl-C, the next step and its save. A second Ctrl-C raises it at once, or as
         soon as a save in flight is complete.
     """
@@ -65,7 +68,9 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.stop_signals())
-        observer = observer or stack.enter_context(observing.Observer())
+        if observer is None:
+            stack.enter_context(lock.locked(workdir))
+            observer = stack.enter_context(observing.Observer())
         observer.open(workdir)
 
         # ------------------------------------------------------------------------------------------
@@ -179,7 +184,12 @@ def train(
                     progress.evaluated(evaluate(state["params"]))
 
             save_is_due = checkpoints.failed() or progress.save_is_due
-            if any(map(log_and_judge, progress.to_read(newest=save_is_due))):
+            spike = next(filter(log_and_judge, progress.to_read(newest=save_is_due)), None)
+            if spike:
+                if spike.number == progress.step:
+                    next(
+                        batches
+                    )  # of the step that is dispatched before a spike is seen without a save
                 with observer.phase("starting"):
                     state, _ = restore_or_init()  # the data continues after the spike
                 progress.rewound(int(state["step"]))

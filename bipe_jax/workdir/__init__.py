@@ -1,6 +1,7 @@
 """A run's directory: the names of its files, and what a run says of itself in them. Needs no JAX.
 
-files: how they are written and locked. heartbeat, events, metrics: what a training writes while it runs.
+files: how they are written and locked. trainer_lock: one trainer at a time. heartbeat, events, metrics: what
+a training writes while it runs.
 """
 
 import contextlib
@@ -44,6 +45,7 @@ class Workdir:
     heartbeat = _Entry("heartbeat.json")
     profile = _Entry("profile")  # traces of some steps
     failed = _Entry("failed")  # the line of the user's error that ended the run
+    trainer_lock = _Entry("trainer.lock")  # locked while a training runs; it names the process
     # Of evaluations.
     evaluation = _Entry("evaluation.json")  # of the latest step
     evaluations = _Entry("evaluations")  # STEP.json each, of evaluate --follow

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Generator
 from typing import IO, Any, cast
@@ -45,11 +47,24 @@ def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Genera
     try:
         with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine may leave an empty file
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes renames in a directory outlast a crash of the machine, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,6 +85,39 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return cast(dict[str, Any], value) if isinstance(value, dict) else None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Renames a file of bookkeeping that cannot be read, or what is in its place, and logs one line.
+
+    Args:
+      reason: for the line. If it cannot be renamed, the line says that too.
+    """
+    path = os.fspath(path)
+    names = (f"{path}.unreadable-{n}" for n in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:  # another process was quicker
+        return
+    except OSError as error:
+        _LOG.warning(f"{path} cannot be read ({reason}), nor renamed ({error.strerror})")
+        return
+    _LOG.warning(f"{path} cannot be read ({reason}): set aside as {os.path.basename(aside)}")
+
+
+def set_aside_unless_file(path: Path) -> None:
+    """Renames what is at `path` unless it is a file that can be read, or nothing, see `set_aside`."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            return set_aside(path, "it is no regular file")
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        if os.path.islink(path):
+            set_aside(path, "it is a symbolic link to nothing")
+    except OSError as error:
+        set_aside(path, error.strerror or "it cannot be opened")
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """heartbeat.json: when a run last progressed, and in which phase. docs/observing.md has its keys."""
 
+import json
 import socket
 import time
 from typing import Any
@@ -21,7 +22,13 @@ def read(workdir: Path) -> dict[str, Any] | None:
     if beat is None or not beat.keys() >= _KEYS:
         return None
     numbers = (beat["time"], beat.get("step_seconds") or 0.0)
-    return beat if all(isinstance(number, (int, float)) for number in numbers) else None
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        return None
+    try:
+        json.dumps(beat, allow_nan=False)  # it is copied into an event
+    except ValueError:
+        return None
+    return beat
 
 
 def age(beat: dict[str, Any]) -> float:

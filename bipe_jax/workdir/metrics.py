@@ -1,4 +1,4 @@
-"""metrics.jsonl as others read it: how far a run is."""
+"""metrics.jsonl as it is read: how far a run is, and the steps of its lines."""
 
 import dataclasses
 import os
@@ -8,6 +8,7 @@ from bipe_jax.workdir import Workdir, json_files
 from bipe_jax.workdir.files import Path
 
 _TAIL = 1 << 14  # bytes that hold some steps' full lines
+_BEGINNING = b'{"step": '
 _KINDS = {
     "step": (int,),
     "loss": (int, float, type(None)),
@@ -38,12 +39,29 @@ def latest(workdir: Path) -> Metrics:
         return Metrics()
     values: dict[str, Any] = {}
     for line in lines:
-        try:
-            parsed = json_files.parse(line)
-        except ValueError:
-            continue
-        if isinstance(parsed, dict):
-            read = cast(dict[str, Any], parsed)
-            if all(isinstance(read.get(name, 0), kinds) for name, kinds in _KINDS.items()):
-                values |= read
+        values |= _parse(line) or {}
     return Metrics(values.get("step", 0), values.get("loss"), values.get("tokens_per_second"))
+
+
+def step_of(line: bytes) -> int | None:
+    """The step of a line; None if the line is no step's."""
+    values = _parse(line)
+    return values["step"] if values else None
+
+
+def is_cut_off(line: bytes) -> bool:
+    """Whether the end of a file, after its last newline, is nothing or the beginning of a step's line."""
+    return step_of(line) is None and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The values of a step's line; None if it is anything else."""
+    try:
+        parsed = json_files.parse(line)
+    except ValueError:
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    values = cast(dict[str, Any], parsed)
+    valid = all(type(values.get(name)) in kinds for name, kinds in _KINDS.items())
+    return values if valid and values["step"] >= 0 else None

@@ -16,7 +16,7 @@ from bipe_jax.training.observing.clock import PHASES, Clock
 from bipe_jax.training.observing.heartbeat_writer import HeartbeatWriter
 from bipe_jax.training.observing.slow import SlowSteps
 from bipe_jax.training.observing.trace import Trace
-from bipe_jax.workdir import Workdir, events, heartbeat
+from bipe_jax.workdir import Workdir, events, files, heartbeat
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ class Observer:
         if jax.process_index() != 0:
             return
         self._workdir = workdir
+        for path in (Workdir(workdir).events, Workdir(workdir).heartbeat):
+            files.set_aside_unless_file(path)
         # `before`: the last heartbeat of the previous process, which may have been killed.
         self.event("started", pid=os.getpid(), host=_host(), before=heartbeat.read(workdir))
         self._heart = HeartbeatWriter(workdir)

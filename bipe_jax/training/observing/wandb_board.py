@@ -7,6 +7,7 @@ WORKDIR/wandb_id, so that a training that resumes is the same W&B run.
 import importlib.util
 import logging
 import os
+import re
 import secrets
 
 from bipe_jax.config import Config, flatten, to_dict
@@ -15,6 +16,8 @@ from bipe_jax.workdir import Workdir, files
 
 _LOG = logging.getLogger(__name__)
 
+_LONGEST_ID = 128  # bytes
+_ID = re.compile(rb"[\w-]{1,64}")
 _FINISH = 30.0  # seconds for the last upload: a preempted run has little time
 
 
@@ -87,7 +90,13 @@ class WandbBoard:
 
 def _id(workdir: str) -> str:
     path = Workdir(workdir).wandb_id
-    if not os.path.exists(path):
-        files.write_text(path, secrets.token_hex(6))
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
+    files.set_aside_unless_file(path)
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST_ID).strip()
+        if _ID.fullmatch(text):
+            return text.decode()
+        files.set_aside(path, "it is no id of a run")
+    made = secrets.token_hex(6)
+    files.write_text(path, made)
+    return made
