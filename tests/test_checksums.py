@@ -81,7 +81,7 @@ def test_verify_says_of_each_checkpoint_whether_it_is_intact_and_nothing_else(co
     code, out, err = verify(copy)
     assert code == 1
     assert out.splitlines() == [
-        "step 5: cannot be verified, since it has no checksums.sha256",
+        "step 5: intact, without checksums.sha256",
         "step 10: damaged",
         "  params/_METADATA is not what was written",
         "step 15: damaged",
@@ -190,3 +190,49 @@ def test_a_model_without_checksums_is_read(trained, copy):
         (copy / "checkpoints" / str(step) / checksums.NAME).unlink()
     assert checkpoint.load(copy)[0].step == 15
     assert train(trained[0], str(copy))
+
+
+def test_verify_restores_also_what_has_no_checksums(copy):
+    step = copy / "checkpoints" / "5"
+    (step / checksums.NAME).unlink()
+    flip(step / "optimizer" / "_METADATA")
+    code, out, _ = verify(step)
+    assert code == 1 and out.splitlines()[0] == "step 5: damaged, without checksums.sha256"
+
+
+STRAY = {
+    "empty": lambda path: path.mkdir(),
+    "of some file": lambda path: (path.mkdir(), (path / "x").write_text("x")),
+    "a file": lambda path: path.write_text("x"),
+}
+
+
+@pytest.mark.parametrize("name", ["99999", "007", "\u0663\u0660"])
+@pytest.mark.parametrize("make", STRAY.values(), ids=STRAY)
+def test_what_is_only_called_as_a_step_is_no_checkpoint(trained, copy, name, make, caplog):
+    config, _ = trained
+    steps = copy / "checkpoints"
+    make(steps / name)
+    assert checkpoint.steps(copy) == [5, 10, 15]
+    assert checkpoint.load(copy)[0].step == 15
+    with config.unlocked():
+        config = config.copy_and_resolve_references()
+    config.checkpoint.keep, config.steps = 3, 20
+    assert train(config, str(copy))
+    assert sorted(os.listdir(steps)) == sorted(["10", "15", "20", f"{name}.stray"])
+    assert f"{name} is no checkpoint: set aside as {name}.stray" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["exp[lr=3e-4]", "a*", "a?", "a\\b"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_at_once(trained, tmp_path, name):
+    config, _ = trained
+    with pytest.raises(UserError, match="choose another path"):
+        train(config, str(tmp_path / name / "run"))
+    assert not (tmp_path / name / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "{a,b}", "a#b%20\u00fc", "it's", "-x"])
+def test_other_paths_can_be_saved_to_and_read(trained, tmp_path, name):
+    meta, params = checkpoint.load(trained[1])
+    checkpoint.save_model(tmp_path / name, meta.config, params, meta.tokenizer)
+    assert checkpoint.load(tmp_path / name)[0].config == meta.config

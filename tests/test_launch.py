@@ -77,7 +77,7 @@ def test_restarts_go_on_while_checkpoints_advance(tmp_path):
     for _ in range(9):
         assert restart.decide(workdir, errors.PREEMPTED)[0]
     assert [restart.decide(workdir, 137)[0] for _ in range(4)] == [True, True, True, False]
-    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "20" / "params").mkdir(parents=True)
     assert restart.decide(workdir, 134) == (True, "it died with code 134; resuming from step 20")
     (tmp_path / "failed").write_text("config.steps=0 must be at least 1\n")
     again, why = restart.decide(workdir, 137)

@@ -32,7 +32,7 @@ def beat(phase="training"):
     os.replace(f"{workdir}/heartbeat.tmp", f"{workdir}/heartbeat.json")
 def save():
     step = len(os.listdir(f"{workdir}/checkpoints"))
-    os.makedirs(f"{workdir}/checkpoints/{step + 1}")
+    os.makedirs(f"{workdir}/checkpoints/{step + 1}/params")
 os.makedirs(f"{workdir}/checkpoints", exist_ok=True)
 if word == "wrong":
     with open(f"{workdir}/failed", "w") as file:

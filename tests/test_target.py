@@ -10,7 +10,7 @@ from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import events, heartbeat
 
-OBSERVED = {"events.jsonl", "heartbeat.json"}  # say that there was a start
+OBSERVED = {"trainer.lock", "events.jsonl", "heartbeat.json"}  # say that there was a start
 
 
 @pytest.fixture

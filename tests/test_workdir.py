@@ -189,7 +189,8 @@ def test_where_there_are_no_locks_a_warning_is_all(tmp_path, monkeypatch, capsys
 def test_the_latest_step_is_of_complete_checkpoints(tmp_path):
     assert Workdir(tmp_path).latest_step() is None
     for name in ("4", "12", "16.orbax-checkpoint-tmp", "20.damaged"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "params").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "99").mkdir()
     assert Workdir(tmp_path).latest_step() == 12
 
 

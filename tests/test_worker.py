@@ -47,7 +47,7 @@ def test_the_status_says_what_the_controller_is_to_do(tmp_path):
 def test_a_run_that_dies_at_one_step_is_given_up_and_one_that_advances_is_not(tmp_path):
     for step in range(9):
         assert attempt(tmp_path, -11) == errors.LOST
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "params").mkdir(parents=True)
     # It died at step 8 once now, as the next attempt will count, and may do so three times.
     assert [attempt(tmp_path, 137) for _ in range(4)] == [errors.LOST] * 3 + [worker.STOP]
     # Whoever starts it again after that has one attempt, and it goes on if that one is good.

@@ -1,4 +1,4 @@
-"""Verifies checkpoints by their checksums.
+"""Verifies checkpoints: compares their files with the checksums, and restores all arrays.
 
 python -m bipe_jax.checkpoint verify runs/quickstart
 """
@@ -7,7 +7,7 @@ import argparse
 
 from bipe_jax import cli
 from bipe_jax.checkpoint import checksums
-from bipe_jax.checkpoint.reading import locate, steps
+from bipe_jax.checkpoint.reading import check_restorable, locate, steps
 from bipe_jax.errors import UserError
 
 
@@ -16,6 +16,7 @@ def main():
     parser.add_argument("verb", choices=["verify"])
     parser.add_argument("path", help="a run's workdir, or one step's directory")
     args = parser.parse_args()
+    cli.quiet()
     directory, step = locate(args.path)
     numbers = steps(directory) if step is None else [step]
     if not numbers:
@@ -23,11 +24,14 @@ def main():
     damaged = []
     for number in numbers:
         problems = checksums.verify(directory / str(number))
-        if problems is None:
-            print(f"step {number}: cannot be verified, since it has no {checksums.NAME}")
-        else:
-            print(f"step {number}: {'damaged' if problems else 'intact'}")
-            damaged += [number] * bool(problems)
+        note = f", without {checksums.NAME}" if problems is None else ""
+        if not problems:
+            try:
+                check_restorable(directory, number)
+            except UserError as error:
+                problems = [str(error)]
+        print(f"step {number}: {'damaged' if problems else 'intact'}{note}")
+        damaged += [number] * bool(problems)
         for line in problems or ():
             print(f"  {line}")
     if damaged:

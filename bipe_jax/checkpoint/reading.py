@@ -94,11 +94,7 @@ def steps(path: files.Path) -> list[int]:
     [] if there is none, or no such directory. Any of them may be deleted before it is read.
     """
     directory, _ = locate(path)
-    try:
-        names = [entry.name for entry in directory.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return complete_steps(names)
+    return complete_steps(directory)
 
 
 @contextlib.contextmanager
@@ -114,12 +110,13 @@ def _reading(
     # Without handlers Orbax does not return shapes.
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(),
         "tokenizer": ocp.JsonCheckpointHandler(),
     }
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
-        step = manager.latest_step() if step is None else step
+        step = max(complete_steps(directory), default=None) if step is None else step
         if step is None or not (directory / str(step) / "params").is_dir():
             raise UserError(f"checkpoint {path}: no complete checkpoint in {directory}")
         yield manager, directory, step
@@ -152,6 +149,26 @@ def read_params(path: files.Path, step: int | None, abstract: dict) -> dict:
         return restored.params
 
 
+def _on_one_device(shapes: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+
+
+def check_restorable(path: files.Path, step: int) -> None:
+    """Reads all arrays and the meta data of a checkpoint. Raises UserError if that fails."""
+    with _reading(path, step) as (manager, directory, step):
+        meta_of(manager, directory, step)
+        for item in ("params", "optimizer"):
+            if (directory / str(step) / item).is_dir():
+                saved = manager.item_metadata(step)[item]
+                if saved is None:
+                    raise FileNotFoundError(f"{item} has no _METADATA")
+                restore = ocp.args.StandardRestore(_on_one_device(saved.tree))
+                manager.restore(step, args=ocp.args.Composite(**{item: restore}))
+
+
 def load(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
     """Reads a checkpoint's meta data and parameters.
 
@@ -163,8 +180,4 @@ def load(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
       UserError: there is no complete checkpoint.
     """
     meta, shapes = describe(path, step)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
-    return meta, read_params(path, meta.step, abstract)
+    return meta, read_params(path, meta.step, _on_one_device(shapes))

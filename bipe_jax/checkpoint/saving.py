@@ -19,7 +19,7 @@ from bipe_jax.checkpoint.reading import Meta, locate, meta_of, meta_to_json, ste
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, files, is_complete
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +72,10 @@ class Checkpoints:
 
     def __init__(self, workdir: files.Path, keep: int):
         self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
+        _check_path(self.directory)
+        if jax.process_index() == 0 and self.directory.is_dir():
+            _set_stray_aside(self.directory)
+        collectives.of_all_processes(None)  # waits until it is done
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -256,6 +260,29 @@ class Checkpoints:
             self._retry_at = time.monotonic() + pause
 
 
+def _check_path(directory: epath.Path) -> None:
+    """Raises UserError for a path that Orbax would take for a glob when it reads a checkpoint."""
+    if any(character in str(directory) for character in "*?[\\"):
+        raise UserError(
+            f"checkpoints cannot be saved in {directory}: Orbax would take its * ? [ or \\ for a pattern: "
+            "choose another path"
+        )
+
+
+def _set_stray_aside(directory: epath.Path) -> None:
+    """Renames entries that are called as a step but are no checkpoint.
+
+    Orbax would count them as checkpoints, and delete others that exceed `keep`.
+    """
+    for entry in directory.iterdir():
+        if entry.name.isdecimal() and not is_complete(os.fspath(entry)):
+            aside = entry.with_name(f"{entry.name}.stray")
+            _LOG.info(f"{entry} is no checkpoint: set aside as {aside.name}")
+            if aside.exists():
+                _remove(aside) if aside.is_dir() else aside.unlink()
+            entry.rename(aside)
+
+
 def _remove_unfinished(directory) -> None:
     """Removes unfinished saves. Orbax's option does it in a thread, which may outlive an early error."""
     for unfinished in ocp.utils.tmp_checkpoints(directory):
@@ -290,6 +317,7 @@ def _model_items(config: Plan, params: dict, tokenizer: Tokenizer) -> dict:
 def check_free(workdir: files.Path) -> None:
     """Raises UserError if `workdir` contains a checkpoint or is a file."""
     path = epath.Path(workdir).resolve()
+    _check_path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{workdir} is a file: name a directory to write the checkpoint to")
     directory, step = locate(path)

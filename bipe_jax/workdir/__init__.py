@@ -8,14 +8,14 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from bipe_jax.errors import UserError
 from bipe_jax.workdir import files, json_files
 from bipe_jax.workdir.files import Path
 
-__all__ = ["Workdir", "complete_steps", "workdir_argument"]
+__all__ = ["Workdir", "complete_steps", "is_complete", "workdir_argument"]
 
 
 class _Entry:
@@ -106,11 +106,7 @@ class Workdir:
 
     def latest_step(self) -> int | None:
         """Of the complete checkpoints; None without one."""
-        try:
-            names = os.listdir(self.checkpoints)
-        except OSError:
-            return None
-        return max(complete_steps(names), default=None)
+        return max(complete_steps(self.checkpoints), default=None)
 
     def write_failure(self, line: str) -> None:
         """Says why the run failed, for those who would start it again. No failure to write is raised."""
@@ -131,12 +127,31 @@ class Workdir:
             os.remove(self.failed)
 
 
-def complete_steps(names: Iterable[str]) -> list[int]:
-    """The steps of the complete checkpoints among the entries of a directory, in order.
+def complete_steps(directory: Path) -> list[int]:
+    """The steps of the complete checkpoints in a directory, in order; [] if it cannot be read."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return sorted(
+        int(name)
+        for name in names
+        if name.isdecimal() and is_complete(os.path.join(directory, name))
+    )
 
-    Unfinished and damaged ones have names that are not numbers alone.
+
+def is_complete(path: Path) -> bool:
+    """Whether a directory is a complete checkpoint of the step that is its name.
+
+    Unfinished checkpoints, and those that were set aside, have names that are not numbers alone; other
+    directories may be called as a step is.
     """
-    return sorted(int(name) for name in names if name.isdecimal())
+    name = os.path.basename(path)
+    return (
+        name.isdecimal()
+        and name == str(int(name))
+        and any(os.path.isdir(os.path.join(path, item)) for item in ("params", "config"))
+    )
 
 
 def workdir_argument(arguments: Sequence[str]) -> str:
