@@ -12,7 +12,7 @@ from bipe_jax.checkpoint import checksums
 
 _BELONGS = {
     "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "evaluation.json", "report.html",
-    "extrapolation.png", "restarts.json", "heartbeat.json", "events.jsonl",
+    "extrapolation.png", "restarts.json", "heartbeat.json", "events.jsonl", "trainer.lock",
 }  # fmt: skip
 
 
