@@ -90,10 +90,14 @@ def cache_programs() -> None:
     """Keeps compiled programs in ~/.cache/bipe_jax, or in JAX_COMPILATION_CACHE_DIR.
 
     A run that resumes, or another of the same shapes, starts without compiling. An empty
-    JAX_COMPILATION_CACHE_DIR turns it off.
+    JAX_COMPILATION_CACHE_DIR turns it off, as does a user without a home.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # to be ignored, by the XDG specification
+        cache = os.path.expanduser("~/.cache")
+    if os.path.isabs(cache) and cache != "/.cache":  # of an empty HOME
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bipe_jax"))
 
 

@@ -143,7 +143,7 @@ BAD_LINES = {
 def test_a_bad_line_is_left_out_and_counted_by_both_policies(
     tmp_path, monkeypatch, caplog, bad, reason, on_error
 ):
-    monkeypatch.setattr(shards, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(shards, "LONGEST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(as_lines("abc") + bad + b"\n" + as_lines("def"))
     policy = sources.Policy(on_error, 1 / 7, sources.Tally())
@@ -230,14 +230,14 @@ def test_a_line_that_is_too_long_is_not_held(tmp_path):
         for _ in range(300):
             file.write(b"y" * 100_000)
         file.write(b'"}\n' + as_lines(["after"]))
-    longest, shards._LONGEST_LINE = shards._LONGEST_LINE, 100_000
+    longest, shards.LONGEST_LINE = shards.LONGEST_LINE, 100_000
     tracemalloc.start()
     try:
         assert texts_of(path, policy := skip()) == ["before", "after"]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-        shards._LONGEST_LINE = longest
+        shards.LONGEST_LINE = longest
     assert policy.tally.counts() == {"bad_lines": 1, "bad_lines/too_long": 1}
     assert peak < 4_000_000
 
@@ -667,3 +667,36 @@ def test_documents_of_200_mb_are_read_and_memory_stays_below_a_gigabyte(
     assert begun["found"][0] == hashlib.sha256(ids).hexdigest()
     assert len(begun["found"]) == 3  # it is in the large one
     assert max(whole["peak"], begun["peak"]) < 1_000_000_000
+
+
+def long_window(data: bytes, window_log: int) -> bytes:
+    """A frame as of `zstd --long` that reads from a pipe: it does not know its size."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=window_log)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize("policy", [sources.Policy(), skip()])
+def test_frames_of_long_windows_are_read_or_named(tmp_path, policy):
+    from bipe_jax.data import reframe
+
+    path = tmp_path / "in" / "a.jsonl.zst"
+    path.parent.mkdir()
+    path.write_bytes(long_window(as_lines("abc"), 27))
+    assert texts_of(path, policy) == list("abc")
+    path.write_bytes(long_window(as_lines("abc"), 31))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl\.zst takes 2,048 MiB .* bipe_jax\.data\.reframe"
+    ):
+        texts_of(path, policy)
+    reframe.reframe(str(path), str(tmp_path / "out"))
+    assert texts_of(f"{tmp_path}/out/*", policy) == list("abc")
+
+
+def test_a_line_that_no_reader_keeps_is_not_reframed(tmp_path, monkeypatch):
+    from bipe_jax.data import reframe
+
+    monkeypatch.setattr(shards, "LONGEST_LINE", 1000)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(["x" * 3000]))
+    with pytest.raises(UserError, match=r"a line of .* longer than"):
+        reframe.reframe(f"{tmp_path}/a.jsonl", str(tmp_path / "out"), frame_mb=0.001)

@@ -6,9 +6,12 @@ import itertools
 import json
 import re
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import zstandard
 
 from bipe_jax import segments
 from bipe_jax.config import fields
@@ -457,3 +460,22 @@ def test_segments_are_those_of_training(model, rules):
         block = sample.samples(statistics_of_set, rule, model, length=50, count=1)[0]
         for name, wanted in segments.coordinates(tokens, rule).items():
             np.testing.assert_array_equal(getattr(block, name), wanted)
+
+
+@pytest.mark.slow
+def test_memory_of_a_document_of_200_mb(tmp_path, tokenizer_file):
+    """50 KB of .zst: below the engine's bound, in a process of its own."""
+    line = json.dumps({"text": "word " * 40_000_000}).encode()
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(line))
+    del line
+    program = (
+        "import resource, sys\nfrom bipe_jax.data.inspect import inspect\n"
+        "inspect(sys.argv[1], sys.argv[2], output=sys.argv[3])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    arguments = [f"{tmp_path}/a.jsonl.zst", tokenizer_file, f"{tmp_path}/page.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < 1_600_000  # KB, of which 600,000 are of the imports

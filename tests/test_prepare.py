@@ -639,3 +639,28 @@ class TestRefusals:
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(UserError, match=words):
             main()
+
+
+def test_sets_of_any_name(tmp_path, tokenizer_file):
+    names = [
+        "n" * 300,
+        "n" * 299 + "m",
+        "a/b\\c",
+        "..",
+        "\u96c6",
+        "\U0001f600",
+        "",
+        "all",
+        "$x^{2}$",
+    ]
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for name in names:
+            file.write(json.dumps({"text": "t " * 99, "meta": {"pile_set_name": name}}) + "\n")
+    out = tmp_path / "out"
+    done = prepare(f"{tmp_path}/a.jsonl", str(out), tokenizer_file, LENGTH, workers=1)
+    assert set(done["sets"]) == set(names)
+    for name in names:
+        source = parse_source(f"prepared:{out}#{name}") if "|" not in name and name else None
+        if source:
+            dataset = open_prepared(source)
+            assert dataset.read([0])["tokens"].shape == (1, LENGTH + 1)

@@ -281,7 +281,7 @@ def test_a_shard_cut_short_gives_the_frames_before(tmp_path, kind):
 
 @pytest.mark.parametrize("form", ["plain", "one member", "one frame", "frames"])
 def test_lines_that_are_too_long_are_none(tmp_path, monkeypatch, form):
-    monkeypatch.setattr(shards, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(shards, "LONGEST_LINE", 100)
     monkeypatch.setattr(shards, "_PIECE_BYTES", 30)
     monkeypatch.setattr(shards, "_READ_BYTES", 30)
     sizes = [100, 101, 3, 0, 29, 30, 31, 5000, 100, 99, 101, 131]

@@ -1,11 +1,13 @@
 """Tokenizers: what goes in comes out, bytes are counted, and the right one is chosen."""
 
 import importlib.util
+import io
 import json
 import os
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_plan
@@ -206,3 +208,69 @@ def test_choose_trains_on_all_documents_of_the_named_sets(texts, tmp_path):
     characters = "".join(vocabulary.choose(config, str(tmp_path), None).pieces())
     assert "\u0436" in characters
     assert "\u042f" not in characters
+
+
+def trained_with(lines, **options) -> tokenizer.Tokenizer:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=400, minloglevel=2, **options
+    )
+    return tokenizer.Tokenizer(model.getvalue())
+
+
+def test_documents_are_separated_by_what_the_tokenizer_has(texts, shards):
+    lines = [line for text in texts for line in text.splitlines() if line]
+    for options, separator, remark in (
+        ({}, "<s>", None),
+        ({"bos_id": -1}, "</s>", "has no BOS: each document begins with EOS"),
+        (
+            {"bos_id": -1, "eos_id": -1},
+            None,
+            "has neither BOS nor EOS: nothing separates documents",
+        ),
+    ):
+        tokens = trained_with(lines, **options)
+        ids = tokens.encode("the")
+        remarks = vocabulary.remarks(run_config(shards), tokens)
+        if separator:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=tokens.model)
+            assert ids[0] == tokens.bos_id == processor.piece_to_id(separator)
+        else:
+            assert tokens.bos_id == -1 and tokens.decode(ids) == "the"
+        assert [line for line in remarks if "BOS" in line] == (
+            [f"The tokenizer {remark}"] if remark else []
+        )
+        # SentencePiece's default normaliser squeezes spaces and drops newlines.
+        assert "replaces" in remarks[-1] and "%" in remarks[-1]
+
+
+def test_nothing_is_said_of_a_tokenizer_that_keeps_text(trained, shards):
+    assert vocabulary.remarks(run_config(shards), trained) == []
+
+
+def test_train_bytes_are_bytes_of_short_documents_too(tmp_path):
+    path = tmp_path / "short.jsonl"
+    with open(path, "w") as file:
+        for i in range(30_000):
+            file.write(json.dumps({"text": f"short document {i}"}) + "\n")
+    for size in (100_000, 300_000, 10_000_000):
+        config = run_config(str(path), tokenizer__train_bytes=size)
+        sample = list(vocabulary._sample_texts(config, size))
+        total = sum(map(len, sample))
+        assert total >= min(size, 568_890) and len(sample) >= 2000
+    assert len(sample) == 30_000
+
+
+def test_other_scores_of_the_same_pieces_are_another_tokenizer(shards, tmp_path, trained):
+    """The file may be replaced between a stop and the resumption."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained.model)
+    for piece in model.pieces[300:]:
+        piece.score -= 3
+    (tmp_path / "other.model").write_bytes(model.SerializeToString())
+    other = tokenizer.load(f"{tmp_path}/other.model")
+    assert other.pieces() == trained.pieces()
+    config = run_config(shards, tokenizer__path=f"{tmp_path}/other.model")
+    with pytest.raises(UserError, match=r"other\.model' is another one than the checkpoint's"):
+        vocabulary.choose(config, str(tmp_path), trained)

@@ -54,6 +54,11 @@ class _Framer:
             end = end or self._text.find(b"\n", max(self._size, self._searched)) + 1
             if not end:
                 self._searched = len(self._text)
+                if self._searched > files.LONGEST_LINE:
+                    raise UserError(
+                        f"--input: a line of the shards is longer than {files.LONGEST_LINE >> 20} MiB, which "
+                        "no command reads: remove it"
+                    )
                 return
             yield self._take(end)
 

@@ -22,7 +22,7 @@ from bipe_jax.errors import UserError
 START = (0, 0)
 _READ_BYTES = 1 << 10  # of compressed text; 4 bytes may unpack to 128 KiB
 _PIECE_BYTES = 1 << 18  # of plain text
-_LONGEST_LINE = 1 << 28  # bytes; longer lines are skipped
+LONGEST_LINE = 1 << 28  # bytes; longer lines are skipped
 _RETRIES = (1.0, 4.0, 16.0)  # seconds before each retry
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # Bytes of memory that decompressing a zstd frame may take: by default zstd's own limit (--long=27), since a
@@ -306,7 +306,7 @@ def lines(
         else:
             line, rest = rest, bytearray()
             line += last
-        return line if length <= _LONGEST_LINE else None
+        return line if length <= LONGEST_LINE else None
 
     for chunk in chunks(path, frame, on_damage, on_retry):
         if chunk is None:  # the line that was begun is lost
@@ -326,7 +326,7 @@ def lines(
             yield whole(first), (frame, ends)
             first = last
         size += len(first)
-        if size <= _LONGEST_LINE:
+        if size <= LONGEST_LINE:
             rest += first
         else:
             rest = bytearray()
