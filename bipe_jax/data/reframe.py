@@ -52,13 +52,13 @@ class _Framer:
             end = self._text.rfind(b"\n", 0, self._size) + 1
             # A long line is searched once.
             end = end or self._text.find(b"\n", max(self._size, self._searched)) + 1
+            if (end or len(self._text)) > max(files.LONGEST_LINE, self._size):
+                raise UserError(
+                    f"--input: a line of the shards is longer than {files.LONGEST_LINE:,} bytes, which no "
+                    "command reads: remove it"
+                )
             if not end:
                 self._searched = len(self._text)
-                if self._searched > files.LONGEST_LINE:
-                    raise UserError(
-                        f"--input: a line of the shards is longer than {files.LONGEST_LINE >> 20} MiB, which "
-                        "no command reads: remove it"
-                    )
                 return
             yield self._take(end)
 
