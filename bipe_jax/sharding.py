@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
@@ -247,3 +248,13 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 def context_shards() -> int:
     """The parts that a block is cut into on the mesh that is set."""
     return jax.sharding.get_abstract_mesh().shape.get("context", 1)
+
+
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def all_finite(params: Any) -> bool:
+    """Whether all numbers of sharded parameters are finite. All processes call it."""
+    return bool(_all_finite(params))

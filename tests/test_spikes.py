@@ -18,7 +18,8 @@ from bipe_jax import checkpoint, plan, segments, sharding
 from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
-from bipe_jax.training import finetune, spikes, step
+from bipe_jax.evaluation import loaded
+from bipe_jax.training import finetune, observing, spikes, step
 from bipe_jax.training.trainer import train
 
 
@@ -342,3 +343,42 @@ def test_finetuning_rewinds_to_what_it_started_from(config, batches, poisoned, r
     finally:
         finetune.start = ordinary
     assert len(begun) == 2
+
+
+def ruin(monkeypatch, at: int) -> None:
+    """The update of a step makes a parameter infinite, though its loss and gradient are usual."""
+    ordinary = observing.Observer.step
+
+    def ruined(self, number, function, state, *arguments):
+        state, values = ordinary(self, number, function, state, *arguments)
+        if number == at:
+            scale = state["params"]["norm"]["scale"]
+            state["params"]["norm"]["scale"] = scale * np.float32(np.inf)
+        return state, values
+
+    monkeypatch.setattr(observing.Observer, "step", ruined)
+
+
+@pytest.mark.parametrize("at", [8, 9])
+def test_ruined_parameters_push_out_no_good_checkpoint(config, tmp_path, monkeypatch, at):
+    """At the step of a save they are not saved; after it, no step is saved while all are skipped."""
+    config.spikes.policy, config.steps, config.checkpoint.keep = "skip", 60, 2
+    ruin(monkeypatch, at)
+    message = (
+        "step 8: the parameters are not finite" if at == 8 else "25 steps in a row were skipped"
+    )
+    with pytest.raises(UserError, match=message):
+        train(config, str(tmp_path))
+    good = [4] if at == 8 else [4, 8]
+    assert checkpoint.steps(tmp_path) == good
+    for number in good:
+        assert loaded.load(str(tmp_path), step=number).step == number
+
+
+def test_parameters_that_are_not_finite_are_refused(config, tmp_path):
+    train(config, str(tmp_path / "run"), stop_at=4)
+    meta, params = checkpoint.load(tmp_path / "run")
+    params["norm"]["scale"] = params["norm"]["scale"] * np.float32(np.nan)
+    checkpoint.save_model(tmp_path / "nan", meta.config, params, meta.tokenizer)
+    with pytest.raises(UserError, match="the parameters of step 0 are not finite"):
+        loaded.load(str(tmp_path / "nan"))

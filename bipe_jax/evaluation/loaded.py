@@ -121,7 +121,7 @@ def load(path: str, extend: str = "", step: int | None = None) -> LoadedModel:
       extend: a scaling of the rotary encoding, see `positions.extend`.
 
     Raises:
-      UserError: as `checkpoint.load` and `positions.extend`.
+      UserError: as `checkpoint.load` and `positions.extend`; or the parameters are not finite.
     """
     meta, shapes = checkpoint.describe(path, step)
     config = extended(meta.config, extend) if extend else meta.config
@@ -133,4 +133,8 @@ def load(path: str, extend: str = "", step: int | None = None) -> LoadedModel:
         _shardings(config, mesh, shapes),
     )
     params = checkpoint.read_params(path, meta.step, abstract)
+    if not sharding.all_finite(params):
+        raise UserError(
+            f"checkpoint {path}: the parameters of step {meta.step} are not finite: use an earlier step"
+        )
     return LoadedModel(config, params, mesh, meta.tokenizer, meta.step)

@@ -16,6 +16,7 @@ from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
+ADVICE = "lower config.optimizer.learning_rate or raise config.schedule.warmup_steps"
 _HORIZON = 128  # steps that the running mean and variance remember
 _FIRST = 32  # steps before the first judgement
 
@@ -78,12 +79,20 @@ def guard(
 
 
 class Watch:
-    """Decides what a run does after a spike, by `spikes.policy`."""
+    """Decides what a run does after a spike, by `spikes.policy`.
+
+    Attributes:
+      skipping: whether the last step was skipped.
+    """
 
     def __init__(self, policy: str):
         self._policy = policy
         self._in_a_row = 0
         self._rewinds = collections.Counter()
+
+    @property
+    def skipping(self) -> bool:
+        return self._in_a_row > 0
 
     def __call__(self, number: int, values: dict, latest: int | None) -> bool:
         """Judges a step.
@@ -108,20 +117,19 @@ class Watch:
         where = (
             "no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"
         )
-        advice = "lower config.optimizer.learning_rate or raise config.schedule.warmup_steps"
         if self._policy == "stop":
-            raise UserError(f"{spike}; {where}: {advice}, or set config.spikes.policy")
+            raise UserError(f"{spike}; {where}: {ADVICE}, or set config.spikes.policy")
         if self._policy == "skip":
             _LOG.info(f"{spike}: skipped, {int(values['skipped_updates'])} in all")
             if self._in_a_row == _MOST_SKIPPED:
                 raise UserError(
-                    f"{spike}; {_MOST_SKIPPED} steps in a row were skipped; {where}: {advice}"
+                    f"{spike}; {_MOST_SKIPPED} steps in a row were skipped; {where}: {ADVICE}"
                 )
             return False
         self._rewinds[latest] += 1
         if self._rewinds[latest] > _MOST_REWINDS:
             raise UserError(
-                f"{spike}, after {_MOST_REWINDS} rewinds to one checkpoint; {where}: {advice}"
+                f"{spike}, after {_MOST_REWINDS} rewinds to one checkpoint; {where}: {ADVICE}"
             )
         _LOG.info(f"{spike}: rewinding to step {latest or 0}; the data since then are skipped")
         return True

@@ -147,6 +147,11 @@ def train(
             stack.enter_context(log)
 
         def save():
+            if not sharding.all_finite(state["params"]):
+                raise UserError(
+                    f"step {progress.step}: the parameters are not finite, and are not saved; the last "
+                    f"checkpoint is step {checkpoints.latest}: {spikes.ADVICE}"
+                )
             with observer.saving():
                 readers = collectives.of_all_processes(batches.get_state())
                 data_state = {"readers": readers, "rewinds": progress.rewinds}
@@ -187,16 +192,15 @@ def train(
             spike = next(filter(log_and_judge, progress.to_read(newest=save_is_due)), None)
             if spike:
                 if spike.number == progress.step:
-                    next(
-                        batches
-                    )  # of the step that is dispatched before a spike is seen without a save
+                    next(batches)  # of the step that is dispatched where no save is due
                 with observer.phase("starting"):
                     state, _ = restore_or_init()  # the data continues after the spike
                 progress.rewound(int(state["step"]))
                 observer.rewound(progress.step)
                 if log:
                     log.rewind(progress.step)
-            elif save_is_due:
+            elif save_is_due and (progress.ended or not watch.skipping):
+                # While steps are skipped, the parameters may be ruined, and good checkpoints would go.
                 save()
 
         # ------------------------------------------------------------------------------------------
