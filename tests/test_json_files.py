@@ -219,6 +219,7 @@ def small_evaluation():
     return value | {"breakdowns": value["breakdowns"][:1], "unseen": value["unseen"][:1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluation", "tasks", "attention"])
 @pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"

@@ -235,6 +235,7 @@ def test_a_follower_writes_into_its_own_directory(downloaded):
 # Names.
 
 
+@pytest.mark.slow
 def test_names_are_text_in_every_picture_and_page(tmp_path):
     """Sets, tasks and runs; none is lost, and none is taken for markup."""
     evaluation, asked = made.evaluation(sets=NAMES), made.tasks()

@@ -121,6 +121,7 @@ def test_generation_ends_when_nobody_reads(run):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"T", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirect", ["> /dev/full 2> /dev/full", ">&- 2>&-", "2> /dev/full"])
 def test_a_training_goes_on_without_its_output(
     redirect, tmp_path, tokenizer_file, shards, held_out
