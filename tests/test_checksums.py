@@ -236,3 +236,17 @@ def test_other_paths_can_be_saved_to_and_read(trained, tmp_path, name):
     meta, params = checkpoint.load(trained[1])
     checkpoint.save_model(tmp_path / name, meta.config, params, meta.tokenizer)
     assert checkpoint.load(tmp_path / name)[0].config == meta.config
+
+
+def test_a_copy_of_another_step_is_seen(trained, copy):
+    config, _ = trained
+    steps = copy / "checkpoints"
+    shutil.copytree(steps / "10", steps / "60")
+    code, out, _ = verify(copy)
+    assert code == 1 and out.endswith("step 60: damaged\n  it is a copy of step 10\n")
+    train(config, str(copy), stop_at=16)
+    assert sorted(os.listdir(steps)) == ["10", "15", "16", "60.damaged"]
+    # Lists of earlier versions do not name the step.
+    listed = steps / "15" / checksums.NAME
+    listed.write_text(listed.read_text().replace("# step: 15\n", ""))
+    assert verify(steps / "15")[:2] == (0, "step 15: intact\n")

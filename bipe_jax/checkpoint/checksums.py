@@ -1,6 +1,7 @@
 """SHA-256 of a checkpoint's files, in the format of `sha256sum --check`.
 
-The first line, a comment, has the number of files, by which a truncated list is recognised.
+The first line, a comment, has the number of files, by which a truncated list is recognised. The second
+one has the step, by which a copy of another step is; lists of earlier versions do not have it.
 """
 
 import concurrent.futures
@@ -13,7 +14,7 @@ from bipe_jax.workdir.files import Path
 NAME = "checksums.sha256"
 # Orbax rewrites these when it completes a checkpoint.
 _LEFT_OUT = (NAME, "_CHECKPOINT_METADATA", "commit_success.txt")
-_HEAD = "# files: "
+_HEAD, _STEP = "# files: ", "# step: "
 _THREADS = 8  # hashing releases the interpreter's lock
 
 
@@ -32,13 +33,21 @@ def _hash(path: str) -> str:
 
 
 def write(directory: Path) -> None:
-    """Writes the checksums of all files of a directory into it. Raises OSError."""
+    """Writes the checksums of all files of a directory, whose name begins with a step, into it.
+
+    Raises OSError.
+    """
     names = _files(directory)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(lambda name: _hash(os.path.join(directory, name)), names)
         text = "".join(f"{digest}  {name}\n" for digest, name in zip(sums, names, strict=True))
     with open(os.path.join(directory, NAME), "w", encoding="utf-8") as file:
-        file.write(f"{_HEAD}{len(names)}\n{text}")
+        file.write(f"{_HEAD}{len(names)}\n{_STEP}{_step(directory)}\n{text}")
+
+
+def _step(directory: Path) -> str:
+    """The step of a checkpoint's directory, such as 40 or 40.orbax-checkpoint-tmp."""
+    return os.path.basename(directory).partition(".")[0]
 
 
 def read(directory: Path) -> list[tuple[str, str]] | None:
@@ -48,10 +57,13 @@ def read(directory: Path) -> list[tuple[str, str]] | None:
             head, *lines = file.read().split("\n")
     except FileNotFoundError:
         return None
+    step = lines.pop(0) if lines and lines[0].startswith(_STEP) else None
     pairs = [line.split("  ", 1)[::-1] for line in lines[:-1]]
     good = all(len(pair) == 2 and len(pair[1]) == 64 for pair in pairs)
     if not good or head != f"{_HEAD}{len(pairs)}" or lines[-1:] != [""]:
         raise ValueError(f"{NAME} is cut off or damaged")
+    if step and step != f"{_STEP}{_step(directory)}":
+        raise ValueError(f"it is a copy of step {step.removeprefix(_STEP)}")
     return [(name, digest) for name, digest in pairs]
 
 
