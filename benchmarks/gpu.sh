@@ -15,7 +15,7 @@
 #   pip download --only-binary=:all: --python-version=3.12 --implementation=cp \
 #     --platform=manylinux_2_28_x86_64 --platform=manylinux_2_27_x86_64 \
 #     --platform=manylinux2014_x86_64 --dest=WHEELS \
-#     ml-collections tensorboardX tqdm zstandard sentencepiece
+#     array-record matplotlib ml-collections orjson tensorboardX tqdm zstandard sentencepiece
 #
 # The variables below can be set to try it elsewhere, as in
 #
@@ -80,7 +80,7 @@ everything() {
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null
   if [ -n "$WHEELS" ]; then
     part install 60 "$PYTHON" -m pip install --quiet --no-index --find-links="$WHEELS" \
-      ml-collections tensorboardX tqdm zstandard sentencepiece
+      array-record matplotlib ml-collections orjson tensorboardX tqdm zstandard sentencepiece
   fi
   # Arguments are split into words on purpose.
   part check_64 60 "$PYTHON" -m benchmarks.gpu_check $CHECK --width=64
