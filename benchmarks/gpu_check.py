@@ -37,7 +37,7 @@ def attend(config, backend: str, inputs, q, k, v):
     layer = config.encodings.of_layer(0, modules, inputs, {})
     features = layer.features(None)
     q, k = layer.turn(q, k, features)
-    acting = layer.scoring(features)
+    acting = layer.scoring(features, inputs.get("document_ids"))
     documents = inputs.get("document_ids")
     if backend == "cudnn-xla":
         L, N = q.shape[1:3]

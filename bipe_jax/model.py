@@ -258,8 +258,8 @@ def attend_causally(config: Plan, inputs: Inputs) -> Attend:
     ) -> tuple[jax.Array, None]:
         features = encodings.features(x)
         q, k = encodings.turn(q, k, features)
-        scoring = encodings.scoring(features)
         ids, backend = inputs.get("document_ids"), config.model.attention
+        scoring = encodings.scoring(features, ids)
         return attention(q, k, v, encodings=scoring, document_ids=ids, backend=backend), None
 
     return attend

@@ -62,10 +62,13 @@ def choose(
     return backend
 
 
-def _against_folding(encodings: Sequence[Scoring]) -> str | None:
+def _against_folding(encodings: Sequence[Scoring], length: int) -> str | None:
     for encoding in encodings:
-        if "columns" not in encoding.acts or encoding.acts & {"visible", "logits"}:
-            return f"has no form of the encoding {type(encoding).__name__}"
+        acts, name = encoding.acts, type(encoding).__name__
+        if acts & {"visible", "logits"} or ("bias" in acts and "columns" not in acts):
+            return f"has no form of the encoding {name}"
+        if "factors" in acts and length > encoding.longest_in_kernels:
+            return f"computes the encoding {name} up to {encoding.longest_in_kernels} tokens"
     return None
 
 
@@ -82,7 +85,7 @@ def _against_splash(
             f"with mesh.context={context} takes lengths that are a multiple of "
             f"{context * kernels.TILE}, not {q.shape[1]}"
         )
-    return _against_folding(encodings)
+    return _against_folding(encodings, q.shape[1])
 
 
 def _against_cudnn(
@@ -106,7 +109,7 @@ def _against_cudnn(
     widest = 256 if float(capability) >= 9 else 128  # from Hopper on
     if width % 8 or width > widest:
         return f"takes heads of a multiple of 8 up to {widest} wide with their columns, not {width}"
-    return _against_folding(encodings)
+    return _against_folding(encodings, q.shape[1])
 
 
 def attention(

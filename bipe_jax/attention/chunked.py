@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from bipe_jax.attention import scoring
 from bipe_jax.attention.scoring import Scoring, Side
 
 Part = tuple[jax.Array, jax.Array, Side]  # keys, values, and what is known of them
@@ -44,6 +45,7 @@ def scores(
     """
     B, L, N, H = q.shape
     S, K = k.shape[1:3]
+    q, k = scoring.multiplied(q, k, query, key, encodings)
     unfolded = q
     q = jnp.moveaxis(q.reshape(B, L, K, N // K, H), 1, 3).reshape(B, K, N // K * L, H)
     dtype = jnp.promote_types(q.dtype, jnp.float32)

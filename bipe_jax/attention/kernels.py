@@ -23,6 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
+from bipe_jax.attention import scoring
 from bipe_jax.attention.chunked import RESIDUAL
 from bipe_jax.attention.columns import linear_columns
 from bipe_jax.attention.scoring import Scoring, Side
@@ -40,9 +41,11 @@ _DOCUMENT_SLOPE = 512.0
 def _with_columns(
     q: jax.Array, k: jax.Array, query_columns: list[jax.Array], key_columns: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Puts the columns (B, L, N, C) and (B, S, C) before those of q and k."""
+    """Puts the columns (B, L, N, C) and (B, S, C) or (B, S, K, C) before those of q and k."""
     K = k.shape[2]
-    key_columns = [jnp.repeat(c[:, :, None], K, axis=2) for c in key_columns]
+    key_columns = [
+        jnp.repeat(c[:, :, None], K, axis=2) if c.ndim == 3 else c for c in key_columns
+    ]
     q = jnp.concatenate([*(c.astype(q.dtype) for c in query_columns), q], axis=-1)
     k = jnp.concatenate([*(c.astype(k.dtype) for c in key_columns), k], axis=-1)
     return q, k
@@ -58,9 +61,11 @@ def _fold(
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
     """q and k with the columns of all biases prepended; `scale` multiplies q.k later."""
+    q, k = scoring.multiplied(q, k, query, key, encodings)
     columns = [
         encoding.columns(of_query, of_key, heads, scale)
         for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True)
+        if "columns" in encoding.acts
     ]
     return _with_columns(q, k, [c[0] for c in columns], [c[1] for c in columns])
 

@@ -5,6 +5,7 @@
 Shape letters: B batch, L query length, S key length, N query heads, H head width.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,10 +20,14 @@ class Scoring(Protocol):
     Attributes:
       acts: which of the methods below the encoding has.
       width: columns that `columns` adds to queries and keys.
+      longest_in_kernels: the largest number of tokens for which `factors` of a whole row are finite.
     """
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def longest_in_kernels(self) -> int: ...
 
     @property
     def acts(self) -> frozenset[str]: ...
@@ -32,6 +37,8 @@ class Scoring(Protocol):
     def columns(
         self, query: Features, key: Features, heads: jax.Array, scale: float
     ) -> tuple[jax.Array, jax.Array]: ...
+
+    def factors(self, query: Features, key: Features) -> tuple[jax.Array, jax.Array]: ...
 
     def across_documents(self, features: Features, starts: jax.Array) -> Features: ...
 
@@ -85,3 +92,19 @@ def join(structures: list[Any], params: list[Any]) -> list[Scoring]:
         nnx.merge(graph, jax.tree.unflatten(structure, leaves))
         for (graph, structure), leaves in zip(structures, params, strict=True)
     ]
+
+
+def multiplied(
+    q: jax.Array,
+    k: jax.Array,
+    query: Side,
+    key: Side,
+    encodings: Sequence[Scoring],
+) -> tuple[jax.Array, jax.Array]:
+    """Queries (B, L, N, H) and keys (B, S, K, H) times the `factors` of the encodings that have them."""
+    for encoding, of_query, of_key in zip(encodings, query.features, key.features, strict=True):
+        if "factors" in encoding.acts:
+            for_q, for_k = encoding.factors(of_query, of_key)
+            q, k = (q * for_q).astype(q.dtype), (k * for_k).astype(k.dtype)
+    return q, k
+

@@ -11,7 +11,7 @@ import numpy as np
 from bipe_jax.attention.columns import COLUMNS, linear_columns
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
-from bipe_jax.positions.kind import Relative
+from bipe_jax.positions.kind import Relative, run_on
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -63,6 +63,4 @@ class Alibi(Relative):
         return linear_columns(np.array(self.slopes), query, key, heads, scale)
 
     def across_documents(self, features: jax.Array, starts: jax.Array) -> jax.Array:
-        """The coordinate as a running sum of its steps, without those at document starts."""
-        steps = jnp.where(starts, 0, features[:, 1:] - features[:, :-1])
-        return jnp.pad(jnp.cumsum(steps, axis=1), ((0, 0), (1, 0)))
+        return run_on(features, starts)

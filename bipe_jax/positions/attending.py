@@ -64,7 +64,7 @@ def attend(
     layer = encodings.of_layer(0, modules, coordinates, {})
     features = layer.features(x)
     q, k = layer.turn(q, k, features)
-    acting = layer.scoring(features)
+    acting = layer.scoring(features, document_ids)
     index = jnp.arange(L)[None]
     side = Side(index, document_ids, [of_tokens for _, of_tokens in acting])
     arguments = (side, side, [encoding for encoding, _ in acting], jnp.arange(N))
@@ -76,21 +76,22 @@ def attend(
 def _set(modules: Mapping[str, Relative], params: Mapping[str, Mapping[str, jax.Array]]) -> None:
     """Puts values in the place of parameters."""
     for name, values in params.items():
-        variables = (
-            {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-            if name in modules and (state := nnx.state(modules[name], nnx.Param))
-            else {}
-        )
+        state = nnx.state(modules[name], nnx.Param) if name in modules else nnx.State({})
+        paths = {"/".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
+        variables = dict(nnx.to_flat_state(state))
         for parameter, value in values.items():
-            if parameter not in variables:
+            if parameter not in paths:
                 known = ", ".join(f"{n}: {_names(m)}" for n, m in modules.items())
                 raise UserError(f"params has {name}/{parameter}, and the encodings have {known}")
-            shape = variables[parameter].shape
+            path = paths[parameter]
+            shape = variables[path].shape
             if jnp.shape(value) != shape:
                 raise UserError(
                     f"params: {name}/{parameter} has the shape {jnp.shape(value)}, and must have {shape}"
                 )
-            setattr(modules[name], parameter, variables[parameter].replace(jnp.asarray(value)))
+            variables[path] = variables[path].replace(jnp.asarray(value))
+        if variables:
+            nnx.update(modules[name], nnx.from_flat_state(variables))
 
 
 def _names(module: Relative) -> str:

@@ -27,12 +27,13 @@ class LayerEncodings:
 
     def __init__(
         self,
+        config: Config,
         entries: Sequence[Entry],
         modules: Mapping[str, Relative],
         inputs: Mapping[str, jax.Array],
         prepared: Mapping[str, Features],
     ):
-        self._entries, self._modules = entries, modules
+        self._config, self._entries, self._modules = config, entries, modules
         self._inputs, self._prepared = inputs, prepared
 
     def features(
@@ -56,16 +57,35 @@ class LayerEncodings:
     def turn(
         self, q: jax.Array, k: jax.Array, features: Mapping[str, Features]
     ) -> tuple[jax.Array, jax.Array]:
-        """Queries (B, L, N, H) and keys (B, L, K, H) of the same tokens, as attention is to have them."""
-        for entry in self._entries:
+        """Queries (B, L, N, H) and keys (B, L, K, H) of the same tokens, as attention is to have them.
+
+        Kinds that turn features come first: one of them need not be linear, and temperatures scale what
+        it gives.
+        """
+        turning = [e for e in self._entries if _turns(self._config, e)]
+        for entry in (*turning, *(e for e in self._entries if e not in turning)):
             module, of_tokens = self._modules[entry.name], features[entry.name]
             q, k = module.queries(q, of_tokens), module.keys(k, of_tokens)
         return q, k
 
-    def scoring(self, features: Mapping[str, Features]) -> list[tuple[Relative, Features]]:
-        """The encodings that act on logits, with their features: what `attention` takes."""
+    def scoring(
+        self, features: Mapping[str, Features], document_ids: jax.Array | None = None
+    ) -> list[tuple[Relative, Features]]:
+        """The encodings that act on logits, with their features: what `attention` takes.
+
+        Args:
+          document_ids: (B, L), where documents are kept apart.
+        """
+
+        def of_logits(module: Relative, of_tokens: Features) -> Features:
+            if "factors" not in module.acts or document_ids is None:
+                return of_tokens
+            return module.across_documents(
+                of_tokens, document_ids[:, 1:] != document_ids[:, :-1]
+            )
+
         return [
-            (module, features[entry.name])
+            (module, of_logits(module, features[entry.name]))
             for entry in self._entries
             if (module := self._modules[entry.name]).acts
         ]
@@ -192,7 +212,8 @@ class Encodings:
 
     def _is_prepared(self, entry: Entry) -> bool:
         """Whether the features of an entry are the same in all layers."""
-        return entry.shared and not RELATIVE[entry.kind].reads_input
+        kind = RELATIVE[entry.kind]
+        return entry.shared and not kind.reads_input and not kind.running
 
     @property
     def key_width(self) -> int:
@@ -248,7 +269,7 @@ class Encodings:
     ) -> LayerEncodings:
         """The encodings of a layer, by its number modulo the period."""
         entries = [entry for entry in self.relative if layer in entry.layers]
-        return LayerEncodings(entries, modules, inputs, prepared)
+        return LayerEncodings(self.config, entries, modules, inputs, prepared)
 
     def layers_of(self, name: str) -> tuple[int, ...]:
         """The layers of the first period that have a relative encoding."""
@@ -270,7 +291,7 @@ def parse(config: Config) -> Encodings:
         ABSOLUTE[entry.kind].check(config, entry.coordinate, **entry.options)
     for entry in relative:
         RELATIVE[entry.kind].check(config, entry.coordinate, **entry.options)
-    _check_rotations(relative)
+    _check_turns(config, relative)
     return Encodings(config, absolute, relative)
 
 
@@ -279,14 +300,20 @@ def rotary(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for entry in entries if "scaling" in RELATIVE[entry.kind].options]
 
 
-def _check_rotations(entries: Sequence[Entry]) -> None:
-    turning = rotary(entries)
-    for number, entry in enumerate(turning):
-        for other in turning[:number]:
-            if set(entry.layers) & set(other.layers):
+def _turns(config: Config, entry: Entry) -> frozenset[int]:
+    """The features of a head that an entry turns."""
+    return RELATIVE[entry.kind].turns(config, **entry.options)
+
+
+def _check_turns(config: Config, entries: Sequence[Entry]) -> None:
+    for number, entry in enumerate(entries):
+        for other in entries[:number]:
+            both = _turns(config, entry) & _turns(config, other)
+            if both and set(entry.layers) & set(other.layers):
                 raise UserError(
                     f"position.relative: {other.name} and {entry.name} would turn the same pairs of each "
-                    "head, and their angles could not be told apart: keep one of them"
+                    "head, and their angles could not be told apart: keep one of them, or give them "
+                    "different pairs, as in ('rope', 'offset', ('pairs', (0, 8)))"
                 )
 
 

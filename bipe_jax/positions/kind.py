@@ -9,6 +9,7 @@ model width.
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bipe_jax.config import Config
@@ -54,7 +55,8 @@ class Relative(Kind):
 
     A kind overrides the methods that describe it, and no others. One that only overrides `queries` and
     `keys` runs on every attention backend. One with a `bias` runs on flash kernels if it overrides
-    `columns` as well. One with `visible` or `logits` is computed in chunks.
+    `columns` as well, one with `factors` up to `longest_in_kernels`. One with `visible` or `logits` is
+    computed in chunks.
 
     Inside attention a mesh may shard the heads over the axis `tensor`. `heads` (N,) then says which of
     the model's query heads are computed, and parameters whose axes name `tensor` hold those alone.
@@ -64,6 +66,7 @@ class Relative(Kind):
       reads_input: whether `features` needs `x`, which makes it a computation of each layer.
       running: whether `features` needs those of the token before.
       width: columns that `columns` adds to queries and keys.
+      longest_in_kernels: the largest number of tokens for which `factors` of a whole row are finite.
       cacheable: whether what a token gets does not depend on later tokens, so that decoding may keep
         keys and features.
 
@@ -76,6 +79,12 @@ class Relative(Kind):
     reads_input: ClassVar[bool] = False
     running: ClassVar[bool] = False
     width: int = 0
+    longest_in_kernels: int = 0
+
+    @staticmethod
+    def turns(*arguments: Any, **options: Any) -> frozenset[int]:
+        """`turns(config, **options)`: the features of a head that the kind turns, which no other may turn."""
+        return frozenset()
 
     @property
     def cacheable(self) -> bool:
@@ -86,7 +95,7 @@ class Relative(Kind):
         """The names of the methods that the kind overrides, of those that attention may call."""
         return frozenset(
             name
-            for name in ("bias", "columns", "across_documents", "visible", "logits")
+            for name in ("bias", "columns", "factors", "across_documents", "visible", "logits")
             if getattr(type(self), name) is not getattr(Relative, name)
         )
 
@@ -127,15 +136,22 @@ class Relative(Kind):
         """The bias as a product: scale * (query column . key column), summed over `width` columns.
 
         Returns:
-          (B, L, N, width) and (B, S, width), exact in bfloat16.
+          (B, L, N, width) and (B, S, width), or (B, S, K, width) where key heads differ, exact in bfloat16.
+        """
+        raise NotImplementedError
+
+    def factors(self, query: Features, key: Features) -> tuple[jax.Array, jax.Array]:
+        """What queries and keys are multiplied with where they meet: (B, L, 1, H) and (B, S, 1, H) float32.
+
+        For factors that depend on the coordinates of both sides, such as powers relative to a middle.
         """
         raise NotImplementedError
 
     def across_documents(self, features: Features, starts: jax.Array) -> Features:
-        """Features for kernels that keep documents apart by a steep `columns` bias alone.
+        """Features whose coordinates run on where documents start.
 
-        Coordinates that restart at documents must run on, or the large ones of an earlier document
-        would outweigh that bias.
+        For `factors`, and for kernels that keep documents apart by a steep `columns` bias alone, which
+        the large coordinates of an earlier document would outweigh.
 
         Args:
           starts: (B, L - 1) whether each token but the first begins a document.
@@ -162,3 +178,9 @@ class Relative(Kind):
           visible: which logits are not masked, broadcastable to the logits.
         """
         raise NotImplementedError
+
+
+def run_on(coordinate: jax.Array, starts: jax.Array) -> jax.Array:
+    """A coordinate (B, L) as a running sum of its steps, without those at document starts (B, L - 1)."""
+    steps = jnp.where(starts, 0, coordinate[:, 1:] - coordinate[:, :-1])
+    return jnp.pad(jnp.cumsum(steps, axis=1), ((0, 0), (1, 0)))

@@ -10,10 +10,18 @@ from typing import Any, NamedTuple
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
 from bipe_jax.positions.alibi import Alibi
-from bipe_jax.positions.kerple import KerpleLog
+from bipe_jax.positions.cope import Cope
+from bipe_jax.positions.dape import Dape
+from bipe_jax.positions.fire import Fire
+from bipe_jax.positions.fox import Fox
+from bipe_jax.positions.kerple import KerpleLog, KerplePower
 from bipe_jax.positions.kind import Absolute, Relative
+from bipe_jax.positions.pope import Pope
 from bipe_jax.positions.rope import Rope
 from bipe_jax.positions.t5 import T5
+from bipe_jax.positions.temperature import SSMax, Temperature
+from bipe_jax.positions.window import Window
+from bipe_jax.positions.xpos import XPos
 
 ABSOLUTE: dict[str, type[Absolute]] = {"learned": Learned, "sinusoidal": Sinusoidal}
 RELATIVE: dict[str, type[Relative]] = {
@@ -21,6 +29,16 @@ RELATIVE: dict[str, type[Relative]] = {
     "alibi": Alibi,
     "t5": T5,
     "kerple-log": KerpleLog,
+    "kerple-power": KerplePower,
+    "fire": Fire,
+    "xpos": XPos,
+    "pope": Pope,
+    "ssmax": SSMax,
+    "temperature": Temperature,
+    "window": Window,
+    "fox": Fox,
+    "cope": Cope,
+    "dape": Dape,
 }
 
 # Options that every relative entry may have; the kinds do not know of them.
@@ -129,6 +147,10 @@ def _complaint(value: Any, wanted: type) -> str | None:
         return None if isinstance(value, str) else "a string"
     if wanted is bool:
         return None if isinstance(value, bool) else "True or False"
+    if wanted is tuple:
+        numbers = isinstance(value, (tuple, list)) and value
+        good = numbers and all(_complaint(number, float) is None for number in value)
+        return None if good else "a tuple of finite numbers"
     number = (int, float) if wanted is float else wanted
     if isinstance(value, bool) or not isinstance(value, number) or not abs(value) <= _MOST:
         return f"a finite {wanted.__name__}"

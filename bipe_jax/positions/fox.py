@@ -1,0 +1,103 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
+"""FoX, the forgetting transformer: a bias by gates that read the layer's input."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from bipe_jax.attention.columns import sum_columns, sum_width
+from bipe_jax.config import Config
+from bipe_jax.errors import UserError
+from bipe_jax.positions.kind import Relative
+from bipe_jax.sharding import parameter
+
+
+class Fox(Relative):
+    """Forgetting attention (Lin et al. 2025, equation 5): the bias is the sum of ln f between key and query.
+
+    f_s = sigmoid(x_s . gate_kernel + gate_bias) for each head, with x the input of the layer's attention.
+    Of a coordinate c, token s counts c_s - c_(s-1) times: every token once for `position`, which is FoX, and
+    the first token of each segment for `segment`. Where a coordinate falls, a document begins and nothing is
+    counted. gate_kernel starts at N(0, init_std), gate_bias at 0, as in the released code.
+
+    Features: the sum so far, in whole numbers and a rest in [0, 1), so that differences of large sums are
+    exact in float32, and the coordinate.
+    """
+
+    shared = False
+    reads_input = True
+    running = True
+
+    def __init__(self, config: Config, coordinate: str, key: jax.Array):
+        D, N = config.model.width, config.model.heads
+        kernel = config.model.init_std * jax.random.normal(key, (D, N))
+        self.gate_kernel = parameter(kernel, P("fsdp", "tensor"))
+        self.gate_bias = parameter(jnp.zeros(N), P("tensor"))
+        self.group, self.head_width = N // config.model.kv_heads, D // N
+
+    @property
+    def width(self) -> int:
+        return sum_width(self.group, self.head_width)
+
+    @staticmethod
+    def check(config: Config, coordinate: str) -> None:
+        if coordinate == "offset":
+            raise UserError(
+                "position.relative: ('fox', 'offset') would count all tokens but the first of each segment: "
+                "use 'position' or 'segment'"
+            )
+
+    def features(
+        self, coordinate: jax.Array, x: jax.Array | None = None, before: Any = None
+    ) -> dict[str, jax.Array]:
+        """(B, L) and (B, L, D) -> "whole" and "rest" (B, L, N) float32, "coordinate" (B, L)."""
+        assert x is not None
+        kernel, bias = self.gate_kernel[...], self.gate_bias[...]
+        gates = jnp.einsum("bld,dn->bln", x.astype(kernel.dtype), kernel, precision="highest")
+        previous = coordinate[:, :1] if before is None else before["coordinate"]
+        steps = jnp.diff(coordinate, axis=1, prepend=previous)
+        # Forgetting is counted upwards, so that sums begin at 0 and are above it.
+        forgotten = jnp.maximum(steps, 0)[..., None] * jax.nn.softplus(-(gates + bias))
+        whole = jnp.floor(jax.lax.stop_gradient(forgotten))
+        sums = whole, forgotten - whole
+        if before is not None:
+            sums = jax.tree.map(
+                lambda new, old: jnp.concatenate([old, new], axis=1),
+                sums,
+                (before["whole"], before["rest"]),
+            )
+        whole, rest = jax.lax.associative_scan(_add, sums, axis=1)
+        L = coordinate.shape[1]
+        return {"whole": whole[:, -L:], "rest": rest[:, -L:], "coordinate": coordinate}
+
+    def bias(self, query: Any, key: Any, heads: jax.Array) -> jax.Array:
+        """Features of both sides -> (B, N, L, S) float32."""
+
+        def difference(name: str) -> jax.Array:
+            of_query, of_key = (jnp.moveaxis(side[name], -1, 1) for side in (query, key))
+            return of_key[:, :, None, :] - of_query[:, :, :, None]
+
+        return difference("whole") + difference("rest")
+
+    def columns(
+        self, query: Any, key: Any, heads: jax.Array, scale: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same bias for flash kernels, see `sum_columns`."""
+        sums = [(side["whole"], side["rest"]) for side in (query, key)]
+        return sum_columns(*sums, self.group, self.head_width, scale)
+
+    def across_documents(self, features: Any, starts: jax.Array) -> Any:
+        """The sums run on as they are: what lies further back is never rewarded."""
+        return features
+
+
+def _add(
+    a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of two numbers in whole parts and rests."""
+    rest = a[1] + b[1]
+    carry = jnp.floor(jax.lax.stop_gradient(rest))
+    return a[0] + b[0] + carry, rest - carry
