@@ -183,3 +183,35 @@ def attend(formula, q, k, v, c, p, x=None, document_ids=None, **options):
         logits.append(z)
         visible.append(seen & np.isfinite(z))
     return np.array(logits), np.array(outputs), np.array(visible)
+
+
+# Models of four layers that have several kinds each: what is tested of one program is tested of all of them.
+MODELS = {
+    "forgetting": (
+        ("fox", "segment", ("layers", "1,3")),
+        ("fox", "position", ("layers", "0")),
+        ("rope", "position", ("layers", "0,1")),
+        ("alibi", "segment"),
+    ),
+    "decays and temperatures": (
+        ("xpos", "segment", ("base", 20.0), ("layers", "0/2")),
+        ("xpos", "position", ("base", 40.0), ("layers", "1/2")),
+        ("ssmax", "position", ("bias", True)),
+        ("temperature", "segment", ("unit", 2.0), ("layers", "1")),
+        ("window", "segment", ("size", 3), ("layers", "2")),
+        ("window", "position", ("size", 8), ("chunked", True), ("layers", "3")),
+    ),
+    "polar and learned": (
+        ("pope", "position", ("layers", "0/2")),
+        ("rope", "offset", ("pairs", (0, 2)), ("layers", "1/2")),
+        ("rope", "segment", ("pairs", (2, 4)), ("layers", "1/2")),
+        ("kerple-power", "segment"),
+        ("fire", "position", ("threshold", 10.0), ("layers", "0,1")),
+    ),
+    "counting": (
+        ("cope", "segment", ("positions", 6), ("layers", "0/2")),
+        ("cope", "position", ("divided", True), ("layers", "1/2")),
+        ("rope", "position", ("pairs", (0, 3)), ("spectrum", "own")),
+    ),
+    "adapting": (("dape", "segment", ("layers", "0,3")), ("dape", "position", ("layers", "1"))),
+}

@@ -32,11 +32,14 @@ def attend(q, k, v, bias=None, document_ids=None):
     return out
 
 
-def rope_angles(coordinate, width, theta=10000.0, scaling="", factor=None, original=None):
+def rope_angles(
+    coordinate, width, theta=10000.0, scaling="", factor=None, original=None, long=None, short=None
+):
     """How far the pairs of a head are turned: (B, L) -> (B, L, H/2); and the factor sqrt(1/t).
 
     "linear" moves the coordinate, as Chen et al. (2023) do; "ntk" and "dynamic-ntk" change the base,
-    as bloc97's post and Hugging Face's code do; "yarn" follows Peng et al. (2023), equations 17-22.
+    as bloc97's post and Hugging Face's code do; "yarn" follows Peng et al. (2023), equations 17-22,
+    "yarn-released", "llama3" and "longrope" the code released with the models.
     """
     coordinate = np.asarray(coordinate, np.float64)
     angles = np.empty((*coordinate.shape, width // 2))
@@ -55,8 +58,30 @@ def rope_angles(coordinate, width, theta=10000.0, scaling="", factor=None, origi
                 r, alpha, beta = original / wavelength, 1, 32
                 gamma = 0 if r < alpha else 1 if r > beta else (r - alpha) / (beta - alpha)
                 frequency = (1 - gamma) * frequency / factor + gamma * frequency
+            if scaling == "yarn-released":
+                low, high = (
+                    width * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(theta))
+                    for turns in (32, 1)
+                )
+                low, high = max(np.floor(low), 0), min(np.ceil(high), width - 1)
+                ramp = min(max((d - low) / (high - low if high > low else 1e-3), 0), 1)
+                frequency = frequency * (1 - ramp) + frequency / factor * ramp
+            if scaling == "llama3":
+                wavelength = 2 * np.pi / frequency
+                if wavelength > original:
+                    frequency = frequency / factor
+                elif wavelength > original / 4:
+                    smooth = (original / wavelength - 1) / 3
+                    frequency = (1 - smooth) * frequency / factor + smooth * frequency
+            if scaling == "longrope":
+                frequency = frequency / (long if seen > original else short or [1] * width)[d]
             angles[row, :, d] = m * frequency
-    return angles, 0.1 * np.log(factor) + 1 if scaling == "yarn" else 1.0
+    magnitude = 1.0
+    if scaling in ("yarn", "yarn-released"):
+        magnitude = 0.1 * np.log(factor) + 1
+    if scaling == "longrope":
+        magnitude = np.sqrt(1 + np.log(factor) / np.log(original))
+    return angles, magnitude
 
 
 def rope(x, coordinate, theta=10000.0, **scaling):

@@ -26,7 +26,17 @@ SCALINGS = {
     "dynamic-ntk of factor 1": {"scaling": "dynamic-ntk", "factor": 1.0, "original": 20.0},
     "yarn": {"scaling": "yarn", "factor": 8.0, "original": 80.0},
     "yarn of a long training": {"scaling": "yarn", "factor": 16.0, "original": 4096.0},
+    "yarn as released": {"scaling": "yarn-released", "factor": 8.0, "original": 80.0},
+    "yarn as released, long": {"scaling": "yarn-released", "factor": 16.0, "original": 4096.0},
+    "llama3": {"scaling": "llama3", "factor": 8.0, "original": 80.0},
 }
+LONGROPE = {
+    "longrope": {"scaling": "longrope", "factor": 8.0, "original": 80.0},
+    "longrope of short texts": {"scaling": "longrope", "factor": 8.0, "original": 80.0},
+}
+FACTORS = tuple(np.linspace(1, 9, 32).tolist())
+LONGROPE["longrope"] |= {"long": FACTORS}
+LONGROPE["longrope of short texts"] |= {"long": FACTORS, "short": FACTORS[::-1]}
 # Rows that stay within the original length, that leave it, and that fall back as offsets do.
 COORDINATES = np.array([[0, 1, 2, 19, 19], [3, 70, 80, 81, 640], [7, 5000, 0, 1, 130_000]])
 
@@ -46,7 +56,7 @@ def angles_and_magnitude(rope, coordinates):
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
-@pytest.mark.parametrize("options", SCALINGS.values(), ids=SCALINGS)
+@pytest.mark.parametrize("options", (SCALINGS | LONGROPE).values(), ids=SCALINGS | LONGROPE)
 def test_angles_are_those_of_the_papers(options, theta):
     angles, magnitudes = angles_and_magnitude(built(theta=theta, **options), COORDINATES)
     expected, magnitude = reference.rope_angles(COORDINATES, 64, theta, **options)
@@ -168,6 +178,18 @@ def test_decoding_follows_the_whole_forward_pass(scaling):
         ({"scaling": "yarn", "factor": 2.0, "original": 0}, "original=0 must be above 0"),
         ({"factor": 2.0}, "factor=2 needs a scaling: linear, ntk, dynamic-ntk, yarn"),
         ({"original": 8.0}, "original=8 needs a scaling"),
+        ({"long": (1.0,)}, "long=(1.0,) needs a scaling"),
+        ({"scaling": "ntk", "factor": 2.0, "long": (1.0,)}, "is for scaling='longrope'"),
+        ({"scaling": "longrope", "factor": 2.0, "original": 8.0}, "needs 'long'"),
+        ({"scaling": "llama3", "factor": 2.0}, "'llama3' needs 'original'"),
+        (
+            {"scaling": "longrope", "factor": 2.0, "original": 8.0, "long": (1.0,)},
+            "long=(1.0,) must be 4 numbers above 0, one for each pair",
+        ),
+        (
+            {"scaling": "longrope", "factor": 2.0, "original": 1.0, "long": (1.0,) * 4},
+            "original=1 must be above 1",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):

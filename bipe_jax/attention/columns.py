@@ -78,10 +78,11 @@ def sum_columns(
     whole, rest = key
     integers = jax.lax.stop_gradient(whole).astype(jnp.int32)
     pieces = [(integers & mask).astype(whole.dtype) for mask in (0xFF0000, 0xFF00, 0xFF)]
-    pieces.append(_rounded(rest))
-    for _ in range(2):
-        left = rest - sum(pieces[3:])
-        pieces.append(jax.lax.stop_gradient(_rounded(left)))
+    fixed = jax.lax.stop_gradient(rest)
+    digit = _rounded(fixed)
+    pieces.append(rest + (digit - fixed))  # equal to the digit, with the gradient of the rest
+    left = fixed - digit
+    pieces += [middle := _rounded(left), _rounded(left - middle)]
     B, S, N = whole.shape
     of_key = jnp.stack(pieces * len(factors), axis=-1)
     of_key = of_key.reshape(B, S, N // group, -1)

@@ -62,10 +62,12 @@ class Cope(Relative):
         self, coordinate: jax.Array, x: jax.Array | None = None, before: Any = None
     ) -> dict[str, jax.Array]:
         """(B, L) integers -> how often each token counts, and the coordinate + 1: (B, L) integers each."""
-        following = coordinate + 1  # 0 is what comes before a first token
+        following = coordinate + 1  # 0: there is no token before
         previous = jnp.zeros_like(coordinate[:, :1]) if before is None else before["following"]
-        steps = jnp.diff(following, axis=1, prepend=previous)
-        return {"step": jnp.where(steps < 0, 1, steps), "following": following}
+        before_each = jnp.concatenate([previous, following[:, :-1]], axis=1)
+        steps = following - before_each
+        begins = (steps < 0) | (before_each == 0)
+        return {"step": jnp.where(begins, 1, steps), "following": following}
 
     def logits(
         self,

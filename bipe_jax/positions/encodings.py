@@ -219,23 +219,27 @@ class Encodings:
     def key_width(self) -> int:
         """The width of the widest keys that any layer has, once they are turned."""
         m = self.config.model
-        shape = (1, 1, m.kv_heads, m.width // m.heads)
+        q, k = (
+            jax.ShapeDtypeStruct((1, 1, heads, m.width // m.heads), jnp.dtype(m.dtype))
+            for heads in (m.heads, m.kv_heads)
+        )
 
         def widths(*arrays: jax.Array) -> list[jax.Array]:
-            coordinate, x, k = arrays
+            coordinate, x, q, k = arrays
             keys = [k]
             for layer in range(self.period):
                 modules = self.make_layer(jax.random.key(0))
                 inputs = {entry.coordinate: coordinate for entry in self.relative}
                 of_layer = self.of_layer(layer, modules, inputs, {})
-                keys.append(of_layer.turn(k, k, of_layer.features(x))[1])
+                keys.append(of_layer.turn(q, k, of_layer.features(x))[1])
             return keys
 
         keys = jax.eval_shape(
             widths,
             jax.ShapeDtypeStruct((1, 1), jnp.int32),
             jax.ShapeDtypeStruct((1, 1, m.width), jnp.dtype(m.dtype)),
-            jax.ShapeDtypeStruct(shape, jnp.dtype(m.dtype)),
+            q,
+            k,
         )
         return max(k.shape[-1] for k in keys)
 

@@ -32,11 +32,7 @@ class KerpleLog(Relative):
 
     @staticmethod
     def check(config: Config, coordinate: str) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('kerple-log', 'offset') has no value for distances below 0, and offsets "
-                "fall back to 0 at each segment: use 'position' or 'segment'"
-            )
+        _refuse_offset("kerple-log", coordinate)
 
     def bias(self, query: jax.Array, key: jax.Array, heads: jax.Array) -> jax.Array:
         """Coordinates (B, L) and (B, S) -> (B, N, L, S) float32."""
@@ -59,8 +55,20 @@ class KerplePower(KerpleLog):
     _START = 1.0, 2.0
 
     @staticmethod
+    def check(config: Config, coordinate: str) -> None:
+        _refuse_offset("kerple-power", coordinate)
+
+    @staticmethod
     def _kernel(distance: jax.Array, p: jax.Array, a: jax.Array) -> jax.Array:
         # At 0 the power is 0 for all a, and so is its gradient; its formula takes a logarithm of 0.
         apart = distance > 0
         power = jnp.where(apart, distance, 1) ** clamped(a, _LOWEST, _LARGEST_POWER)
         return -clamped(p, _LOWEST) * jnp.where(apart, power, 0)
+
+
+def _refuse_offset(kind: str, coordinate: str) -> None:
+    if coordinate == "offset":
+        raise UserError(
+            f"position.relative: ({kind!r}, 'offset') has no value for distances below 0, and offsets fall "
+            "back to 0 at each segment: use 'position' or 'segment'"
+        )
