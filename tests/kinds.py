@@ -40,7 +40,7 @@ def fire(q, k, c, p, x, seen, threshold=512.0):
 
 def turned(q, k, c, theta, decay=None):
     """The products of the complex pairs (i, i + H/2), each turned by its distance, and decayed by it."""
-    L, N, H = q.shape
+    H = q.shape[2]
     half = H // 2
     frequency = theta ** (-np.arange(half) / half)
     d = np.subtract.outer(c, c)[..., None].astype(np.float64)
@@ -215,3 +215,17 @@ MODELS = {
     ),
     "adapting": (("dape", "segment", ("layers", "0,3")), ("dape", "position", ("layers", "1"))),
 }
+
+# One model with a kind or more in each layer, for what is slow to compile.
+TOGETHER = (
+    ("fox", "segment", ("layers", "0")),
+    ("rope", "position", ("pairs", (0, 3)), ("layers", "0")),
+    ("xpos", "position", ("base", 40.0), ("layers", "1")),
+    ("ssmax", "position", ("bias", True), ("layers", "1")),
+    ("window", "segment", ("size", 3), ("layers", "1")),
+    ("pope", "position", ("layers", "2")),
+    ("kerple-power", "segment", ("layers", "2")),
+    ("fire", "position", ("threshold", 10.0), ("layers", "2")),
+    ("cope", "segment", ("positions", 6), ("layers", "3")),
+    ("temperature", "position", ("unit", 3.0), ("layers", "3")),
+)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_plan
+from tiny import ENCODINGS, tiny_plan
 
 import bipe_jax
 from bipe_jax import checkpoint, model
@@ -22,7 +22,6 @@ from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.positions import NAMED
 from bipe_jax.training.trainer import train
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them
@@ -510,14 +509,14 @@ def test_a_failed_save_leaves_nothing(converted, tmp_path):
 
 EXPORTED = [
     name
-    for name, (_, relative) in NAMED.items()
+    for name, (_, relative) in ENCODINGS.items()
     if not {"t5", "kerple-log"} & {e[0] for e in relative}
 ]
 
 
 @pytest.mark.parametrize("name", ["t5", "bipe_kerple_log"])
 def test_parameters_of_relative_encodings_have_no_counterpart(name):
-    absolute, relative = NAMED[name]
+    absolute, relative = ENCODINGS[name]
     config = tiny_plan(position__absolute=absolute, position__relative=relative)
     with pytest.raises(UserError, match=r"'relative/.*' has no counterpart in Llama's"):
         mapping.pairs(config)
@@ -526,7 +525,7 @@ def test_parameters_of_relative_encodings_have_no_counterpart(name):
 @pytest.mark.parametrize("encoding", EXPORTED)
 @pytest.mark.parametrize("tied", [False, True])
 def test_mapping_there_and_back(encoding, tied):
-    absolute, relative = NAMED[encoding]
+    absolute, relative = ENCODINGS[encoding]
     config = tiny_plan(
         position__absolute=absolute,
         position__relative=relative,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from test_model import draw, draw_tokens
-from tiny import tiny_plan
+from tiny import ENCODINGS, tiny_plan
 
 import bipe_jax
 from bipe_jax import checkpoint, generate, segments
@@ -22,13 +22,13 @@ from bipe_jax import model as models
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded, room
 from bipe_jax.evaluation.decode import Generator, Sampling
-from bipe_jax.positions import NAMED, registry
+from bipe_jax.positions import registry
 from bipe_jax.positions.rope import Rope
 
 CASES = {
     **{
         name: {"position__absolute": absolute, "position__relative": relative}
-        for name, (absolute, relative) in NAMED.items()
+        for name, (absolute, relative) in ENCODINGS.items()
     },
     "three levels": {
         "position__absolute": (("learned", "offset"), ("sinusoidal", "segment")),

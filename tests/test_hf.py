@@ -18,14 +18,14 @@ import numpy_reference as reference
 import pytest
 from safetensors.numpy import load_file
 from test_model import draw
-from tiny import tiny_plan
+from tiny import ENCODINGS, tiny_plan
 
 from bipe_jax import checkpoint, segments
 from bipe_jax.convert import from_hf, incoming, llama, to_hf
 from bipe_jax.data import tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
-from bipe_jax.positions import NAMED, registry
+from bipe_jax.positions import registry
 
 VOCAB, SEPARATORS = 512, (1, 2, 7)
 NEW = 10  # tokens that are generated
@@ -34,7 +34,7 @@ NOT_EXPORTED = {"t5", "kerple-log"}  # kinds that modeling_bipe.py lacks
 CASES = {
     **{
         name: {"position__absolute": absolute, "position__relative": relative}
-        for name, (absolute, relative) in NAMED.items()
+        for name, (absolute, relative) in ENCODINGS.items()
         if not NOT_EXPORTED & {entry[0] for entry in relative}
     },
     "three levels": {

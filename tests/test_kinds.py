@@ -19,7 +19,9 @@ from bipe_jax.errors import UserError
 from bipe_jax.evaluation import attention_distance
 from bipe_jax.positions.angles import angles
 
-chunks = importlib.import_module("bipe_jax.attention.chunked")  # the package has a function of that name
+chunks = importlib.import_module(
+    "bipe_jax.attention.chunked"
+)  # the package has a function of that name
 
 # What an entry says -> options and parameters that are unlike the initial ones.
 RNG = np.random.default_rng(0)
@@ -262,7 +264,9 @@ KERNELS = {
 def test_flash_kernels_equal_chunks_with_gradients(case, kernel, kv_heads):
     """Heads of 8, whose root bfloat16 does not have; documents apart, no multiple of a tile."""
     kind, options, params = CASES[case]
-    q, k, v, x, coordinates = arrays(L=150, K=kv_heads, documents=np.repeat([[1, 2]] * 2, 75, axis=1))
+    q, k, v, x, coordinates = arrays(
+        L=150, K=kv_heads, documents=np.repeat([[1, 2]] * 2, 75, axis=1)
+    )
     documents = jnp.asarray(np.repeat([[1, 2]] * 2, 75, axis=1))
     config = tiny_plan(
         model__kv_heads=kv_heads, position__absolute=(), sequence_length=150, loss_chunk=150,
@@ -296,7 +300,6 @@ def test_flash_kernels_equal_chunks_with_gradients(case, kernel, kv_heads):
 def test_memory_grows_linearly_with_the_length(case):
     """No array of a long row has more than a chunk's logits, or what 8 hidden units take."""
     kind, options, _ = CASES[case]
-    q, k, v, x, coordinates = arrays(L=2048)
     config = tiny_plan(
         model__kv_heads=2, position__absolute=(), sequence_length=2048, model__layers=1, loss_chunk=2048,
         position__relative=((kind, "segment", *options.items()),), model__attention="chunked",

@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
-from tiny import tiny_plan
+from tiny import ENCODINGS, tiny_plan
 
 import bipe_jax
 from bipe_jax import model, plan, segments
-from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from configs import base
 
@@ -20,7 +19,7 @@ DOCUMENTS = np.array([[0] * 5 + [1] * 9 + [2] * 10, [0] * 20 + [1] * 4])
 
 
 def encoded(name, **overrides):
-    absolute, relative = NAMED[name]
+    absolute, relative = ENCODINGS[name]
     return tiny_plan(position__absolute=absolute, position__relative=relative, **overrides)
 
 
@@ -84,7 +83,7 @@ def check_against_reference(config, run, document_ids=None):
     close(logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ENCODINGS)
 def test_every_encoding_equals_the_float64_reference(name):
     check_against_reference(encoded(name), forward_of(name))
 
@@ -128,7 +127,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_gradients_in_float32():
 APART = np.array([[0] * 14, [0] * 5 + [1] * 9])
 
 
-@pytest.fixture(scope="module", params=NAMED)
+@pytest.fixture(scope="module", params=ENCODINGS)
 def case(request):
     """(config, params, run).
 
@@ -269,7 +268,7 @@ def test_the_authors_model_has_the_authors_number_of_parameters():
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     bipe = plan.make(base.get_config())
-    absolute, relative = NAMED["rope"]
+    absolute, relative = ENCODINGS["rope"]
     plain = bipe.replace({"position.absolute": absolute, "position.relative": relative})
     # Embedding and output; attention, SwiGLU and norms of 12 layers; the last norm.
     expected = 2 * 32000 * 768 + 12 * (4 * 768**2 + 3 * 768 * 3072 + 2 * 768) + 768

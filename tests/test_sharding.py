@@ -16,9 +16,10 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import kinds
 import numpy as np
 import pytest
-from tiny import tiny_plan
+from tiny import ENCODINGS, tiny_plan
 
 from bipe_jax import collectives, model, sharding
 from bipe_jax.attention import kernels
@@ -27,7 +28,6 @@ from bipe_jax.attention.scoring import Side
 from bipe_jax.checkpoint import Checkpoints
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
-from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from bipe_jax.training import step
 
@@ -41,6 +41,7 @@ MESHES = {
     (1, 2, 2, 2): 2,
 }
 MIXED = (1, 2, 2, 2)
+EVERY = ENCODINGS | {"all kinds": ((), kinds.TOGETHER)}
 # What each axis cuts: parameter -> (dimension, axis) pairs. Layers are stacked in front; norms stay
 # whole.
 CUT = {
@@ -250,8 +251,10 @@ def measure() -> dict:
         }
     found["activations"] = activations(mesh, config)
 
-    for name, (absolute, relative) in NAMED.items():
+    for name, (absolute, relative) in EVERY.items():
         encoding = {"position__absolute": absolute, "position__relative": relative}
+        if name == "all kinds":
+            encoding["model__layers"] = 4
         config = mesh_config(*MIXED, model__kv_heads=2, **encoding)
         one, losses = run_on_one(config, documents=True)
         state, metrics = run_on(sharding.make_mesh(config), config, documents=True)
@@ -320,7 +323,7 @@ def test_train_steps_equal_those_of_one_device(on_mesh, measured):
         assert difference < 2e-6, name
 
 
-@pytest.mark.parametrize("encoding", NAMED)
+@pytest.mark.parametrize("encoding", EVERY)
 def test_each_encoding_computes_the_same_on_all_axes_together(encoding, measured):
     single, several, differences = measured["encodings"][encoding]
     assert_same_metrics(single, several)

@@ -43,9 +43,7 @@ def _with_columns(
 ) -> tuple[jax.Array, jax.Array]:
     """Puts the columns (B, L, N, C) and (B, S, C) or (B, S, K, C) before those of q and k."""
     K = k.shape[2]
-    key_columns = [
-        jnp.repeat(c[:, :, None], K, axis=2) if c.ndim == 3 else c for c in key_columns
-    ]
+    key_columns = [jnp.repeat(c[:, :, None], K, axis=2) if c.ndim == 3 else c for c in key_columns]
     q = jnp.concatenate([*(c.astype(q.dtype) for c in query_columns), q], axis=-1)
     k = jnp.concatenate([*(c.astype(k.dtype) for c in key_columns), k], axis=-1)
     return q, k

@@ -107,4 +107,3 @@ def multiplied(
             for_q, for_k = encoding.factors(of_query, of_key)
             q, k = (q * for_q).astype(q.dtype), (k * for_k).astype(k.dtype)
     return q, k
-

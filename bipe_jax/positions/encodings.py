@@ -80,9 +80,7 @@ class LayerEncodings:
         def of_logits(module: Relative, of_tokens: Features) -> Features:
             if "factors" not in module.acts or document_ids is None:
                 return of_tokens
-            return module.across_documents(
-                of_tokens, document_ids[:, 1:] != document_ids[:, :-1]
-            )
+            return module.across_documents(of_tokens, document_ids[:, 1:] != document_ids[:, :-1])
 
         return [
             (module, of_logits(module, features[entry.name]))

@@ -77,7 +77,9 @@ class Fox(Relative):
         """Features of both sides -> (B, N, L, S) float32."""
 
         def difference(name: str) -> jax.Array:
-            of_query, of_key = (jnp.moveaxis(side[name], -1, 1) for side in (query, key))
+            of_query, of_key = (
+                jnp.moveaxis(side[name][..., heads], -1, 1) for side in (query, key)
+            )
             return of_key[:, :, None, :] - of_query[:, :, :, None]
 
         return difference("whole") + difference("rest")
@@ -85,8 +87,12 @@ class Fox(Relative):
     def columns(
         self, query: Any, key: Any, heads: jax.Array, scale: float
     ) -> tuple[jax.Array, jax.Array]:
-        """The same bias for flash kernels, see `sum_columns`."""
-        sums = [(side["whole"], side["rest"]) for side in (query, key)]
+        """The same bias for flash kernels, see `sum_columns`.
+
+        Kernels give the gradients of its columns in the dtype of the keys: those of the gates, sums of them,
+        are off by some percent in bfloat16.
+        """
+        sums = [(side["whole"][..., heads], side["rest"][..., heads]) for side in (query, key)]
         return sum_columns(*sums, self.group, self.head_width, scale)
 
     def across_documents(self, features: Any, starts: jax.Array) -> Any:

@@ -29,9 +29,7 @@ class Pope(Relative):
     options = {"theta": float}
     shared = False
 
-    def __init__(
-        self, config: Config, coordinate: str, key: jax.Array, *, theta: float = 10000.0
-    ):
+    def __init__(self, config: Config, coordinate: str, key: jax.Array, *, theta: float = 10000.0):
         H = config.model.width // config.model.heads
         self.delta = parameter(jnp.zeros((config.model.kv_heads, H)), P("tensor", None))
         self.frequencies = tuple((np.float64(theta) ** (-np.arange(H) / H)).tolist())
