@@ -24,7 +24,15 @@ from bipe_jax.attention.chunked import RESIDUAL
 from bipe_jax.collectives import look_up
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
-from bipe_jax.sharding import Declaration, P, constrain, context_shards, declarations, parameter
+from bipe_jax.sharding import (
+    Declaration,
+    P,
+    constrain,
+    context_shards,
+    declarations,
+    parameter,
+    platform,
+)
 
 Params = dict[str, Any]  # a nested dict of arrays
 Inputs = Mapping[str, jax.Array]
@@ -228,13 +236,24 @@ class Decoder(nnx.Module):
                 extras.append(extra)
             return x, extras
 
-        x, extras = jax.lax.scan(run_period, x, xs)
+        x, extras = jax.lax.scan(run_period, x, xs, unroll=_unrolls())
         return self.norm(x), jax.tree.map(_in_order, *extras)
 
     def _layers_alone(self) -> tuple[Any, Any]:
         """One layer's graph, and the parameters of the stacked layers, without `layers.relative`."""
         layer = nnx.eval_shape(lambda: Layer(self.config, jax.random.key(0)))
         return nnx.graphdef(layer), nnx.state(self.layers, lambda path, _: path[0] != "relative")
+
+
+def _unrolls() -> bool:
+    """Whether the layers are compiled one by one instead of as a loop.
+
+    On a GPU a loop copies what each layer keeps into arrays of all layers, which takes a third of a step
+    and half of its memory (benchmarks/RESULTS.md). Where parameters are sharded the loop stays: it gathers
+    one layer's at a time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return platform(mesh) == "gpu" and mesh.shape.get("fsdp", 1) == 1
 
 
 def _each(tree: Any, first: int, step: int) -> Any:

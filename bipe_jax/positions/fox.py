@@ -69,9 +69,14 @@ class Fox(Relative):
                 sums,
                 (before["whole"], before["rest"]),
             )
-        whole, rest = jax.lax.associative_scan(_add, sums, axis=1)
         L = coordinate.shape[1]
-        return {"whole": whole[:, -L:], "rest": rest[:, -L:], "coordinate": coordinate}
+        whole, rest = (x[:, -L:] for x in jax.lax.associative_scan(_add, sums, axis=1))
+        # What a document's tokens get is the gradient of its own gates alone: rounded sums over a document
+        # are not quite 0, and would add up in the documents before it.
+        start = jax.lax.cummax(jnp.where(steps < 0, jnp.arange(L), 0), axis=1)
+        at_start = jnp.take_along_axis(rest, start[..., None], axis=1)
+        rest -= at_start - jax.lax.stop_gradient(at_start)
+        return {"whole": whole, "rest": rest, "coordinate": coordinate}
 
     def bias(self, query: Any, key: Any, heads: jax.Array) -> jax.Array:
         """Features of both sides -> (B, N, L, S) float32."""
