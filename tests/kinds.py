@@ -7,6 +7,7 @@ x: (L, D), the layer's input. seen: (L, L) which keys each query sees.
 """
 
 import numpy as np
+import numpy_reference as reference
 
 
 def products(q, k):
@@ -19,6 +20,18 @@ def sigmoid(x):
 
 def distances(c):
     return np.maximum(np.subtract.outer(c, c), 0).astype(np.float64)
+
+
+def alibi(q, k, c, p, x, seen, slope_scale=1.0):
+    return products(q, k) + reference.alibi(c[None], q.shape[1], slope_scale)[0]
+
+
+def t5(q, k, c, p, x, seen, buckets=32, distance=128):
+    return products(q, k) + reference.t5(c[None], p["table"], buckets, distance)[0]
+
+
+def kerple_log(q, k, c, p, x, seen):
+    return products(q, k) + reference.kerple_log(c[None], **p)[0]
 
 
 def kerple_power(q, k, c, p, x, seen):
@@ -152,6 +165,9 @@ def dape(q, k, c, p, x, seen, bias="kerple-log", hidden=32):
 
 
 FORMULAS = {
+    "alibi": alibi,
+    "t5": t5,
+    "kerple-log": kerple_log,
     "kerple-power": kerple_power,
     "fire": fire,
     "rope": rope,
@@ -206,6 +222,7 @@ MODELS = {
         ("rope", "offset", ("pairs", (0, 2)), ("layers", "1/2")),
         ("rope", "segment", ("pairs", (2, 4)), ("layers", "1/2")),
         ("kerple-power", "segment"),
+        ("t5", "segment", ("buckets", 4), ("distance", 8), ("shared", False), ("layers", "2,3")),
         ("fire", "position", ("threshold", 10.0), ("layers", "0,1")),
     ),
     "counting": (
@@ -225,6 +242,8 @@ TOGETHER = (
     ("window", "segment", ("size", 3), ("layers", "1")),
     ("pope", "position", ("layers", "2")),
     ("kerple-power", "segment", ("layers", "2")),
+    ("kerple-log", "position", ("layers", "1,2")),
+    ("t5", "segment", ("layers", "2,3")),
     ("fire", "position", ("threshold", 10.0), ("layers", "2")),
     ("cope", "segment", ("positions", 6), ("layers", "3")),
     ("temperature", "position", ("unit", 3.0), ("layers", "3")),

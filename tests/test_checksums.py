@@ -238,6 +238,7 @@ def test_other_paths_can_be_saved_to_and_read(trained, tmp_path, name):
     assert checkpoint.load(tmp_path / name)[0].config == meta.config
 
 
+@pytest.mark.slow
 def test_a_copy_of_another_step_is_seen(trained, copy):
     config, _ = trained
     steps = copy / "checkpoints"

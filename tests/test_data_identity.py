@@ -132,6 +132,7 @@ def test_a_missing_shard_is_a_fault_that_may_be_skipped(begun, data):
     assert [losses[i] for i in range(1, 5)] == [undisturbed[i] for i in range(1, 5)]
 
 
+@pytest.mark.slow
 def test_another_preparation_in_the_same_place_is_seen(config, data, tokenizer_file, tmp_path):
     def prepared(name):
         shutil.rmtree(tmp_path / "p", ignore_errors=True)

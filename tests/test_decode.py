@@ -242,6 +242,7 @@ def test_eight_devices_give_what_one_gives():
     assert answers == [a.tolist() for a in Generator(model_of("three levels"), 60)(PROMPTS, NEW)]
 
 
+@pytest.mark.slow
 def test_the_command_streams_text_and_refuses_wrong_input(run, command, tmp_path):
     prompt = "To be, or not to be\n"
     arguments = ("generate", f"--checkpoint={run}", f"--prompt={prompt}", "--max_new_tokens=20")

@@ -293,37 +293,6 @@ def arrays(L, N, K, H=8, rows=2):
 
 
 T5_TABLE = np.random.default_rng(0).normal(size=(32, 4))
-KERPLE = {"p": np.array([0.5, 2.0, -1.0, 0.005]), "a": np.array([1.0, 0.1, 3.0, -0.2])}
-CASES = {
-    "t5": ({"table": T5_TABLE}, reference.t5),
-    "kerple-log": (KERPLE, reference.kerple_log),
-}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("coordinate", ["position", "segment"])
-@pytest.mark.parametrize("kind", CASES)
-def test_attend_equals_the_formula_in_float64(kind, coordinate, dtype):
-    params, formula = CASES[kind]
-    q, k, v, coordinates = arrays(200, 4, 2)
-    documents = np.repeat([[3, 1, 1], [2, 2, 5]], [80, 80, 40], axis=1)
-    with jax.enable_x64(dtype == "float64"):
-        cast = [jnp.asarray(x, dtype) for x in (q, k, v)]
-        got = positions.attend(
-            ((kind, coordinate),), coordinates, *cast,
-            params={f"{kind}_{coordinate}": {n: jnp.asarray(x, dtype) for n, x in params.items()}},
-            document_ids=documents,
-        )  # fmt: skip
-        assert got["logits"].dtype == got["output"].dtype == dtype
-    bias = formula(coordinates[coordinate], **params)
-    wanted = reference.attend(q, k, v, bias, documents)
-    logits = np.einsum("blnh,bsnh->bnls", q, np.repeat(k, 2, axis=2)) / np.sqrt(8) + bias
-    visible = np.tri(200, dtype=bool) & (documents[:, None, :, None] == documents[:, None, None])
-    tolerance = {"float32": 5e-6, "float64": 1e-12}[dtype]
-    np.testing.assert_allclose(got["output"], wanted, atol=tolerance)
-    scale = {"float32": 2e-5, "float64": 1e-12}[dtype]  # logits reach 10
-    error = np.where(visible, np.asarray(got["logits"]) - logits, 0)
-    assert np.abs(error).max() < scale
 
 
 def test_a_clamped_parameter_has_a_gradient_and_can_come_back():

@@ -313,6 +313,7 @@ def test_sets_are_chosen_by_name_and_missing_ones_said(run, tmp_path, capsys):
     assert "no document of the set 'c'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_prepared_data_gives_what_its_text_gives(run, tokenizer_file, held_out, tmp_path):
     """Blocks longer than any document, one document each: the same documents."""
     prepare(held_out, str(tmp_path / "p"), tokenizer_file, length=6000, packing="document")

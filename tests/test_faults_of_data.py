@@ -636,6 +636,7 @@ def read_big(*arguments) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_documents_of_200_mb_are_read_and_memory_stays_below_a_gigabyte(
     tokens, tokenizer_file, tmp_path
 ):

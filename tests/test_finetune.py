@@ -90,6 +90,7 @@ def test_a_rope_model_becomes_a_bipe_model(new, source, tmp_path, capsys):
     assert meta.config.segments.rule == "newline" and meta.config.initial_checkpoint
 
 
+@pytest.mark.slow
 def test_what_the_model_has_not_is_left_out_by_name(new, source, tmp_path, capsys):
     config = new(ROPE, NO_UPDATE, initial_checkpoint=f"{source(BIPE)}/checkpoints/4")
     train(config, str(tmp_path), stop_at=1)
@@ -103,6 +104,7 @@ def test_what_the_model_has_not_is_left_out_by_name(new, source, tmp_path, capsy
     assert_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "spec"), [(ROPE, "yarn:2"), (BIPE, "dynamic-ntk:2:4")])
 def test_a_model_is_trained_on_with_scaled_angles(changes, spec, new, source, tmp_path):
     """The first loss is that of the checkpoint's parameters by the float64 reference."""
@@ -198,6 +200,7 @@ def test_another_model_is_refused_with_both_values(field, value, new, source, re
     assert f"config.initial_checkpoint={source(ROPE)}" in line
 
 
+@pytest.mark.slow
 def test_a_table_keeps_its_trained_size_only_if_the_config_says_so(new, source, refuse):
     longer = new(BIPE, sequence_length=64, initial_checkpoint=source(BIPE))
     line = refuse(longer)
@@ -242,6 +245,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(new, source, refuse, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_eight_devices_start_from_what_one_saved(new, source, command, tmp_path):
     config = new(BIPE, NO_UPDATE, initial_checkpoint=source(ROPE))
     arguments = {

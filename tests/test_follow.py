@@ -44,6 +44,7 @@ def snapshot(directory):
     return {p: p.stat().st_mtime_ns for p in Path(directory).rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
     config, tmp_path, tokenizer_file
 ):
@@ -92,6 +93,7 @@ def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
     assert checkpoint.steps(workdir) == [40]
 
 
+@pytest.mark.slow
 def test_it_only_reads_and_ends_at_once_when_all_is_done(run, tmp_path, capsys):
     before = snapshot(run)
     follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))

@@ -84,6 +84,7 @@ def test_it_is_resumed(workdir):
     assert meta.config.rule == checkpoint.load(DATA)[0].config.rule
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_it(workdir, tmp_path):
     config = run_config()
     config.initial_checkpoint = str(workdir)

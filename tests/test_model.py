@@ -252,6 +252,7 @@ def test_remat_changes_neither_loss_nor_gradients(remat):
         close(same, gradient, atol=1e-6 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_remat_saves_memory():
     none, dots, full = (
         loss_and_gradients(remat, "chunked")[2] for remat in ("none", "dots", "full")

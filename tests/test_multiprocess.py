@@ -181,6 +181,7 @@ def test_a_run_goes_on_with_other_processes_and_meshes(base, tmp_path):
         assert row["tokens"] == of_alone["tokens"]
 
 
+@pytest.mark.slow
 def test_the_error_of_one_process_ends_all(base, tmp_path):
     """One of two has not got the data, as on a node without the disk."""
     workdir = tmp_path / "run"

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_program_that_users_run_passes_the_tests_of_numerics():
     environment = os.environ | {"BIPE_AS_USERS": "1"}
     environment.pop("XLA_FLAGS", None)

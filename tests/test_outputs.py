@@ -285,6 +285,7 @@ def test_names_are_one_line_of_a_table():
     assert wide[1:] == ["日本  1", "é     2", "e\u0301     3"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_sets_with_any_name(run, command, tmp_path, texts):
     """From the data to the tables, the page and the picture, on a terminal of ASCII."""
     names = [name for name in NAMES if name not in ("", "\ud800")]

@@ -47,6 +47,7 @@ def test_the_wheel_has_every_file_of_the_package_and_the_configs(wheel):
     assert "bipe_jax/configs/quickstart.py" in packed
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     """Its dependencies are those of this environment, whose own bipe_jax stays out of sight."""
     venv.create(tmp_path / "venv", symlinks=os.name != "nt")

@@ -263,6 +263,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_the_same_with_and_without(config, tmp_path):
     config.evaluation.every = 5
     assert train(config, str(tmp_path / "one"))

@@ -243,6 +243,7 @@ def start(larger, output, tokenizer_file):
 
 
 class TestStops:
+    @pytest.mark.slow
     def test_killed_and_run_again(self, larger, tokenizer_file, tmp_path):
         process, workers = start(larger, tmp_path / "a", tokenizer_file)
         process.send_signal(signal.SIGKILL)

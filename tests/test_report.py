@@ -430,6 +430,7 @@ def test_wrong_input_is_refused_by_name(tmp_path, three):
         report.write(three, str(tmp_path / "none" / "report.html"))
 
 
+@pytest.mark.slow
 def test_the_command(three, command, tmp_path):
     done = command("report", *three, f"--output={tmp_path}/page.html")
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,8 @@ MESHES = {
     (1, 2, 2, 2): 2,
 }
 MIXED = (1, 2, 2, 2)
-EVERY = ENCODINGS | {"all kinds": ((), kinds.TOGETHER)}
+EVERY = {name: ENCODINGS[name] for name in ("bipe_rope", "bipe_alibi", "sinusoidal")}
+EVERY["all kinds"] = ((), kinds.TOGETHER)
 # What each axis cuts: parameter -> (dimension, axis) pairs. Layers are stacked in front; norms stay
 # whole.
 CUT = {

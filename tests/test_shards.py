@@ -225,6 +225,7 @@ def test_reading_goes_on_the_same_from_every_place_of_a_damaged_shard(tmp_path, 
         assert read(path, found[i][1])[0] == found[i + 1 :]
 
 
+@pytest.mark.slow
 def test_what_looks_like_a_frame_within_a_damaged_one_is_passed_over(tmp_path):
     """Bytes that do not compress are stored as they are, here with frames' magic numbers in them."""
     generator = random.Random(0)

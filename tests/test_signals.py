@@ -242,6 +242,7 @@ def test_the_command_saves_and_ends_with_one_status(slow, tmp_path, number):
     assert events.read(str(tmp_path))[-1]["event"] == "preempted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numbers",
     [

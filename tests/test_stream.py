@@ -721,6 +721,7 @@ def prepared_rows(tokens, tokenizer_file, config, counts, state):
     return batches, read[0]["state"]
 
 
+@pytest.mark.slow
 def test_prepared_data_goes_on_with_another_number_of_processes(
     tokens, tokenizer_file, tmp_path, documents
 ):

@@ -409,6 +409,7 @@ def run(tmp_path_factory, tokenizer_file, shards, held_out):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_json_and_a_picture(run, command, tmp_path, lines):
     settings = ("--lengths=320,256", "--depths=1,0", "--samples=3", f"--haystack={lines}")
     done = command(

@@ -171,6 +171,7 @@ def arguments(config, tmp_path):
     return ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *settings]
 
 
+@pytest.mark.slow
 def test_a_second_command_harms_nothing(config, arguments, tmp_path):
     workdir, go = Workdir(str(tmp_path / "run")), tmp_path / "go"
     program = WAITING.replace("GO", str(go))

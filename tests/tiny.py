@@ -11,14 +11,10 @@ from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from configs import base
 
-# The encodings that every test of whole models runs with; tests/test_kinds.py is about all kinds.
+# The paper's encodings, which tests of whole models run with; tests/test_kinds.py is about all kinds.
 ENCODINGS = {
-    name: NAMED[name]
-    for name in (
-        "bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope",
-        "t5", "bipe_t5", "kerple_log", "bipe_kerple_log",
-    )
-}  # fmt: skip
+    name: NAMED[name] for name in ("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
+}
 
 
 def tiny(**overrides):
