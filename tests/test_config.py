@@ -51,7 +51,7 @@ def names(plain: dict, prefix="") -> set[str]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_valid_and_survives_json(name):
     module = importlib.import_module(f"configs.{name}")
-    encodings = NAMED if name in ("quickstart", "smoke") else ()
+    encodings = NAMED if name in ("quickstart", "smoke") else getattr(module, "PATTERNS", ())
     for config in [module.get_config()] + [module.get_config(e) for e in encodings]:
         parsed = configs.parse(config)
         plan.of(parsed)
@@ -67,6 +67,11 @@ def test_quickstart_encodings_differ_in_the_encoding_alone():
     assert all(rest == plain[0][1] for _, rest in plain)
     positions = [position for position, _ in plain]
     assert all(positions.count(position) == 1 for position in positions)
+
+
+def test_an_unknown_pattern_is_refused_with_those_there_are():
+    with pytest.raises(UserError, match="llama5 is unknown: use one of llama4, smollm3"):
+        importlib.import_module("configs.patterns_151m").get_config("llama5")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smoke"])

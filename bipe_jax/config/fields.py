@@ -81,6 +81,12 @@ class Position:
     relative: tuple[Any, ...] = _field(
         (("rope", "segment"),), checks.ENTRIES, "encodings that act inside attention", RUN
     )
+    draws: tuple[Any, ...] = _field(
+        (),
+        checks.ENTRIES,
+        "coordinates that are drawn in training: entries (draw, coordinate, (option, value), ...)",
+        RUN,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

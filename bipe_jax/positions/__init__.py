@@ -12,6 +12,7 @@ A config names encodings in two lists of entries (kind, coordinate, (option, val
   enter it there.
 - `encodings`: `Encodings`, all of a model, and `LayerEncodings`, those of one layer. Model, decoding and
   analysis call these, and none of them knows a kind.
+- `draws`: coordinates that are drawn in training.
 - `named`: encodings with a name, such as "bipe_rope".
 - `attending`: `attend`, one layer's attention under any encodings, for arrays.
 

@@ -14,6 +14,7 @@ from flax import nnx
 from bipe_jax import segments
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
+from bipe_jax.positions.draws import Draw, parse_draws
 from bipe_jax.positions.kind import Absolute, Features, Relative
 from bipe_jax.positions.registry import ABSOLUTE, RELATIVE, Entry, parse_entries
 
@@ -96,11 +97,13 @@ class Encodings:
     Attributes:
       config: of the model.
       absolute, relative: the parsed entries.
+      draws: how coordinates are drawn in training.
     """
 
     config: Config
     absolute: tuple[Entry, ...]
     relative: tuple[Entry, ...]
+    draws: tuple[Draw, ...] = ()
 
     @functools.cached_property
     def abstract(self) -> dict[str, Relative]:
@@ -294,7 +297,7 @@ def parse(config: Config) -> Encodings:
     for entry in relative:
         RELATIVE[entry.kind].check(config, entry.coordinate, **entry.options)
     _check_turns(config, relative)
-    return Encodings(config, absolute, relative)
+    return Encodings(config, absolute, relative, parse_draws(config, coordinates))
 
 
 def rotary(entries: Iterable[Entry]) -> list[Entry]:

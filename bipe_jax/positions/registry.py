@@ -113,15 +113,23 @@ def _parse(key: str, entry: Any, coordinates: Sequence[str], layers: int) -> Ent
             f"{key}: coordinate {coordinate!r} is unknown: use one of {', '.join(coordinates)}"
         )
     known = registry[kind].options | (_COMMON if relative else {})
-    parsed = _parse_options(key, kind, options, known)
+    parsed = parse_options(key, kind, options, known)
     own_layers = _parse_layers(key, kind, parsed.pop("layers", ""), layers)
     shared = parsed.pop("shared", getattr(registry[kind], "shared", True))
     return Entry(f"{kind}_{coordinate}", kind, coordinate, parsed, own_layers, shared)
 
 
-def _parse_options(
+def parse_options(
     key: str, kind: str, options: list[Any], known: dict[str, type]
 ) -> dict[str, Any]:
+    """The options of an entry, by name.
+
+    Args:
+      key: of the config. known: name -> type: str, bool, int, float, or tuple for numbers.
+
+    Raises:
+      UserError: an option is malformed, unknown, given twice, or of another type.
+    """
     parsed: dict[str, Any] = {}
     for option in options:
         pair = isinstance(option, (tuple, list)) and len(option) == 2

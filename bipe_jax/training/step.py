@@ -11,6 +11,7 @@ from jax.stages import Wrapped
 from bipe_jax import model, sharding
 from bipe_jax.loss import cross_entropy_sum
 from bipe_jax.plan import Plan
+from bipe_jax.positions import draws
 from bipe_jax.training import spikes
 from bipe_jax.training.optimizer import learning_rate, make_optimizer
 
@@ -59,6 +60,7 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
       "targets" (their number), "spike" (1 if the step is one, see `spikes`, else 0) and
       "skipped_updates" (spikes so far); the first two are of the parameters before the update.
     """
+    batch = draws.apply(config.encodings.draws, config.seed, state["step"], batch)
     gradient = jax.value_and_grad(functools.partial(_loss_sum, config))
     params, parts = state["params"], config.accumulation
 
