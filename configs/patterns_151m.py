@@ -1,7 +1,7 @@
 """Which layers see what, as in released models; --config=configs/patterns_151m.py:PATTERN.
 
-The authors' model with 4096 tokens. Windows and units are a quarter of that, where the models that the patterns
-are named after have 1/4 to 1/32 of their training length.
+The authors' model with 4096 tokens. Windows and units are a quarter of that; in the models that the
+patterns are named after they are 1/4 to 1/32 of the training length.
 
 llama4     three layers of RoPE within chunks, then one without positions and with a temperature (Llama 4)
 smollm3    three layers of RoPE, then one without positions (SmolLM3)

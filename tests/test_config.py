@@ -191,7 +191,7 @@ def test_a_value_out_of_range_is_refused_by_name(name, value):
     assert name in refusal(with_value(name, value))
 
 
-@pytest.mark.parametrize("field", ["position.absolute", "position.relative"])
+@pytest.mark.parametrize("field", ["position.absolute", "position.relative", "position.draws"])
 @pytest.mark.parametrize(
     "entries",
     [
@@ -377,6 +377,7 @@ FIXED = {
     "model.dtype": "bfloat16",
     "position.absolute": (),
     "position.relative": (("alibi", "segment"),),
+    "position.draws": (("shift", "segment", ("maximum", 8)),),
     "segments.rule": "newline",
     "optimizer.name": "lion",
     "data.sets": ("Plays",),

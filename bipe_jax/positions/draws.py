@@ -88,7 +88,7 @@ def parse_draws(config: Config, coordinates: Sequence[str]) -> tuple[Draw, ...]:
         if not isinstance(written, (tuple, list)) or len(written) < 2:
             raise UserError(f"{key}: {written!r} must be (draw, coordinate, (option, value))")
         kind, coordinate, *options = written
-        if kind not in DRAWS:
+        if not isinstance(kind, str) or kind not in DRAWS:
             raise UserError(f"{key}: {kind!r} is unknown: use one of {', '.join(DRAWS)}")
         if coordinate not in coordinates:
             raise UserError(
