@@ -1,6 +1,7 @@
 """Kinds beside the public implementations of others, in PyTorch: logits, outputs and gradients.
 
-With the extra `public` and `pip install --no-deps torchscale`; each test is left out where its library is missing.
+With the extra `public` and `pip install --no-deps torchscale`; each test is left out where its library is
+missing.
 """
 
 import jax
