@@ -22,6 +22,7 @@ from bipe_jax.data import tokenizer
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
+from bipe_jax.positions import NAMED
 from bipe_jax.training.trainer import train
 
 PIECES = 900  # so many that id 869, the authors' second separator, is among them
@@ -507,22 +508,15 @@ def test_a_failed_save_leaves_nothing(converted, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-EXPORTED = [
-    name
-    for name, (_, relative) in ENCODINGS.items()
-    if not {"t5", "kerple-log"} & {e[0] for e in relative}
-]
-
-
-@pytest.mark.parametrize("name", ["t5", "bipe_kerple_log"])
+@pytest.mark.parametrize("name", ["t5", "bipe_kerple_log", "bipe_fox"])
 def test_parameters_of_relative_encodings_have_no_counterpart(name):
-    absolute, relative = ENCODINGS[name]
+    absolute, relative = NAMED[name]
     config = tiny_plan(position__absolute=absolute, position__relative=relative)
-    with pytest.raises(UserError, match=r"'relative/.*' has no counterpart in Llama's"):
+    with pytest.raises(UserError, match=r"relative/.*' has no counterpart in Llama's"):
         mapping.pairs(config)
 
 
-@pytest.mark.parametrize("encoding", EXPORTED)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_mapping_there_and_back(encoding, tied):
     absolute, relative = ENCODINGS[encoding]

@@ -22,13 +22,13 @@ from bipe_jax import model as models
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded, room
 from bipe_jax.evaluation.decode import Generator, Sampling
-from bipe_jax.positions import registry
+from bipe_jax.positions import NAMED, registry
 from bipe_jax.positions.rope import Rope
 
 CASES = {
     **{
         name: {"position__absolute": absolute, "position__relative": relative}
-        for name, (absolute, relative) in ENCODINGS.items()
+        for name, (absolute, relative) in (ENCODINGS | {"t5": NAMED["t5"]}).items()
     },
     "three levels": {
         "position__absolute": (("learned", "offset"), ("sinusoidal", "segment")),
