@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import jax
+import kinds
 import pytest
 from tiny import tiny_plan
 
@@ -78,6 +79,19 @@ def test_every_generation_and_several_slices_compile(topology, encoding):
     done = run(f"--config=configs/smoke.py:{encoding}", *TINY[1:], f"--topology={topology}")
     assert done.returncode == 0, done.stderr
     assert "all-reduce" in table(done)["collectives"]
+
+
+@with_libtpu
+@pytest.mark.parametrize("name", kinds.MODELS)
+def test_every_kind_compiles_with_documents_on_all_axes(name):
+    tensor = 1 if name == "adapting" else 2  # DAPE mixes the heads
+    done = run(
+        *TINY, "--config.model.layers=4", "--config.position.absolute=()",
+        f"--config.position.relative={kinds.MODELS[name]!r}", "--config.data.separate_documents=True",
+        f"--config.mesh.fsdp={4 // tensor}", f"--config.mesh.tensor={tensor}", "--config.mesh.context=2",
+        "--topology=v5e:2x4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @with_libtpu

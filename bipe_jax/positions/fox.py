@@ -37,10 +37,7 @@ class Fox(Relative):
         self.gate_kernel = parameter(kernel, P("fsdp", "tensor"))
         self.gate_bias = parameter(jnp.zeros(N), P("tensor"))
         self.group, self.head_width = N // config.model.kv_heads, D // N
-
-    @property
-    def width(self) -> int:
-        return sum_width(self.group, self.head_width)
+        self.width = sum_width(self.group, self.head_width)
 
     @staticmethod
     def check(config: Config, coordinate: str) -> None:
@@ -97,8 +94,11 @@ class Fox(Relative):
         Kernels give the gradients of its columns in the dtype of the keys: those of the gates, sums of them,
         are off by some percent in bfloat16.
         """
-        sums = [(side["whole"][..., heads], side["rest"][..., heads]) for side in (query, key)]
-        return sum_columns(*sums, self.group, self.head_width, scale)
+
+        def sums(side: Any) -> tuple[jax.Array, jax.Array]:
+            return side["whole"][..., heads], side["rest"][..., heads]
+
+        return sum_columns(sums(query), sums(key), self.group, self.head_width, scale)
 
     def across_documents(self, features: Any, starts: jax.Array) -> Any:
         """The sums run on as they are: what lies further back is never rewarded."""

@@ -70,7 +70,7 @@ class Scaling:
         if self.scaling:
             scaled, magnitude = SCALINGS[self.scaling](frequencies, seen, self)
         turned = angles(each, scaled[..., pairs])
-        if self.depends_on_length:
+        if self.depends_on_length and self.original is not None:
             within = WITHIN[self.scaling](frequencies, self)
             turned = jnp.where(seen > self.original, turned, angles(each, within[pairs]))
         return turned, magnitude

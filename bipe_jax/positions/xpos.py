@@ -39,15 +39,11 @@ class XPos(Relative):
         H = config.model.width // config.model.heads
         self.rope = Rope(config, coordinate, key, theta=theta)
         zeta = (np.arange(0, H, 2) + 0.4 * H) / (1.4 * H)
-        self.drawn = any(coordinate == drawn for _, drawn, *_ in config.position.draws)
         self.exponents = tuple((np.tile(np.log(zeta), 2) / base).tolist())
-
-    @property
-    def longest_in_kernels(self) -> int:
-        """Half of the row on each side of its middle must not overflow; drawn rows run further."""
-        if self.drawn:
-            return 0
-        return math.floor(2 * _LARGEST_EXPONENT / -min(self.exponents))
+        # Half of the row on each side of its middle must not overflow; drawn rows run further.
+        drawn = any(coordinate == name for _, name, *_ in config.position.draws)
+        longest = math.floor(2 * _LARGEST_EXPONENT / -min(self.exponents))
+        self.longest_in_kernels = 0 if drawn else longest
 
     @staticmethod
     def check(
