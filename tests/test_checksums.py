@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orbax.checkpoint as ocp
 import pytest
 from test_train import assert_same_run
 
 from bipe_jax import checkpoint
-from bipe_jax.checkpoint import checksums
+from bipe_jax.checkpoint import Checkpoints, checksums
 from bipe_jax.errors import UserError
 from bipe_jax.training.trainer import train
 
@@ -198,6 +199,31 @@ def test_verify_restores_also_what_has_no_checksums(copy):
     flip(step / "optimizer" / "_METADATA")
     code, out, _ = verify(step)
     assert code == 1 and out.splitlines()[0] == "step 5: damaged, without checksums.sha256"
+
+
+@pytest.mark.parametrize("every", [5, 1000])
+def test_the_first_checkpoint_of_a_run_is_read_back(trained, tmp_path, monkeypatch, every):
+    """On a disk that keeps something else than what was written: the largest file is empty there."""
+    config, _ = trained
+    with config.unlocked():
+        config = config.copy_and_resolve_references()
+    config.checkpoint.every = every
+    written = Checkpoints._add_checksums
+
+    def ruin(self):
+        written(self)
+        (unfinished,) = (found.get() for found in ocp.utils.tmp_checkpoints(self.directory))
+        arrays = [path for path in Path(unfinished).rglob("d/*") if path.parts[-3] != "data"]
+        largest = max(arrays, key=lambda path: path.stat().st_size)
+        largest.write_bytes(b"")
+
+    monkeypatch.setattr(Checkpoints, "_add_checksums", ruin)
+    with pytest.raises(UserError, match="first checkpoint cannot be read back"):
+        train(config, str(tmp_path), stop_at=12)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["5" if every == 5 else "12"]
+    monkeypatch.undo()
+    other = tmp_path / "other"
+    assert not train(config, str(other), stop_at=12)
 
 
 STRAY = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -156,17 +157,38 @@ def _on_one_device(shapes: Any) -> Any:
     )
 
 
-def check_restorable(path: files.Path, step: int) -> None:
-    """Reads all arrays and the meta data of a checkpoint. Raises UserError if that fails."""
+def check_restorable(path: files.Path, step: int, share: tuple[int, int] = (0, 1)) -> None:
+    """Reads the meta data and all arrays of a checkpoint, one at a time, into the host's memory.
+
+    Args:
+      share: (which, of how many) parts of the arrays to read: the processes of a run share them.
+
+    Raises:
+      UserError: something cannot be read.
+    """
     with _reading(path, step) as (manager, directory, step):
         meta_of(manager, directory, step)
         for item in ("params", "optimizer"):
             if (directory / str(step) / item).is_dir():
-                saved = manager.item_metadata(step)[item]
-                if saved is None:
-                    raise FileNotFoundError(f"{item} has no _METADATA")
-                restore = ocp.args.StandardRestore(_on_one_device(saved.tree))
-                manager.restore(step, args=ocp.args.Composite(**{item: restore}))
+                _read_each(directory / str(step) / item, *share)
+
+
+def _read_each(item: epath.Path, which: int, shares: int) -> None:
+    handler = ocp.PyTreeCheckpointHandler()
+    saved: Any = handler.metadata(item)
+    if saved is None:
+        raise FileNotFoundError(f"{item.name} has no _METADATA")
+    leaves, structure = jax.tree.flatten(saved.tree)
+    to_host = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
+    for number in range(which, len(leaves), shares):
+        one = [leaf if i == number else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+        handler.restore(
+            item,
+            args=ocp.args.PyTreeRestore(
+                item=jax.tree.unflatten(structure, one),
+                restore_args=jax.tree.unflatten(structure, to_host),
+            ),
+        )
 
 
 def load(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:

@@ -15,7 +15,14 @@ from etils import epath
 
 from bipe_jax import collectives
 from bipe_jax.checkpoint import checksums
-from bipe_jax.checkpoint.reading import Meta, locate, meta_of, meta_to_json, steps
+from bipe_jax.checkpoint.reading import (
+    Meta,
+    check_restorable,
+    locate,
+    meta_of,
+    meta_to_json,
+    steps,
+)
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.plan import Plan
@@ -84,6 +91,7 @@ class Checkpoints:
         self._manager = _Manager(self.directory, options=options)
         self._opened = os.open(self.directory, os.O_RDONLY)
         self._failures = 0  # in a row
+        self._was_read = False  # a checkpoint of this run, by this process
         self._retry_at: float | None = None
         # Unfinished saves of a killed run; other commands cannot tell them from a save in progress.
         if jax.process_index() == 0:
@@ -152,6 +160,11 @@ class Checkpoints:
         self._retry_at = None
         with self._retried():
             self._check_directory()
+            self._manager.wait_until_finished()
+        if self._retry_at is not None:
+            return
+        self._read_back()
+        with self._retried():
             if not self._manager.save(int(state["step"]), args=ocp.args.Composite(**items)):
                 raise RuntimeError(f"Orbax regards step {int(state['step'])} as saved")
 
@@ -191,6 +204,7 @@ class Checkpoints:
         )
         number = jax.device_put(jax.numpy.int32(step), abstract["step"].sharding)
         state = {"step": number, "params": restored.params, "optimizer": restored.optimizer}
+        self._was_read = True
         return state, restored.data
 
     def failed(self) -> bool:
@@ -199,7 +213,28 @@ class Checkpoints:
             with self._retried():
                 self._manager.wait_until_finished()  # raises each error once
                 self._failures = self._failures if self._retry_at else 0
+            self._read_back()
         return self._retry_at is not None and time.monotonic() >= self._retry_at
+
+    def _read_back(self) -> None:
+        """Reads the run's first checkpoint, of which each process reads its share of the arrays.
+
+        Raises:
+          UserError: it cannot be read, and the run must not go on for hours relying on it.
+        """
+        if self._was_read or self._retry_at is not None or self._vanished():
+            return
+        if (step := self.latest) is None:
+            return
+        try:
+            share = jax.process_index(), jax.process_count()
+            check_restorable(self.directory, step, share)
+        except UserError as error:
+            raise UserError(
+                f"the run's first checkpoint cannot be read back: {error}: look at the disk of "
+                f"{self.directory}, or use another --workdir"
+            ) from error
+        self._was_read = True
 
     def finish(self, save: Callable[[], None]) -> None:
         """Waits until the last save is complete; calls `save` to retry it. Raises as `save`."""
@@ -209,6 +244,7 @@ class Checkpoints:
                 if self._retry_at is None:
                     self._check_directory()
             if self._retry_at is None:
+                self._read_back()
                 return
             time.sleep(max(0.0, self._retry_at - time.monotonic()))
             save()
