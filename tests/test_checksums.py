@@ -249,6 +249,22 @@ def test_what_is_only_called_as_a_step_is_no_checkpoint(trained, copy, name, mak
     assert f"{name} is no checkpoint: set aside as {name}.stray" in caplog.text
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_what_is_left_of_a_checkpoint_that_was_being_deleted_is_removed(trained, copy, more):
+    """Not what has other files, which nobody deleted for `keep`."""
+    config, _ = trained
+    with config.unlocked():
+        config = config.copy_and_resolve_references()
+    config.checkpoint.keep = 2
+    steps = copy / "checkpoints"
+    for item in ("params", "config"):
+        shutil.rmtree(steps / "5" / item)
+    if more:
+        (steps / "5" / "notes.txt").write_text("mine")
+    train(config, str(copy), stop_at=15)
+    assert sorted(os.listdir(steps)) == sorted(["10", "15", *["5.stray"] * more])
+
+
 @pytest.mark.parametrize("name", ["exp[lr=3e-4]", "a*", "a?", "a\\b"])
 def test_a_path_that_orbax_takes_for_a_pattern_is_refused_at_once(trained, tmp_path, name):
     config, _ = trained

@@ -26,10 +26,13 @@ from bipe_jax.checkpoint.reading import (
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, files, is_complete
+from bipe_jax.workdir import Workdir, complete_steps, files, is_complete
 
 _LOG = logging.getLogger(__name__)
 
+# What a checkpoint consists of.
+_ITEMS = {"params", "optimizer", "data", "config", "tokenizer", checksums.NAME}
+_ITEMS |= {"_CHECKPOINT_METADATA", "commit_success.txt"}
 _ATTEMPTS, _PAUSE = 50, 0.1  # to remove a directory that threads may write into; seconds
 
 
@@ -81,7 +84,7 @@ class Checkpoints:
         self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
         _check_path(self.directory)
         if jax.process_index() == 0 and self.directory.is_dir():
-            _set_stray_aside(self.directory)
+            _set_stray_aside(self.directory, keep)
         collectives.of_all_processes(None)  # waits until it is done
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -305,18 +308,25 @@ def _check_path(directory: epath.Path) -> None:
         )
 
 
-def _set_stray_aside(directory: epath.Path) -> None:
+def _set_stray_aside(directory: epath.Path, keep: int) -> None:
     """Renames entries that are called as a step but are no checkpoint.
 
-    Orbax would count them as checkpoints, and delete others that exceed `keep`.
+    Orbax would count them as checkpoints, and delete others that exceed `keep`. What is left of a checkpoint
+    that was being deleted for `keep` is removed.
     """
+    complete = complete_steps(directory)
     for entry in directory.iterdir():
-        if entry.name.isdecimal() and not is_complete(os.fspath(entry)):
-            aside = entry.with_name(f"{entry.name}.stray")
-            _LOG.info(f"{entry} is no checkpoint: set aside as {aside.name}")
-            if aside.exists():
-                _remove(aside) if aside.is_dir() else aside.unlink()
-            entry.rename(aside)
+        if not entry.name.isdecimal() or is_complete(os.fspath(entry)):
+            continue
+        later = [step for step in complete if step > int(entry.name)]
+        if entry.is_dir() and len(later) >= keep and {e.name for e in entry.iterdir()} <= _ITEMS:
+            _remove(entry)
+            continue
+        aside = entry.with_name(f"{entry.name}.stray")
+        _LOG.info(f"{entry} is no checkpoint: set aside as {aside.name}")
+        if aside.exists():
+            _remove(aside) if aside.is_dir() else aside.unlink()
+        entry.rename(aside)
 
 
 def _remove_unfinished(directory) -> None:
