@@ -166,6 +166,7 @@ class Cluster:
             self._daemons[name] = subprocess.Popen(
                 [shutil.which(program, path=_PATH), *arguments],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=self.directory,  # where a core of it goes
             )  # fmt: skip
 
     def start_node(self, node: str) -> None:
