@@ -16,6 +16,7 @@ import mistral_common
 import numpy as np
 import numpy_reference as reference
 import pytest
+import sentencepiece
 from safetensors.numpy import load_file
 from test_model import draw
 from tiny import ENCODINGS, tiny_plan
@@ -346,7 +347,17 @@ TEXTS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def without_bos(directory, texts) -> Path:
+    """A tokenizer whose documents begin with EOS."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(texts).splitlines()), model_prefix=str(directory / "eos"),
+        vocab_size=VOCAB, bos_id=-1, unk_id=0, eos_id=1, byte_fallback=True, character_coverage=1.0,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    return directory / "eos.model"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "without BOS"])
 @pytest.mark.parametrize("trust", [True, None])
 def test_tokenizer(kind, trust, torch, tmp_path, tokenizer_file, texts):
     """Ours, trained by bipe_jax, and Mistral's, of Llama's kind; in a Llama's directory too."""
@@ -355,8 +366,11 @@ def test_tokenizer(kind, trust, torch, tmp_path, tokenizer_file, texts):
     path = tokenizer_file
     if kind == "bpe":
         path = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    if kind == "without BOS":
+        path = without_bos(tmp_path, texts)
     ours = tokenizer.load(str(path))
-    case = "bipe_rope" if kind == "unigram" else "rope"
+    case = "rope" if kind == "bpe" else "bipe_rope"
+    first = "</s>" if kind == "without BOS" else "<s>"
     config = tiny_plan(**{"model__vocab_size": ours.vocab_size} | CASES[case])
     checkpoint.save_model(tmp_path / "run", config, draw(config), ours)
     to_hf.convert(str(tmp_path / "run"), str(tmp_path / "out"))
@@ -369,7 +383,7 @@ def test_tokenizer(kind, trust, torch, tmp_path, tokenizer_file, texts):
             plain = ours.decode(ids)
             assert theirs.decode(ids, skip_special_tokens=True) == plain
             # Spelt out, as others read contexts and ends from it.
-            assert theirs.decode([*ids, ours.bos_id]) == f"<s>{plain}<s>"
+            assert theirs.decode([*ids, ours.bos_id]) == f"{first}{plain}{first}"
     batch = theirs(["one", "some more words"], padding=True)
     assert batch["attention_mask"][0][0] == 0 and batch["attention_mask"][0][-1] == 1
 

@@ -188,9 +188,10 @@ def config_of(config: Plan, tokenizer: Tokenizer) -> dict:
 
 
 def _ids(tokenizer: Tokenizer) -> dict:
-    """The ids of BOS, EOS and UNK, None where there is none, and of padding."""
+    """The ids of BOS (what documents begin with), EOS and UNK, None where there is none, and of padding."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
-    ids = {name: getattr(processor, f"{name}_id")() for name in ("bos", "eos", "pad", "unk")}
+    ids = {name: getattr(processor, f"{name}_id")() for name in ("eos", "pad", "unk")}
+    ids = {"bos": tokenizer.bos_id, **ids}
     ids = {name: i if i >= 0 else None for name, i in ids.items()}
     # Padding is masked, so that its id does not matter.
     ids["pad"] = next(i for i in (ids["pad"], ids["eos"], ids["unk"]) if i is not None)
