@@ -116,7 +116,7 @@ def main():
     else:
         texts = (d["text"][:20_000] for d in sources.documents(parse_source(args.data)))
         tokens = tokenizer.train(texts, config.model.vocab_size, config.tokenizer.train_bytes)
-    rule = segments.resolve(config.segments.rule, tokens.pieces())
+    rule = segments.rule_of(config, tokens.pieces(), tokens.bos_id)
     config = plan.make(config).with_rule(rule)
 
     size, texts = 0, []

@@ -15,7 +15,7 @@
 #   pip download --only-binary=:all: --python-version=3.12 --implementation=cp \
 #     --platform=manylinux_2_28_x86_64 --platform=manylinux_2_27_x86_64 \
 #     --platform=manylinux2014_x86_64 --dest=WHEELS \
-#     array-record matplotlib ml-collections orjson tensorboardX tqdm zstandard sentencepiece
+#     array-record interegular matplotlib ml-collections orjson tqdm zstandard sentencepiece
 #
 # The variables below can be set to try it elsewhere, as in
 #
@@ -35,8 +35,8 @@ cd "$(dirname "$0")/.."
 : "${LARGE=--config=bipe_rope_1b6 --set=batch_size=8 --set=model.remat=none --set=mesh.fsdp=1}"
 : "${TORCH_SMALL=$SMALL --set=batch_size=16}" # two programs share the memory
 : "${TORCH_LARGE=$LARGE}"
-: "${LENGTHS=1024,4096,8192}"
-: "${TORCH_LENGTHS=1024,8192}"
+: "${LENGTHS=1024,8192}"
+: "${TORCH_LENGTHS=1024}"
 : "${ROUNDS=--rounds=5 --steps=3}"
 : "${CHECK=--backend=cudnn --length=1000}"
 : "${ATTENTION=--lengths=1024,4096,8192,32768 --tokens=32768 --calls=5}"
@@ -80,11 +80,11 @@ everything() {
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null
   if [ -n "$WHEELS" ]; then
     part install 60 "$PYTHON" -m pip install --quiet --no-index --find-links="$WHEELS" \
-      array-record matplotlib ml-collections orjson tensorboardX tqdm zstandard sentencepiece
+      array-record interegular matplotlib ml-collections orjson tqdm zstandard sentencepiece
   fi
   # Arguments are split into words on purpose.
-  part check_64 60 "$PYTHON" -m benchmarks.gpu_check $CHECK --width=64
-  part check_128 60 "$PYTHON" -m benchmarks.gpu_check $CHECK --width=128
+  part check_64 75 "$PYTHON" -m benchmarks.gpu_check $CHECK --width=64
+  part check_128 40 "$PYTHON" -m benchmarks.gpu_check $CHECK --width=128 --encodings=rope,bipe_alibi
   local jax="$PYTHON -m benchmarks.step $ROUNDS --encodings=rope,bipe_rope,bipe_alibi"
   part step_small 130 $jax $SMALL --lengths="$LENGTHS"
   part step_large 160 $jax $LARGE --lengths="$LENGTHS"
@@ -93,8 +93,8 @@ everything() {
   if "$PYTHON" -c 'import torch' 2>/dev/null; then
     export XLA_PYTHON_CLIENT_PREALLOCATE=false
     local torch="$PYTHON -m benchmarks.step $ROUNDS --encodings=bipe_rope"
-    part torch_small 120 $torch $TORCH_SMALL --torch=eager,sdpa,compile --lengths="$TORCH_LENGTHS"
-    part torch_large 100 $torch $TORCH_LARGE --torch=sdpa,compile
+    part torch_small 120 $torch $TORCH_SMALL --torch=compile --lengths="$TORCH_LENGTHS"
+    part torch_large 100 $torch $TORCH_LARGE --torch=compile
   fi
   part attention 90 "$PYTHON" -m benchmarks.attention $ATTENTION
   printf '\n== summary, %d s\n' "$SECONDS"

@@ -7,19 +7,14 @@ in segments and in tokens, prints a table and writes attention.json and report.h
 the run's directory.
 """
 
-from bipe_jax import cli, processes
-from bipe_jax.evaluation.attention_distance import BLOCKS, analyse
+from bipe_jax import cli, commands, flags, processes
+from bipe_jax.evaluation.attention_distance import analyse
 from bipe_jax.evaluation.tables import attention
 
 
 def main():
-    parser = cli.checkpoint_parser("bipe_jax.analyse", __doc__)
-    parser.add_argument("--lengths", default="", help="such as 256,1024 (1 and 4 times training's)")
-    parser.add_argument("--data", default="", help="such as 'texts/*.jsonl.zst' (the config's)")
-    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"documents at most ({BLOCKS})")
-    args = parser.parse_args()
-    lengths = cli.numbers("lengths", args.lengths, int)
+    args = commands.parser("analyse").parse_args()
+    lengths = flags.numbers("lengths", args.lengths, int)
     cli.set_up()
     analyse(
         args.checkpoint,

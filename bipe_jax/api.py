@@ -24,17 +24,22 @@ def load(path: str) -> tuple[Plan, dict]:
     return meta.config, params
 
 
-def apply(config: Plan, params: dict, tokens: ArrayLike) -> jax.Array:
+def apply(
+    config: Plan, params: dict, tokens: ArrayLike, starts: ArrayLike | None = None
+) -> jax.Array:
     """The model's logits, as a pure function: `jax.jit(functools.partial(bipe_jax.apply, config))`.
 
     Args:
       config: from `load`; its segment rule gives the coordinates of the tokens.
       params: from `load`.
       tokens: (B, L) integers; each row is one block.
+      starts: (B, L) integers, where segments begin, if the segment rule reads the text: see
+        `segments.coordinates`.
 
     Returns:
       (B, L, V) float32.
     """
     tokens = jax.numpy.asarray(tokens)
-    coordinates = segments.coordinates(tokens, config.segment_rule)
+    marks = None if starts is None else jax.numpy.asarray(starts)
+    coordinates = segments.coordinates(tokens, config.segment_rule, starts=marks)
     return model.apply(config, params, {"tokens": tokens, **coordinates})

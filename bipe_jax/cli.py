@@ -1,22 +1,22 @@
-"""What commands share: messages, set-up, flags and config, and one line for a user's error."""
+"""What commands share: messages, set-up, and one line for a user's error. `flags` reads their flags."""
 
-import argparse
 import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any
 
 import jax
-from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
 from bipe_jax import processes, streams
-from bipe_jax.config import file
 from bipe_jax.errors import USER_ERROR, UserError
+from bipe_jax.flags import Parser, read_config
+
+__all__ = [
+    "Parser", "cache_programs", "check_printed", "log_to_terminal", "quiet", "read_config", "set_up",
+    "unread", "user_errors",
+]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,87 +99,6 @@ def cache_programs() -> None:
         cache = os.path.expanduser("~/.cache")
     if os.path.isabs(cache) and cache != "/.cache":  # of an empty HOME
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bipe_jax"))
-
-
-def checkpoint_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of the flags of `python -m MODULE`, with --checkpoint."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    help_text = "a run's workdir, or one step's directory"
-    parser.add_argument("--checkpoint", required=True, help=help_text)
-    return parser
-
-
-def numbers(flag: str, listed: str, kind: type) -> tuple:
-    """The numbers of --FLAG=N,N,...
-
-    Args:
-      kind: int or float.
-
-    Raises:
-      UserError: one is not a number of that kind.
-    """
-    try:
-        return tuple(kind(number) + 0 for number in listed.split(",") if number)  # -0.0 + 0 is 0.0
-    except ValueError:
-        wanted = "whole numbers, such as 256,512" if kind is int else "numbers, such as 0,0.5,1"
-        raise UserError(f"--{flag}={listed} must be {wanted}") from None
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of the flags of `python -m MODULE` that raises UserError."""
-
-    def __init__(self, module: str, description: str | None):
-        super().__init__(
-            prog=f"python -m {module}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-    def parse_with_config(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
-        """Parses the flags, and the config of --config=CONFIG and --config.KEY=VALUE.
-
-        It defines no flag of absl, since those belong to the program that imports this module.
-
-        Raises:
-          UserError: a flag is wrong, a config or field does not exist, or a value has another type.
-        """
-        self.add_argument(
-            "--config",
-            help="a file such as configs/smoke.py, or the name of a shipped config such as smoke; "
-            "--config.KEY=VALUE sets a field",
-        )
-        args, overrides = self.parse_known_args(arguments)
-        if args.config is None:
-            raise UserError("--config=FILE is needed")
-        return args, _overridden(file.load(args.config), overrides)
-
-
-def read_config(arguments: Sequence[str]) -> ConfigDict:
-    """The config of --config=CONFIG and --config.KEY=VALUE …, as `Parser.parse_with_config` reads it."""
-    return Parser("bipe_jax.train", None).parse_with_config(arguments)[1]
-
-
-def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config with the fields of --config.KEY=VALUE set. Raises UserError."""
-    values, line = flags.FlagValues(), ["", *overrides]
-    try:
-        flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
-        rest = values(line)
-    except (AttributeError, KeyError) as error:
-        reason: Any = error
-        while isinstance(reason, Exception):  # they are nested
-            reason = reason.args[0]
-        reason = " ".join(str(reason).split())
-        raise UserError(f"config has no field {reason} (docs/config.md has all fields)") from None
-    except Exception as error:  # absl and ml_collections raise many kinds
-        raise UserError(" ".join(str(error).split())) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: flags are --name=value")
-    return flag.value
 
 
 class _Terminal(logging.Handler):

@@ -2,9 +2,10 @@
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportMissingTypeStubs=false
 """Collectives: over the axes of the mesh inside a program, and between the processes of a run."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -15,20 +16,42 @@ from jax.experimental import multihost_utils
 from bipe_jax.sharding import ACTIVATIONS
 
 
+@contextlib.contextmanager
+def _losing_none() -> Generator[None]:
+    """A context of collectives of all processes. Raises JaxRuntimeError if one of them is lost.
+
+    JAX raises ValueError where it learns of that while it dispatches the program.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise jax.errors.JaxRuntimeError(str(error)) from error
+
+
 def of_all_processes(value: Any) -> list[Any]:
     """A value of JSON's types from each process, in the order of their numbers."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text))).tolist()
-    padded = np.pad(text, (0, max(sizes) - len(text)))
-    texts = multihost_utils.process_allgather(padded)
+    with _losing_none():
+        sizes = multihost_utils.process_allgather(np.int32(len(text))).tolist()
+        padded = np.pad(text, (0, max(sizes) - len(text)))
+        texts = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def of_first_process(make: Callable[[], Any]) -> Any:
     """A value of JSON's types that the first process makes, in all processes."""
     return of_all_processes(make() if jax.process_index() == 0 else None)[0]
+
+
+def bytes_of_first_process(make: Callable[[], bytes]) -> bytes:
+    """Bytes that the first process makes, in all processes."""
+    data = np.frombuffer(make(), np.uint8) if jax.process_index() == 0 else np.zeros(0, np.uint8)
+    with _losing_none():
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+        padded = data if len(data) else np.zeros(size, np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
 class Devices:

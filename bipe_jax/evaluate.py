@@ -1,53 +1,69 @@
-"""Evaluates a checkpoint at several lengths.
+"""Evaluates a checkpoint on text at several lengths, or on examples.
 
 python -m bipe_jax.evaluate --checkpoint=runs/quickstart --lengths=256,512,1024 [--data=SOURCE]
 
 Prints tables and writes evaluation.json, extrapolation.png and report.html, by default into the run's
-directory. With --follow it evaluates each new checkpoint of a run in training.
+directory. With --follow it evaluates each new checkpoint of a run in training. On examples
+(--data='examples:test.jsonl') it writes answers.json.
 """
 
 import argparse
+import dataclasses
 
-from bipe_jax import cli, processes
+from bipe_jax import cli, commands, flags
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation.evaluator import Settings, evaluate
+from bipe_jax.evaluation import ending
+from bipe_jax.evaluation.evaluator import Settings
 from bipe_jax.evaluation.follow import follow
-from bipe_jax.evaluation.protocols import SAME_TOKENS
-from bipe_jax.evaluation.tables import tables, written
+from bipe_jax.training.observing.evaluation_boards import EvaluationBoards
 
 
 def main():
     settings, args = _settings()
     cli.set_up()
-    if args.follow:
-        follow(args.checkpoint, settings, args.output)
+    if args.follow:  # perhaps before there is a checkpoint
+        with EvaluationBoards(args.output or args.checkpoint) as boards:
+            follow(args.checkpoint, settings, args.output, boards.add)
         return
-    evaluate(args.checkpoint, settings, args.output, lambda result: print(tables(result)))
-    if processes.is_first():
-        print(written(args.output or args.checkpoint))
+    if ending.is_of_examples(args.checkpoint, settings.data):
+        usual = Settings(data=settings.data)
+        names = [field.name for field in dataclasses.fields(Settings)]
+        if wrong := [n for n in names if getattr(settings, n) != getattr(usual, n)]:
+            raise UserError(
+                f"--{wrong[0]} is for text, and the checkpoint is evaluated on examples: leave it out, or "
+                "name text by --data"
+            )
+        ending.Answers(settings.data).evaluate(args.checkpoint, args.output)
+        return
+    ending.Perplexity(settings).evaluate(args.checkpoint, args.output)
 
 
 def _settings() -> tuple[Settings, argparse.Namespace]:
     """The settings and all arguments of the command line. Raises UserError."""
-    parser = cli.checkpoint_parser("bipe_jax.evaluate", __doc__)
-    parser.add_argument("--lengths", default="", help="such as 256,512,1024 (the config's)")
-    parser.add_argument("--data", default="", help="such as 'texts/*.jsonl.zst' (the config's)")
-    parser.add_argument("--sets", default="", help="names of sets, separated by | (the config's)")
-    parser.add_argument("--windows", type=int, default=0, help="windows a data set (the config's)")
-    parser.add_argument(
-        "--protocol",
-        default=SAME_TOKENS,
-        help=f"{SAME_TOKENS}, non-overlapping or sliding:STRIDE ({SAME_TOKENS})",
+    args = commands.parser("evaluate").parse_args()
+    lengths = flags.numbers("lengths", args.lengths, int)
+    if args.context < 0:
+        raise UserError(f"--context={args.context} must be at least 2")
+    settings = Settings(
+        lengths,
+        args.data,
+        args.sets,
+        args.context,
+        _tokens(args.tokens),
+        args.protocol,
+        args.extend,
+        args.draws,
     )
-    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as yarn:8")
-    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
-    parser.add_argument("--follow", action="store_true", help="evaluate each new checkpoint")
-    args = parser.parse_args()
-    lengths = cli.numbers("lengths", args.lengths, int)
-    if args.windows < 0:
-        raise UserError(f"--windows={args.windows} must be at least 1")
-    sets = tuple(name for name in args.sets.split("|") if name)
-    return Settings(lengths, args.data, sets, args.windows, args.protocol, args.extend), args
+    return settings, args
+
+
+def _tokens(text: str) -> int | None:
+    """A number of targets: 0 for all, None for the config's. Raises UserError."""
+    if text in ("", "all"):
+        return 0 if text else None
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"--tokens={text} must be a whole number above 0, or all")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ Prints the prompt and its continuation, until --max_new_tokens or the model begi
 import itertools
 from collections.abc import Iterator
 
-from bipe_jax import cli, processes
+from bipe_jax import cli, commands, processes, segments
+from bipe_jax.data import marked
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded
+from bipe_jax.evaluation.sampling import Sampling, check_sampling
 
 
 def generate(
     path: str,
     prompt: str,
     max_new_tokens: int,
-    sampling: decode.Sampling,
+    sampling: Sampling,
     seed: int = 0,
     extend: str = "",
 ) -> Iterator[str]:
@@ -27,21 +29,28 @@ def generate(
       path: a checkpoint, see `checkpoint.load`. extend: see `positions.extend`.
 
     Raises:
-      UserError: the prompt is not UTF-8; and as `checkpoint.load` and `decode.Generator.stream`.
+      UserError: the prompt is not UTF-8; and as `checkpoint.load`, `segments.segmenters_of_text` and
+        `decode.Generator.stream`.
     """
-    decode.check_sampling(sampling)
+    check_sampling(sampling)
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("--prompt is not UTF-8: the tokenizer reads nothing else") from None
     loaded_model = loaded.load(path, extend)
     tokenizer = loaded_model.tokenizer
+    names = segments.segmenters_of_text(loaded_model.config)
     tokens = tokenizer.encode(prompt)
     generator = decode.Generator(loaded_model, len(tokens) + max(max_new_tokens, 1))
     so_far = tokens.tolist()
     text = printed = tokenizer.decode(tokens)
     for (token,) in generator.stream(
-        [tokens], max_new_tokens, sampling=sampling, stop=tokenizer.ends, seed=seed
+        [tokens],
+        max_new_tokens,
+        sampling=sampling,
+        stop=tokenizer.ends,
+        seed=seed,
+        starts=[marked.starts_of(tokenizer, prompt, names)],
     ):
         so_far.append(token)
         text = tokenizer.decode(so_far)
@@ -54,26 +63,9 @@ def generate(
 
 
 def main():
-    parser = cli.checkpoint_parser("bipe_jax.generate", __doc__)
-    parser.add_argument("--prompt", required=True, help="the text to continue")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="(128)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0: the most probable token (0)"
-    )
-    parser.add_argument(
-        "--top_k", type=int, default=0, help="sample from the k most probable tokens; 0: all (0)"
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="sample from the top tokens with this sum (1)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
-    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:8")
-    args = parser.parse_args()
+    args = commands.parser("generate").parse_args()
     cli.set_up()
-    sampling = decode.Sampling(args.temperature, args.top_k, args.top_p)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
     pieces = generate(
         args.checkpoint, args.prompt, args.max_new_tokens, sampling, args.seed, args.extend
     )

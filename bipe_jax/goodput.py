@@ -3,14 +3,13 @@
 Goodput is the share of the time since the first start in which the devices ran steps whose work was kept.
 """
 
-import argparse
 import dataclasses
 import time
 from typing import Any
 
-from bipe_jax import cli
+from bipe_jax import cli, commands
 from bipe_jax.errors import UserError
-from bipe_jax.training.observing.clock import PHASES
+from bipe_jax.training.observing.clock import PHASES, STARTING
 from bipe_jax.workdir import Workdir, events, heartbeat
 
 _SHOWN = 5  # slow steps
@@ -40,6 +39,7 @@ class Account:
       step: the last complete step; 0 if none.
       last: how the run ended, or the phase of the last heartbeat if it has not.
       slow: slow steps, the slowest of each full line of metrics.
+      starting: seconds of "starting" by what the starts did whose first step was completed.
     """
 
     seconds: dict[str, float]
@@ -49,6 +49,7 @@ class Account:
     step: int
     last: str
     slow: list[dict]
+    starting: dict[str, float]
 
     @property
     def goodput(self) -> float:
@@ -93,6 +94,10 @@ def account(recorded: list[dict], beat: dict | None = None) -> Account:
         step=steps.step,
         last=last.get("phase", last["event"]),
         slow=[event["slow"] for event in recorded if event["event"] == "slow"],
+        starting={
+            part: sum(event["starting"].get(part, 0.0) for event in recorded if "starting" in event)
+            for part in STARTING
+        },
     )
 
 
@@ -106,6 +111,10 @@ def _is_record(record: Any) -> bool:
     steps = [0 if record.get("step") is None else record["step"]]
     if kind == "rewound":
         steps.append(record.get("to"))
+    if "starting" in record:
+        if not isinstance(record["starting"], dict):
+            return False
+        times += record["starting"].values()
     if kind == "slow":
         slow = record.get("slow")
         slow = slow if isinstance(slow, dict) else {}
@@ -174,6 +183,8 @@ def table(workdir: str, run: Account) -> str:
     for part, meaning in _MEANING.items():
         spent = run.seconds[part]
         lines.append(f"{part:11}{_span(spent):>13} {spent / max(total, 1e-9):7.1%}  {meaning}")
+        if part == "starting" and any(run.starting.values()):
+            lines += [f"  {name:9}{_span(took):>13}" for name, took in run.starting.items()]
     lines += [f"{'all':11}{_span(total):>13}", "", f"goodput {run.goodput:.1%}"]
     for slow in sorted(run.slow, key=lambda slow: -slow["took"])[:_SHOWN]:
         lines.append(
@@ -192,10 +203,12 @@ def _span(seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.goodput", description=__doc__)
-    parser.add_argument("workdir", help="of a run, which may be running")
-    workdir = parser.parse_args().workdir
-    recorded = events.read(workdir)
+    workdir = commands.parser("goodput").parse_args().workdir
+    try:
+        recorded = events.read(workdir)
+    except OSError as error:
+        path = Workdir(workdir).events
+        raise UserError(f"{path} cannot be read: {error.strerror}: name a run's workdir") from None
     recorded = [event for event in recorded if _is_record(event)]
     if not recorded:
         raise UserError(

@@ -13,7 +13,7 @@ import re
 from bipe_jax.errors import UserError
 
 GIB = 2.0**30
-_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
@@ -36,6 +36,7 @@ class Chip:
       runtime: of TPU VMs, by default (cloud.google.com/tpu/docs/runtimes).
       cores: of a chip, as accelerator types count them.
       devices: of a chip.
+      price: dollars an hour of a chip on demand, see `PRICES`; None: unknown.
     """
 
     generation: str
@@ -52,6 +53,7 @@ class Chip:
     runtime: str = ""
     cores: int = 1
     devices: int = 1
+    price: float | None = None
 
 
 CHIPS = {
@@ -59,11 +61,11 @@ CHIPS = {
     for chip in (
         Chip(
             "v4", ("TPU v4",), 275e12, 30.75 * GIB, 1228e9, 300e9, 6.2e9, False, 4096,
-            gke="tpu-v4-podslice", type="v4", runtime="tpu-ubuntu2204-base", cores=2,
+            gke="tpu-v4-podslice", type="v4", runtime="tpu-ubuntu2204-base", cores=2, price=3.22,
         ),
         Chip(
             "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 819e9, 200e9, 3.1e9, True, 256,
-            gke="tpu-v5-lite-podslice", type="v5litepod", runtime="v2-alpha-tpuv5-lite",
+            gke="tpu-v5-lite-podslice", type="v5litepod", runtime="v2-alpha-tpuv5-lite", price=1.20,
         ),
         Chip(
             "v5p", ("TPU v5", "TPU v5p"), 459e12, 95.7 * GIB, 2765e9, 600e9, 6.2e9, False, 8960,
@@ -71,7 +73,7 @@ CHIPS = {
         ),
         Chip(
             "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1640e9, 400e9, 12.5e9, True, 256,
-            gke="tpu-v6e-slice", type="v6e", runtime="v2-alpha-tpuv6e",
+            gke="tpu-v6e-slice", type="v6e", runtime="v2-alpha-tpuv6e", price=2.70,
         ),
         Chip(
             "tpu7x", ("TPU7x",), 2307e12 / 2, 94.75 * GIB, 3690e9, 300e9, 6.2e9, False, 9216,
@@ -79,6 +81,12 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
+
+
+# As others quote it; not compared with the page.
+PRICES = (
+    "list price on demand in the US in 2025, second-hand: see https://cloud.google.com/tpu/pricing"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +133,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 SLICES = (
     f"v5e and v6e have {', '.join(_FLAT)}; v4, v5p and tpu7x have {', '.join(_SMALL)} and 4x4x4 and "
-    "larger; *N after it for N slices"
+    "larger; Google's names, such as v5litepod-16, stand for the default grid; *N after it for N slices"
 )
 
 
@@ -160,8 +168,8 @@ class Slice:
 
     @property
     def host_chips(self) -> int:
-        """Of one host: the 8 chips of a 2x4 have one host."""
-        return 8 if self.grid == "2x4" else 4
+        """Of one host: the 8 chips of a 2x4 have one host, and so has the chip of a 1x1."""
+        return min(self.chips, 8 if self.grid == "2x4" else 4)
 
     @property
     def hosts(self) -> int:
@@ -180,16 +188,23 @@ class Slice:
 
     @property
     def default_grid(self) -> bool:
-        """Whether the accelerator type stands for this grid: the most even one, of powers of two."""
-        even = [1] * len(self.sides)
-        while math.prod(even) < self.chips:
-            even[0] *= 2
-            even.sort()
-        return even == self.sides
+        """Whether the accelerator type stands for this grid."""
+        return _even_sides(self.chips, len(self.sides)) == self.sides
+
+
+def _even_sides(chips: int, dimensions: int) -> list[int]:
+    """The sides, in increasing order, of the most even grid of powers of two; of at least so many chips."""
+    even = [1] * dimensions
+    while math.prod(even) < chips:
+        even[0] *= 2
+        even.sort()
+    return even
 
 
 def split_slice(text: str, flag: str) -> Slice:
     """The slice of a text such as "v5e:16x16" or "v5p:4x4x8*2", whether there is such a grid or not.
+
+    Of Google's names of accelerator types, "v5litepod-256" or "v5p-256*2", it is the one of the default grid.
 
     Args:
       flag: for the message, "--slice".
@@ -197,10 +212,25 @@ def split_slice(text: str, flag: str) -> Slice:
     Raises:
       UserError: it is malformed, or of an unknown generation.
     """
-    match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})(?:\*([1-9]\d*))?", text)
-    if not match or match[1] not in CHIPS:
+    name, _, count = text.partition("*")
+    match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*){1,2})", name)
+    found = (CHIPS.get(match[1]), match[2]) if match else _of_type(name)
+    if not found or not found[0] or not re.fullmatch(r"(\*[1-9]\d*)?", text[len(name) :]):
         raise UserError(f"{flag}={text} is unknown: {SLICES}")
-    return Slice(CHIPS[match[1]], match[2], int(match[3] or 1))
+    return Slice(found[0], found[1], int(count or 1))
+
+
+def _of_type(name: str) -> tuple[Chip, str] | None:
+    """The chip and the grid that an accelerator type of Google stands for, or None."""
+    match = re.fullmatch(r"(\w+)-([1-9]\d*)", name)
+    chip = next((chip for chip in CHIPS.values() if match and chip.type == match[1]), None)
+    if not match or not chip or not chip.type or int(match[2]) % chip.cores:
+        return None
+    chips = int(match[2]) // chip.cores
+    sides = _even_sides(chips, 2 if chip.flat else 3)
+    if math.prod(sides) != chips:
+        return None
+    return chip, "x".join(str(side) for side in sorted(sides, key=lambda side: (side == 1, side)))
 
 
 def parse_slice(text: str, flag: str = "--slice") -> Slice:

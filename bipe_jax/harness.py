@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from bipe_jax import cli, processes
+from bipe_jax import cli, commands, flags, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.perplexity import default_lengths
@@ -177,21 +177,11 @@ def plain(value: Any) -> Any:
 
 
 def main():
-    parser = cli.checkpoint_parser("bipe_jax.harness", __doc__)
-    parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")
-    parser.add_argument("--include_path", help="a directory of tasks of your own (YAML)")
-    parser.add_argument("--num_fewshot", type=int, help="examples before the question (the task's)")
-    parser.add_argument("--limit", type=float, help="examples a task, or a share of them (all)")
-    parser.add_argument(
-        "--max_length", type=int, default=0, help="tokens of a text (4 times the training's)"
-    )
-    parser.add_argument("--extend", default="", help="scale the rotary encoding, such as ntk:4")
-    parser.add_argument("--output", default="", help="directory to write to (--checkpoint)")
-    args = parser.parse_args()
+    args = commands.parser("harness").parse_args()
     cli.set_up()
     run(
         args.checkpoint,
-        [name for name in args.tasks.split(",") if name],
+        list(flags.names(args.tasks, ",")),
         max_length=args.max_length,
         extend=args.extend,
         include_path=args.include_path,

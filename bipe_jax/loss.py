@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from bipe_jax.collectives import Devices, on_each
+from bipe_jax.output import Output
 from bipe_jax.sharding import ACTIVATIONS, P
 
+MOST_SETS = 31  # token ids that may be in sets: they are the bits of an int32
 LARGEST = 700.0  # nats a token: the exponential of more is no finite float
 
 _SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
@@ -29,10 +31,6 @@ def _chunks(x: jax.Array, chunk: int) -> jax.Array:
     if L % chunk:
         raise ValueError(f"length {L} is no multiple of the loss chunk {chunk}")
     return jnp.moveaxis(x.reshape(B, L // chunk, chunk, *x.shape[2:]), 1, 0)
-
-
-def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.einsum("bld,dv->blv", hidden, kernel, preferred_element_type=jnp.float32)
 
 
 def _targets_of(devices: Devices, logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -59,12 +57,12 @@ def _normalised(
 
 
 def score(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int
+    hidden: jax.Array, output: Output, targets: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """How probable each target is.
 
     Args:
-      hidden: (B, L, D). kernel: (D, V). targets: (B, L) integers.
+      hidden: (B, L, D). output: with a kernel (D, V). targets: (B, L) integers.
       chunk: tokens of each sequence whose logits are held at once.
 
     Returns:
@@ -74,10 +72,10 @@ def score(
     def local(
         devices: Devices, hidden: jax.Array, kernel: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        kernel = devices.gather(kernel, "fsdp", 0)
+        whole = Output(devices.gather(kernel, "fsdp", 0), output.softcap)
 
         def one(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            picked, highest, log_sum, _ = _normalised(devices, _logits(xs[0], kernel), xs[1])
+            picked, highest, log_sum, _ = _normalised(devices, whole.logits(xs[0]), xs[1])
             return picked - (highest + log_sum), picked == highest
 
         size = chunk // devices.count("context")
@@ -85,82 +83,130 @@ def score(
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), per_chunk)
 
     tokens = ACTIVATIONS["tokens"]
-    return on_each(local, _SPECS[:3], (tokens, tokens))(hidden, kernel, targets)
+    return on_each(local, _SPECS[:3], (tokens, tokens))(hidden, output.kernel, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy_sum(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
-) -> jax.Array:
-    """Sum over tokens of weight * (-log-probability of the target).
+    hidden: jax.Array,
+    output: Output,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum over tokens of weight * (-log-probability of the target + z_loss * log(Z)^2).
+
+    Z is the sum of exp(logits), which the second term keeps near 1 (Chowdhery et al. 2022, section 5).
 
     Args:
-      hidden: (B, L, D). kernel: (D, V). targets: (B, L) integers. weights: (B, L) float32.
+      hidden: (B, L, D). output: with a kernel (D, V). targets: (B, L) integers. weights: (B, L) float32.
       chunk: tokens of each sequence whose logits are held at once.
 
     Returns:
-      A float32 scalar; differentiable with respect to `hidden` and `kernel`.
+      A float32 scalar, differentiable with respect to `hidden` and `output`; and, with a `z_loss`, the two
+      terms of the sum, "loss" and "z_loss", through which no gradient flows.
     """
-    return -jnp.sum(weights * score(hidden, kernel, targets, chunk)[0])
+    return _forward(hidden, output, targets, weights, chunk, z_loss)[0]
 
 
 def _forward(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    hidden: jax.Array,
+    output: Output,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    z_loss: float,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], tuple[jax.Array, Output]]:
     def local(
         devices: Devices,
         hidden: jax.Array,
         kernel_part: jax.Array,
         targets: jax.Array,
         weights: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
         kernel = devices.gather(kernel_part, "fsdp", 0)
+        whole = Output(kernel, output.softcap)
 
         def one(
-            carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
-        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            total, kernel_grad = carry
+            carry: tuple[list[jax.Array], jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[tuple[list[jax.Array], jax.Array], jax.Array]:
+            totals, kernel_grad = carry
             x, target, weight = xs
-            logits = _logits(x, kernel)
+            logits = whole.logits(x)
             picked, highest, log_sum, softmax = _normalised(devices, logits, target)
-            total -= jnp.sum(weight * (picked - (highest + log_sum)))
+            log_z = highest + log_sum
+            totals[0] -= jnp.sum(weight * (picked - log_z))
+            if z_loss:
+                totals[1] += z_loss * jnp.sum(weight * log_z**2)
+                softmax *= 1 + 2 * z_loss * log_z[..., None]
             error = softmax - _targets_of(devices, logits, target)
+            if output.softcap:
+                error *= whole.slope(logits)
             error = (error * weight[..., None]).astype(hidden.dtype)
             flat = (a.reshape(-1, a.shape[-1]) for a in (x, error))  # see model._multiply
             kernel_grad += jnp.einsum("td,tv->dv", *flat, preferred_element_type=jnp.float32)
-            return (total, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
+            return (totals, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
 
         size = chunk // devices.count("context")
-        start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
+        zeros = [jnp.float32(0)] * (2 if z_loss else 1)
+        start = (zeros, jnp.zeros(kernel.shape, jnp.float32))
         pieces = (_chunks(hidden, size), _chunks(targets, size), _chunks(weights, size))
-        (total, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
+        (totals, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
         hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
         kernel_grad = devices.sum_part(kernel_grad, "fsdp", 0)
         return (
-            devices.sum(total, "data", "fsdp", "context"),
+            [devices.sum(total, "data", "fsdp", "context") for total in totals],
             devices.sum(hidden_grad, "tensor"),
             devices.sum(kernel_grad, "data", "context").astype(kernel.dtype),
         )
 
-    outputs = (P(), *_SPECS[:2])
-    total, *grads = on_each(local, _SPECS, outputs)(hidden, kernel, targets, weights)
-    return total, tuple(grads)
+    outputs = ([P()] * (2 if z_loss else 1), *_SPECS[:2])
+    totals, hidden_grad, kernel_grad = on_each(local, _SPECS, outputs)(
+        hidden, output.kernel, targets, weights
+    )
+    grads = hidden_grad, Output(kernel_grad, output.softcap)
+    if not z_loss:
+        return (totals[0], {}), grads
+    return (totals[0] + totals[1], {"loss": totals[0], "z_loss": totals[1]}), grads
 
 
 def _backward(
-    chunk: int, grads: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None, None]:
-    hidden_grad, kernel_grad = grads
-    scale = cotangent.astype(jnp.float32)
-    return (
-        (hidden_grad * scale).astype(hidden_grad.dtype),
-        (kernel_grad * scale).astype(kernel_grad.dtype),
-        None,
-        None,
-    )
+    chunk: int,
+    z_loss: float,
+    grads: tuple[jax.Array, Output],
+    cotangents: tuple[jax.Array, dict[str, jax.Array]],
+) -> tuple[jax.Array, Output, None, None]:
+    scale = cotangents[0].astype(jnp.float32)
+    hidden_grad, output_grad = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    return hidden_grad, output_grad, None, None
 
 
 cross_entropy_sum.defvjp(_forward, _backward)
+
+
+def set_logits(hidden: jax.Array, output: Output) -> jax.Array:
+    """The logits of the token ids that may be in sets, (B, L, at most MOST_SETS) float32."""
+    return Output(output.kernel[:, :MOST_SETS], output.softcap).logits(hidden)
+
+
+def sets_error_sum(
+    hidden: jax.Array, output: Output, sets: jax.Array, among: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Sum over tokens of weight * the binary cross-entropies of the members of a set of token ids.
+
+    A token id k is predicted to be in its token's set with the probability 1 / (1 + exp(-logit k)).
+
+    Args:
+      hidden: (B, L, D). output: with a kernel (D, V). weights: (B, L) float32.
+      sets: (B, L) integers, whose bit k says whether token id k is in the set. among: (B, L), the ids whose
+        membership is predicted.
+    """
+    logits = set_logits(hidden, output)
+    ids = jnp.arange(logits.shape[-1])
+    is_in, counts = ((x[..., None] >> ids & 1).astype(jnp.float32) for x in (sets, among))
+    errors = jnp.logaddexp(0.0, logits) - is_in * logits
+    return jnp.sum(weights * jnp.sum(counts * errors, axis=-1))
 
 
 def perplexity(loss: float) -> float:

@@ -22,6 +22,7 @@ from flax import nnx
 from bipe_jax.attention import attention
 from bipe_jax.attention.chunked import RESIDUAL
 from bipe_jax.collectives import look_up
+from bipe_jax.output import Output
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 from bipe_jax.sharding import (
@@ -38,6 +39,8 @@ Params = dict[str, Any]  # a nested dict of arrays
 Inputs = Mapping[str, jax.Array]
 # (x, q, k, v, encodings, carried) -> (output of attention, other output), see `Decoder.__call__`.
 Attend = Callable[..., tuple[jax.Array, Any]]
+# (what a layer adds, 0 if that is attention's or 1 if the feed-forward's) -> the same with dropout
+Drop = Callable[[jax.Array, int], jax.Array]
 
 # What the forward pass keeps for the backward pass, by `model.remat`; the rest is computed again.
 REMAT_POLICIES = {
@@ -72,11 +75,21 @@ def _multiply(pattern: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return y.reshape(*tokens, *y.shape[1:])
 
 
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + epsilon) * scale (Zhang & Sennrich 2019, equation 4)."""
+def _drop(x: jax.Array, rate: float, key: jax.Array, rows: jax.Array) -> jax.Array:
+    """x (B, L, D) with a share of its numbers set to 0, and the others divided by the rest.
 
-    def __init__(self, config: Plan):
-        self.scale = parameter(jnp.ones(config.model.width), P(None))
+    What is dropped of a row depends on the key and on the row's number alone (Srivastava et al. 2014).
+    """
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return constrain(jnp.where(kept, x / (1 - rate), 0), "hidden")
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang & Sennrich 2019, equation 4)."""
+
+    def __init__(self, config: Plan, width: int):
+        self.scale = parameter(jnp.ones(width), P(None))
         self.epsilon = config.model.norm_epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,6 +99,12 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
+    """Grouped-query attention.
+
+    With `model.qk_norm` the queries and keys of each head are normalised before an encoding turns them, with
+    a scale (H,) that the heads share (Dehghani et al. 2023; in this form in Qwen3, Yang et al. 2025).
+    """
+
     def __init__(self, config: Plan, key: jax.Array):
         m = config.model
         H = m.width // m.heads
@@ -95,6 +114,9 @@ class Attention(nnx.Module):
         self.key = _weight(config, keys[1], (m.width, m.kv_heads, H), into, 1)
         self.value = _weight(config, keys[2], (m.width, m.kv_heads, H), into, 1)
         self.output = _weight(config, keys[3], (m.heads, H, m.width), out_of, 2)
+        self.normalises = m.qk_norm
+        if m.qk_norm:
+            self.query_norm, self.key_norm = RMSNorm(config, H), RMSNorm(config, H)
 
     def __call__(
         self, x: jax.Array, attend: Attend, encodings: LayerEncodings, carried: Any
@@ -103,6 +125,8 @@ class Attention(nnx.Module):
             constrain(_multiply("td,dnh->tnh", x, w[...]), "heads")
             for w in (self.query, self.key, self.value)
         )
+        if self.normalises:
+            q, k = self.query_norm(q), self.key_norm(k)
         mixed, extra = attend(x, q, k, v, encodings, carried)
         return _multiply("tnh,nhd->td", mixed, self.output[...]), extra
 
@@ -126,18 +150,18 @@ class FeedForward(nnx.Module):
 class Layer(nnx.Module):
     def __init__(self, config: Plan, key: jax.Array):
         keys = jax.random.split(key)
-        self.attention_norm = RMSNorm(config)
+        self.attention_norm = RMSNorm(config, config.model.width)
         self.attention = Attention(config, keys[0])
-        self.feed_forward_norm = RMSNorm(config)
+        self.feed_forward_norm = RMSNorm(config, config.model.width)
         self.feed_forward = FeedForward(config, keys[1])
         self.relative = nnx.Dict()  # of the stacked layers, see `Decoder`
 
     def __call__(
-        self, x: jax.Array, attend: Attend, encodings: LayerEncodings, carried: Any
+        self, x: jax.Array, attend: Attend, encodings: LayerEncodings, carried: Any, drop: Drop
     ) -> tuple[jax.Array, Any]:
         mixed, extra = self.attention(self.attention_norm(x), attend, encodings, carried)
-        x += mixed
-        x += self.feed_forward(self.feed_forward_norm(x))
+        x += drop(mixed, 0)
+        x += drop(self.feed_forward(self.feed_forward_norm(x)), 1)
         return constrain(x, "hidden"), extra
 
 
@@ -174,27 +198,33 @@ class Decoder(nnx.Module):
         self.relative = nnx.Dict(encodings.make_shared(jax.random.fold_in(position_key, 0)))
         self.layers = nnx.vmap(functools.partial(Layer, config))(layer_keys)
         self.layers.relative = nnx.Dict(encodings.make_stacked(jax.random.fold_in(position_key, 1)))
-        self.norm = RMSNorm(config)
+        self.norm = RMSNorm(config, config.model.width)
         if not config.model.tied_output:
             self.output = Kernel(config, output_key)
 
-    def output_kernel(self) -> jax.Array:
-        """(D, V), in the compute dtype."""
-        tied = self.config.model.tied_output
-        kernel = self.embed.table[...].T if tied else self.output.kernel[...]
-        return constrain(kernel.astype(self.config.model.dtype), "kernel")
+    def output_layer(self) -> Output:
+        """The kernel in the compute dtype, and the soft-cap."""
+        m = self.config.model
+        kernel = self.embed.table[...].T if m.tied_output else self.output.kernel[...]
+        return Output(constrain(kernel.astype(m.dtype), "kernel"), m.logit_softcap)
 
     def __call__(
-        self, inputs: Inputs, attend: Attend, carried: Any = None
+        self,
+        inputs: Inputs,
+        attend: Attend,
+        carried: Any = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs all layers.
 
         Args:
-          inputs: "tokens" and the coordinates, (B, L) each.
+          inputs: "tokens" and the coordinates, (B, L) each; with a key also "rows" (B, L), the number of
+            each row in the whole batch.
           attend: (x, q, k, v, encodings, carried) of a layer -> (the output of attention, (B, L, N, H),
             and any tree of arrays). x is the input of the projections, q, k and v their outputs, not
             turned yet; `encodings` is a `LayerEncodings`.
           carried: a tree of arrays with a leading axis of layers; `attend` gets its layer's slice.
+          key: of the dropout of the embedding and of what each layer adds; None: there is none.
 
         Returns:
           (B, L, D) after the final norm, and the other output of `attend`, with a leading axis of layers.
@@ -204,15 +234,27 @@ class Decoder(nnx.Module):
         for entry in encodings.absolute:
             x += self.absolute[entry.name](inputs[entry.coordinate])
         x = constrain(x.astype(config.model.dtype), "hidden")
+        keys = None
+        if key is not None:
+            of_embedding, of_layers = jax.random.split(key)
+            x = _drop(x, config.model.dropout, of_embedding, inputs["rows"][:, 0])
+            keys = jax.random.split(of_layers, config.model.layers)
         prepared = encodings.prepare(self.relative, inputs)
         graph, weights = self._layers_alone()
         stacked = {name: nnx.split(kind) for name, kind in self.layers.relative.items()}
 
         def run(number: int, x: jax.Array, of_layer: Any) -> tuple[jax.Array, Any]:
-            weights, params, carried = of_layer
+            weights, params, carried, key = of_layer
             own = {name: nnx.merge(stacked[name][0], state) for name, state in params.items()}
             relative = encodings.of_layer(number, {**self.relative, **own}, inputs, prepared)
-            return nnx.merge(graph, weights)(x, attend, relative, carried)
+
+            def drop(x: jax.Array, site: int) -> jax.Array:
+                if key is None:
+                    return x
+                of_site = jax.random.fold_in(key, site)
+                return _drop(x, config.model.dropout, of_site, inputs["rows"][:, 0])
+
+            return nnx.merge(graph, weights)(x, attend, relative, carried, drop)
 
         period = encodings.period
         layers: list[Callable[[jax.Array, Any], tuple[jax.Array, Any]]] = []
@@ -227,7 +269,8 @@ class Decoder(nnx.Module):
                 for name, (_, state) in stacked.items()
                 if number in (having := encodings.layers_of(name))
             }
-            xs.append((_each(weights, number, period), params, _each(carried, number, period)))
+            own = [_each(tree, number, period) for tree in (weights, carried, keys)]
+            xs.append((own[0], params, *own[1:]))
 
         def run_period(x: jax.Array, of_period: list[Any]) -> tuple[jax.Array, list[Any]]:
             extras: list[Any] = []
@@ -296,17 +339,22 @@ def declared(config: Plan) -> dict[str, Declaration]:
 
 
 def run(
-    config: Plan, params: Params, inputs: Inputs, attend: Attend, carried: Any = None
-) -> tuple[jax.Array, jax.Array, Any]:
+    config: Plan,
+    params: Params,
+    inputs: Inputs,
+    attend: Attend,
+    carried: Any = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Output, Any]:
     """The decoder with an `attend` of one's own, see `Decoder.__call__`.
 
     Returns:
-      The final hidden states (B, L, D), the output kernel (D, V), both in `model.dtype`; and what
-      `attend` gave besides.
+      The final hidden states (B, L, D) and the output layer, both in `model.dtype`; and what `attend`
+      gave besides.
     """
     decoder = _with_params(config, params)
-    x, extra = decoder(inputs, attend, carried)
-    return x, decoder.output_kernel(), extra
+    x, extra = decoder(inputs, attend, carried, key)
+    return x, decoder.output_layer(), extra
 
 
 def _with_params(config: Plan, params: Params) -> Decoder:
@@ -321,16 +369,17 @@ def prepare(config: Plan, params: Params, coordinates: Inputs) -> dict[str, Any]
     return config.encodings.prepare(_with_params(config, params).relative, coordinates)
 
 
-def hidden(config: Plan, params: Params, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """The final hidden states (B, L, D) and the output kernel (D, V), both in `model.dtype`."""
-    return run(config, params, inputs, attend_causally(config, inputs))[:2]
+def hidden(
+    config: Plan, params: Params, inputs: Inputs, key: jax.Array | None = None
+) -> tuple[jax.Array, Output]:
+    """The final hidden states (B, L, D) and the output layer, both in `model.dtype`.
 
-
-def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(B, L, D) and (D, V), from `hidden` -> (B, L, V) float32."""
-    return jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
+    With a key, as in training, numbers are dropped as `model.dropout` says; see `Decoder.__call__`.
+    """
+    return run(config, params, inputs, attend_causally(config, inputs), key=key)[:2]
 
 
 def apply(config: Plan, params: Params, inputs: Inputs) -> jax.Array:
     """Logits (B, L, V), float32. For short blocks: `loss` never holds all logits at once."""
-    return logits(*hidden(config, params, inputs))
+    x, output = hidden(config, params, inputs)
+    return output.logits(x)

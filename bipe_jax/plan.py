@@ -9,8 +9,9 @@ from typing import Any
 import ml_collections
 
 from bipe_jax import config as configs
-from bipe_jax import positions, segments
+from bipe_jax import plugins, positions, segments, synthetic
 from bipe_jax.config import Config, spec
+from bipe_jax.errors import UserError
 from bipe_jax.positions import Encodings
 from bipe_jax.segments import Rule
 
@@ -22,14 +23,14 @@ class Plan(Config):
     Attributes:
       encodings: all positional encodings of the model.
       training: the mixture of sources that `data.train` names.
-      evaluated: the source that `data.evaluation` names.
+      evaluated: the sources that `data.evaluation` names: one of text, or some of examples.
       rule: where segments end; None as long as that depends on a tokenizer that is not known yet.
       shards: of each source of training, in the order in which they are numbered; () until they are known.
     """
 
     encodings: Encodings = dataclasses.field(kw_only=True)
     training: spec.Mixture = dataclasses.field(kw_only=True)
-    evaluated: spec.Source = dataclasses.field(kw_only=True)
+    evaluated: tuple[spec.Source, ...] = dataclasses.field(kw_only=True)
     rule: Rule | None = dataclasses.field(kw_only=True)
     shards: tuple[tuple[spec.Shard, ...], ...] = dataclasses.field(kw_only=True, default=())
 
@@ -39,6 +40,24 @@ class Plan(Config):
         if self.rule is None:
             raise ValueError(f"the rule {self.segments.rule!r} needs a tokenizer: see `with_rule`")
         return self.rule
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether the targets of training are sets of tokens, see `data.examples`."""
+        return any(task.has_sets for task in _tasks(self.training))
+
+    @property
+    def plugins(self) -> tuple[plugins.Plugin, ...]:
+        """The plug-ins that the config names."""
+        levels = segments.parse_levels(self.segments.levels)
+        entries = (*self.encodings.absolute, *self.encodings.relative)
+        named = [
+            *((plugins.KINDS, entry.kind) for entry in entries),
+            *((plugins.RULES, rule) for rule in (self.segments.rule, *(r for _, r in levels))),
+            *((plugins.SOURCES, s.kind) for s in (*self.training.sources, *self.evaluated)),
+        ]
+        found = [plugins.find(group, name, ()) for group, name in dict.fromkeys(named)]
+        return tuple(plugin for plugin in found if plugin)
 
     def replace(self, changes: Mapping[str, Any]) -> "Plan":
         """A plan with other values of some fields: `plan.replace({"model.remat": "full"})`.
@@ -77,11 +96,43 @@ def of(config: Config, rule: Rule | None = None) -> Plan:
     Raises:
       UserError: the encodings, the segment rule or the sources make no sense.
     """
+    training = spec.parse_mixture(config.data.train)
+    _check_examples(config, training)
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     return Plan(
         **own,
         encodings=positions.parse(config),
-        training=spec.parse_mixture(config.data.train),
+        training=training,
         evaluated=spec.parse_evaluation(config.data.evaluation, "config.data.evaluation"),
-        rule=rule or segments.rule_without_tokenizer(config.segments.rule),
+        rule=rule
+        or segments.rule_without_tokenizer(
+            config.segments.rule, segments.parse_levels(config.segments.levels)
+        ),
     )
+
+
+def _tasks(mixture: spec.Mixture) -> list[synthetic.Task]:
+    """The synthetic tasks among the sources of a mixture."""
+    return [
+        synthetic.parse(source.path, "config.data.train")
+        for source in mixture.sources
+        if source.kind == spec.SYNTHETIC
+    ]
+
+
+def _check_examples(config: Config, training: spec.Mixture) -> None:
+    """Raises UserError unless examples, if there are any, stay whole and apart."""
+    names = [source.text for source in training.sources if source.kind in spec.OF_EXAMPLES]
+    apart = config.data.packing == "row" or (
+        config.data.packing == "document" and config.data.separate_documents
+    )
+    if names and not apart:
+        raise UserError(
+            f"config.data.train has the examples {names[0]!r}, which must stay whole: set "
+            "config.data.packing='row', or 'document' with config.data.separate_documents=True"
+        )
+    if len(training.sources) > 1 and any(task.has_sets for task in _tasks(training)):
+        raise UserError(
+            f"config.data.train={training.text!r}: a task whose tokens have sets as labels is not mixed "
+            "with other sources"
+        )

@@ -13,7 +13,7 @@ import sys
 
 from jax.sharding import Mesh
 
-from bipe_jax import cli, hardware, plan, sharding
+from bipe_jax import cli, commands, hardware, plan, sharding
 from bipe_jax.errors import UserError
 from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import GIB
@@ -131,12 +131,7 @@ def _overrides(config: Plan) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = cli.Parser("bipe_jax.preflight", __doc__)
-    parser.add_argument("--topology", help="a slice such as v5e:16x16 (the config's)")
-    parser.add_argument(
-        "--search", action="store_true", help="try meshes, remat and accumulation; print the best"
-    )
-    args, config = parser.parse_with_config(arguments)
+    args, config = commands.parser("preflight").parse_with_config(arguments)
     config = plan.make(config)
     slice_ = describe(args.topology or config.mesh.topology, config)
     if args.search:

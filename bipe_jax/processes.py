@@ -18,6 +18,7 @@ _HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process is 
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process waits at its end for the others
 # Processes that were started together, in the order in which JAX asks for them.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _joined = False  # jax.distributed.is_initialized() is true after a failure too
 
@@ -77,8 +78,8 @@ def _is_alone() -> bool:
     count = next((os.environ[name] for name in _COUNTS if name in os.environ), None)
     if count is not None:
         return count == "1"
-    # GKE names the hosts of a TPU slice.
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    # GKE names the processes, or the hosts, of a TPU slice. JAX asks for them in this order.
+    hosts = next((os.environ[name] for name in _HOSTS if name in os.environ), "")
     slices = os.environ.get("MEGASCALE_NUM_SLICES", "1")
     return bool(hosts) and "," not in hosts and slices == "1"
 

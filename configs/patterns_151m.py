@@ -11,6 +11,7 @@ bipe_swa   three layers of BiPE-RoPE in a window of segments, then one with offs
 """
 
 from bipe_jax.errors import UserError
+from bipe_jax.suggest import did_you_mean
 
 from . import bipe_rope_151m
 
@@ -51,7 +52,10 @@ PATTERNS = {
 
 def get_config(pattern: str = "llama4"):
     if pattern not in PATTERNS:
-        raise UserError(f"--config=...:{pattern} is unknown: use one of {', '.join(PATTERNS)}")
+        hint = did_you_mean(pattern, PATTERNS)
+        raise UserError(
+            f"--config=...:{pattern} is unknown{hint}: use one of {', '.join(PATTERNS)}"
+        )
     c = bipe_rope_151m.get_config()
     c.position.absolute, c.position.relative = PATTERNS[pattern]
     c.sequence_length = LENGTH

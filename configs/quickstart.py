@@ -5,13 +5,15 @@ ENCODING is a name in bipe_jax/positions/named.py, such as rope, alibi, t5 or no
 
 from bipe_jax.errors import UserError
 from bipe_jax.positions import NAMED
+from bipe_jax.suggest import did_you_mean
 
 from . import base
 
 
 def get_config(encoding: str = "bipe_rope"):
     if encoding not in NAMED:
-        raise UserError(f"--config=...:{encoding} is unknown: use one of {', '.join(NAMED)}")
+        hint = did_you_mean(encoding, NAMED)
+        raise UserError(f"--config=...:{encoding} is unknown{hint}: use one of {', '.join(NAMED)}")
     c = base.get_config()
     c.position.absolute, c.position.relative = NAMED[encoding]
     c.steps = 600
@@ -33,5 +35,5 @@ def get_config(encoding: str = "bipe_rope"):
     c.schedule.warmup_steps = 50
     c.schedule.final_fraction = 0.1
     c.checkpoint.every = 200
-    c.evaluation.windows = 64
+    c.evaluation.tokens = 16384
     return c

@@ -18,5 +18,5 @@ def get_config(encoding: str = "bipe_rope"):
     c.schedule.warmup_steps = 5
     c.checkpoint.every = 10
     c.log.every = 5
-    c.evaluation.windows = 4
+    c.evaluation.tokens = 256
     return c

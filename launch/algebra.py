@@ -1,7 +1,8 @@
 """The algebra of sweeps: functions that combine lists of points.
 
 A point is a dict from keys of the config to values: {"optimizer.learning_rate": 1e-3, "seed": 0}.
-A sweep file has a function `get_sweep()` that returns a list of points; see configs/sweeps/.
+With the key "name" it also has a name of its own, which its directory begins with. A sweep file has a
+function `get_sweep()` that returns a list of points; see configs/sweeps/.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from itertools import product as _tuples
 from bipe_jax.errors import UserError
 
 Point = dict[str, object]
+NAME = "name"  # the one key of a point that is none of the config
 
 
 def sweep(key: str, values: Iterable) -> list[Point]:
@@ -46,7 +48,10 @@ def _joined(name: str, points: Iterable[Point]) -> Point:
     joined: Point = {}
     for point in points:
         for key in point:
-            if key in joined:
+            if key in joined and key != NAME:
                 raise UserError(f"{name}: two of the sweeps set {key!r}: vary it in one of them")
+        names = [str(part[NAME]) for part in (joined, point) if NAME in part]
         joined |= point
+        if names:
+            joined[NAME] = "-".join(names)
     return joined

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Mapping
 
 from bipe_jax import cli, plan, streams
 from bipe_jax.config import check_resumable, from_json
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, bucket
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,18 +49,30 @@ def _text(value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def check_line(name: str, text: str) -> None:
+def check_line(name: str, text: str, shown: str | None = None) -> None:
     """Raises UserError unless a text is one line without control characters.
 
     Launchers write it into files of lines, YAML and units, and pass it through shells of other machines.
+
+    Args:
+      shown: in the message instead of a text that is secret.
     """
     for character in name + text:
         # Control characters, separators of lines and paragraphs, and bytes that are not UTF-8.
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            shown = streams.escaped(f"{name}={text}", keep="")
+            whole = streams.escaped(f"{name}={text if shown is None else shown}", keep="")
             raise UserError(
-                f"{shown} contains {character!a}: launchers take one line without control characters"
+                f"{whole} contains {character!a}: launchers take one line without control characters"
             )
+
+
+def check_on_disk(flag: str, path: str) -> None:
+    """Raises UserError if a directory that a launcher writes to on this machine is none of a disk."""
+    bucket.check(path, flag)
+    if bucket.holds(path):
+        raise UserError(
+            f"{flag}={path} must be a local directory here: launch.tpu_vm takes a bucket"
+        )
 
 
 def check(job: Job) -> plan.Plan:
@@ -72,6 +85,7 @@ def check(job: Job) -> plan.Plan:
     texts = {"--config": job.config, "--workdir": job.workdir, "--name": job.name}
     for name, value in texts.items() | {(f"--config.{k}", _text(v)) for k, v in job.overrides}:
         check_line(name, value)
+    bucket.check(job.workdir, "--workdir")
     config = plan.make(cli.read_config(job.config_arguments()))
     if (recorded := Workdir(job.workdir).read_config()) is not None:
         check_resumable(from_json(recorded), config, job.workdir)
@@ -113,11 +127,16 @@ def need(program: str, launcher: str) -> None:
         )
 
 
-def execute(command: list[str], dry_run: bool, stdin: str | None = None) -> None:
+def execute(
+    command: list[str],
+    dry_run: bool,
+    stdin: str | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> None:
     """Runs a command, or only prints it.
 
     Args:
-      stdin: its standard input.
+      stdin: its standard input. variables: of its environment, besides this one's.
 
     Raises:
       UserError: it failed; its output is on the terminal.
@@ -126,6 +145,7 @@ def execute(command: list[str], dry_run: bool, stdin: str | None = None) -> None
         print(shlex.join(command), flush=True)
         return
     _LOG.info(f"+ {shlex.join(command)}")
-    code = subprocess.run(command, input=stdin, text=True).returncode
+    environment = os.environ | (variables or {})
+    code = subprocess.run(command, input=stdin, text=True, env=environment).returncode
     if code:
         raise UserError(f"{command[0]} ended with status {code}: {shlex.join(command)}")

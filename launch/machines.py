@@ -6,12 +6,14 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Collection
 
 from jax.sharding import AbstractMesh
 
 from bipe_jax import cli, hardware, sharding
+from bipe_jax.config.needs import Needs
 from bipe_jax.errors import UserError
-from launch import jobs
+from launch import environment, inputs, jobs
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Parser(cli.Parser):
             help="launch without compiling for the slice",
         )
         self.add_argument("--dry-run", action="store_true", help="print the job, launch nothing")
+        environment.add_flags(self)
 
 
 def of(args: argparse.Namespace) -> Machines:
@@ -133,11 +136,20 @@ def job_of(arguments: list[str]) -> jobs.Job:
     return jobs.Job(flags["config"], flags["workdir"], tuple(overrides), name)
 
 
-def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -> list[jobs.Job]:
-    """The checked jobs, with the number of devices in their configs.
+def ready(
+    to_launch: list[jobs.Job],
+    machines: Machines,
+    skip_preflight: bool,
+    place: inputs.Place,
+    variables: Collection[str] | None,
+) -> list[tuple[jobs.Job, Needs]]:
+    """The checked jobs, with the number of devices in their configs, and what they need.
+
+    Args:
+      place: where they will be. variables: as `inputs.check`.
 
     Raises:
-      UserError: a config is wrong, not in this repository, or does not fit the slice.
+      UserError: a config is wrong, not in this repository, does not fit the slice, or lacks what it needs.
     """
     done = []
     for job in to_launch:
@@ -154,8 +166,8 @@ def ready(to_launch: list[jobs.Job], machines: Machines, skip_preflight: bool) -
         if not machines.slice:  # GPUs have no preflight
             shape = sharding.mesh_shape(config, machines.devices)
             sharding.check_batch(config, AbstractMesh(shape, sharding.AXES))
-        done.append(job)
-    for job in done:
+        done.append((job, inputs.check(config, place, variables, job.workdir)))
+    for job, _ in done:
         if machines.slice:
             jobs.preflight(job, machines.slice.name, skip_preflight)
         elif skip_preflight:

@@ -1,7 +1,7 @@
 """The points of a sweep: read from its file, applied to a config, checked, and named.
 
-A point's directory is KEY-VALUE--KEY-VALUE--ID, with the keys that the point sets. ID is a hash of the
-fields that change results. Neither depends on the other points of the sweep.
+A point's directory is KEY-VALUE--KEY-VALUE--ID, with the keys that the point sets, or NAME--ID. ID is a hash
+of the fields that change results. Neither depends on the other points of the sweep.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ import re
 from collections.abc import Sequence
 
 from bipe_jax import cli
-from bipe_jax.config import FIELDS, defaults, file, flatten, to_json
+from bipe_jax.config import FIELDS, defaults, file, flatten, spec, to_json
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import ending
 from bipe_jax.evaluation.evaluator import Settings, resolve
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, files, json_files
 from launch import jobs
-from launch.algebra import Point
+from launch.algebra import NAME, Point
 
 # Fields that do not change results. The id ignores them unless the sweep varies them, so that a sweep may
 # be resumed on another mesh.
@@ -27,6 +28,7 @@ _HOW = re.compile(
     r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
     r"|data\.(evaluation|workers|on_error|max_bad_share)"
 )
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
 _LONGEST_VALUE, _LONGEST_NAME = 48, 120  # characters; file systems take 255 bytes
 
 
@@ -44,20 +46,28 @@ class Checked:
 
 
 def read(path: str) -> list[Point]:
-    """The points that get_sweep() of a sweep file returns.
+    """The points of a sweep file: what its get_sweep() returns, or the list that a .json file is.
 
     Raises:
       UserError: the file or function does not exist, raises, or returns no points.
     """
     if not os.path.isfile(path):
         raise UserError(f"--sweep={path}: no such file")
-    try:
-        points = file.call(path, "get_sweep")
-    except UserError as error:
-        raise UserError(f"--sweep: {error}") from None
+    is_json = path.endswith(".json")
+    if is_json:
+        try:
+            points = json_files.load(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--sweep={path} cannot be read: {error}") from None
+    else:
+        try:
+            points = file.call(path, "get_sweep")
+        except UserError as error:
+            raise UserError(f"--sweep: {error}") from None
     if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         raise UserError(
-            f"--sweep={path}: get_sweep() must return a list of dicts of keys and values"
+            f"--sweep={path}: {'it must be' if is_json else 'get_sweep() must return'} a list of dicts of "
+            "keys and values"
         )
     if not points:
         raise UserError(f"--sweep={path}: get_sweep() has no points")
@@ -87,6 +97,10 @@ def check(
     checked, numbers = [], {}
     for number, point in enumerate(points, 1):
         where = f"--sweep={path}, point {number} of {len(points)}"
+        own = point.get(NAME, "")
+        if not isinstance(own, str) or (NAME in point and not re.fullmatch(_NAME, own)):
+            raise UserError(f"{where}: the name {own!r} must be letters, digits, '.', '_' and '-'")
+        point = {key: value for key, value in point.items() if key != NAME}
         for key in point:
             if key not in FIELDS:
                 raise UserError(f"{where}: the config has no key {key!r}{_meant(key)}")
@@ -94,7 +108,7 @@ def check(
                 raise UserError(f"--config.{key} is set by the sweep {path} too: leave it out")
         job = jobs.Job(config, "", (*overrides, *point.items()))
         try:
-            name = name_of(point, cli.read_config(job.config_arguments()))
+            name = name_of(point, cli.read_config(job.config_arguments()), own)
             identity = name.rpartition("--")[2]
             if identity in numbers:
                 raise UserError(
@@ -102,7 +116,7 @@ def check(
                 )
             job = dataclasses.replace(job, name=name, workdir=os.path.join(output, name))
             parsed = jobs.check(job)
-            resolve(Settings(), parsed)
+            ending.of(parsed)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         numbers[identity] = number
@@ -115,10 +129,15 @@ def _meant(key: str) -> str:
     return f": did you mean {near[0]!r}?" if near else " (docs/config.md has all keys)"
 
 
-def name_of(point: Point, config) -> str:
-    """The name of a point's directory; `config` has the point applied."""
+def name_of(point: Point, config, own: str = "") -> str:
+    """The name of a point's directory.
+
+    Args:
+      point: keys of the config alone. config: with the point applied. own: the point's own name, if any.
+    """
     flat = flatten(config)
     parts = [f"{short_key(key)}-{short_value(flat[key])}" for key in sorted(point)]
+    parts = [own] if own else parts
     readable = "--".join(parts)[:_LONGEST_NAME].rstrip("-_.")
     return "--".join(filter(None, [readable, _id(point, flat)]))
 
@@ -166,7 +185,7 @@ def record(workdir: str, config) -> None:
     """Writes WORKDIR/point.json, which identifies a point before it has been trained."""
     path = Workdir(workdir).point
     try:
-        os.makedirs(workdir, exist_ok=True)
+        files.make_directory(workdir)
         files.write_json(path, to_json(config))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
@@ -184,17 +203,27 @@ def recorded(workdir: str) -> dict | None:
 def finished(workdir: str, config) -> bool:
     """Whether the last step's checkpoint is complete and evaluated.
 
-    An evaluation at other lengths or on other data than the config's does not count: the trainer, run
-    again, only evaluates.
+    An evaluation at other lengths, on other data or with another context than the config's does not
+    count: the trainer, run again, only evaluates.
     """
     last = Workdir(workdir).latest_step()
-    evaluation = files.read_json(Workdir(workdir).evaluation)
+    of_examples = spec.is_of_examples(config.data.evaluation)
+    directory = Workdir(workdir)
+    evaluation = files.read_json(directory.answers if of_examples else directory.evaluation)
     if last is None or last < config.steps or not evaluation or evaluation.get("step") != last:
         return False
+    if of_examples:
+        rows = evaluation.get("results")
+        answered = [row.get("source") for row in rows] if isinstance(rows, list) else []
+        return answered == [source.text for source in config.evaluated]
     settings = resolve(Settings(), config)
     rows = evaluation.get("results")
     rows = rows if isinstance(rows, list) else []
     lengths = [row.get("length") if isinstance(row, dict) else None for row in rows]
     alike = all(length in settings.lengths for length in lengths)
     complete = all(length in lengths for length in settings.lengths)
-    return evaluation.get("data") == settings.data and alike and complete
+    same_text = (evaluation.get("data"), evaluation.get("context")) == (
+        settings.data,
+        settings.context,
+    )
+    return same_text and alike and complete

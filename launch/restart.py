@@ -42,7 +42,7 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
         return False, f"it ended with code {code}, and its workdir is not known"
     if failure := run.read_failure():
         return False, f"a wrong input: {failure}"
-    if code == USER_ERROR and not os.path.isdir(workdir):
+    if code == USER_ERROR and not files.is_directory(workdir):
         return (
             False,
             f"{workdir} does not exist: see the run's last line, or whether a disk is missing",
@@ -56,9 +56,9 @@ def decide(workdir: str, code: int, host: str = "") -> tuple[bool, str]:
     why = f"it died with code {code}"
     try:
         if crashes > _MOST:
-            os.remove(path)
+            files.remove(path)
             return False, f"{why}, {crashes} times since the checkpoint of step {step or 0}"
-        os.makedirs(workdir, exist_ok=True)
+        files.make_directory(workdir)
         files.write_json(path, {"step": step, "crashes": crashes})
     except OSError as error:
         return False, f"{why}, and {path} cannot be written: {error.strerror}"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from bipe_jax import cli
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.workdir import heartbeat
-from launch import jobs, local, points
+from launch import environment, inputs, jobs, local, points
 
 _LOG = logging.getLogger("launch.sweep")
 
@@ -40,6 +40,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], 
     parser.add_argument("--output", default="", help="directory with a directory for each point")
     parser.add_argument("--on", default="local", help="local, slurm, gke or sky (local)")
     parser.add_argument("--jobs", type=int, default=None, help="local runs at a time (1)")
+    environment.add_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.add_argument(
         "--collect",
@@ -47,6 +48,18 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], 
         const="",
         metavar="DIR",
         help="compare the points in --output, or DIR",
+    )
+    parser.add_argument(
+        "--over",
+        default=None,
+        metavar="FIELD",
+        help="with --collect: average over the values of this field ('': none; the seed, if it varies)",
+    )
+    parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="LABEL",
+        help="with --collect: what the others are compared with, as the table names it (the first)",
     )
     args = parser.parse_args([argument for argument in argv if argument not in overrides])
     split = (argument.removeprefix("--config.").partition("=") for argument in overrides)
@@ -63,28 +76,38 @@ def main(argv: list[str]) -> int:
     if args.collect is not None:
         from launch.collect import collect  # matplotlib is slow to import
 
-        collect(args.collect or _needed(args, "output"))
+        collect(args.collect or _needed(args, "output"), args.over, args.baseline)
         return 0
+    if args.over is not None or args.baseline:
+        raise UserError("--over and --baseline are for --collect")
     for name in ("config", "sweep", "output"):
         _needed(args, name)
     if args.on != "local" and args.on not in _BACKENDS:
         raise UserError(f"--on={args.on} is unknown: use local, {', '.join(_BACKENDS)}")
+    if args.on in ("local", *_SHARED):
+        jobs.check_on_disk("--output", args.output)
     if args.on == "local" and flags:
         raise UserError(
             f"-- {shlex.join(flags)}: flags after -- are for --on={'|'.join(_BACKENDS)}"
         )
     if args.on != "local" and args.jobs is not None:
         raise UserError(f"--jobs={args.jobs} is for --on=local: {args.on} has a queue of its own")
+    if args.on != "local" and (args.env or args.env_file):
+        raise UserError(f"--env and --env-file of --on={args.on} follow --, among its flags")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs={args.jobs} must be at least 1")
     checked = points.check(points.read(args.sweep), args.config, overrides, args.output, args.sweep)
     if args.on != "local":
         return _submit(checked, args, flags)
+    variables = environment.of(args)
+    for point in checked:
+        if not points.finished(point.job.workdir, point.config):
+            inputs.check(point.config, inputs.LOCAL, variables, point.job.workdir)
     if args.dry_run:
         for point in _unfinished(checked):
             jobs.execute([*jobs.TRAIN, *point.job.arguments()], dry_run=True)
         return 0
-    status = local.run(checked, args.jobs or 1)
+    status = local.run(checked, args.jobs or 1, variables)
     if status != PREEMPTED:
         _LOG.info(f"To compare them: python -m launch.sweep --collect={shlex.quote(args.output)}")
     return status

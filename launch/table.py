@@ -11,7 +11,7 @@ from bipe_jax.workdir import metrics
 _EVERY = 1.0  # seconds
 _HEAD = ("point", "state", "step", "loss", "tokens/s", "elapsed")
 _REST = 58  # characters of all columns but the first
-_FIRST = ("running", "stopping", "failed", "stopped", "waiting", "done", "done before")
+_FIRST = ("running", "stopping", "failed", "elsewhere", "stopped", "waiting", "done", "done before")
 
 
 class Table:

@@ -29,7 +29,7 @@ import time
 
 from bipe_jax import streams
 from bipe_jax.errors import DONE, LOST, PREEMPTED
-from bipe_jax.workdir import Workdir, workdir_argument
+from bipe_jax.workdir import Workdir, files, workdir_argument
 from launch import restart
 
 STOP = 44
@@ -89,17 +89,17 @@ def attempt(workdir: str, command: list[str]) -> int:
     """
     directory = Workdir(workdir)
     if first():
-        os.makedirs(workdir, exist_ok=True)
+        files.make_directory(workdir)
+        files.set_aside_unless_file(directory.running)
         # After a user's error only the user restarts a run, having corrected it.
-        if os.path.exists(directory.running) and not directory.read_failure():
+        if files.exists(directory.running) and not directory.read_failure():
             again, why = restart.decide(workdir, LOST)
             _log(why)
             if not again:
-                os.remove(directory.running)
+                files.remove(directory.running)
                 return STOP
         directory.forget_failure()
-        with open(directory.running, "w", encoding="utf-8"):
-            pass
+        files.write_text(directory.running, "")
     code = run(command)
     if code in (DONE, PREEMPTED):
         status = code
@@ -110,7 +110,7 @@ def attempt(workdir: str, command: list[str]) -> int:
         return LOST
     if first():
         with contextlib.suppress(FileNotFoundError):
-            os.remove(directory.running)
+            files.remove(directory.running)
     return status
 
 

@@ -2,15 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-# Compiling takes most of the tests' time, and their models are too small to gain from it. The tests of
-# numerics/ run the program as users do, in a process of their own: see tests/test_numerics.py.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    "" if "BIPE_AS_USERS" in os.environ else " --xla_backend_optimization_level=0"
-)
+import xla_flags
+
+if "BIPE_AS_USERS" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.QUICK}"
 
 import jax
 import pytest
@@ -49,6 +49,15 @@ def compilation_cache(tmp_path_factory):
 def messages():
     """Are shown as by the commands."""
     cli.log_to_terminal()
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A test's handlers end with it: a training leaves handlers that are not Python's own in place."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,12 @@ def _float64(tree):
     return np.asarray(tree, np.float64)
 
 
+def _of_layer(tree, i):
+    if isinstance(tree, dict):
+        return {name: _of_layer(stacked, i) for name, stacked in tree.items()}
+    return tree[i]
+
+
 def layers_of(text, layers):
     """The layers of the option `layers`."""
     if not text:
@@ -166,8 +172,11 @@ def layers_of(text, layers):
     return [i for i in range(layers) if (i % int(period) if slash else i) in wanted]
 
 
-def logits(config, params, inputs):
-    """(B, L, V) float64. `inputs`: tokens, coordinates and, if documents are apart, their ids."""
+def logits(config, params, inputs, factors=(1, 1, 1)):
+    """(B, L, V) float64. `inputs`: tokens, coordinates and, if documents are apart, their ids.
+
+    factors: of the embedding, and of what attention and SwiGLU of each layer add.
+    """
     m = config.model
     params = _float64(params)
     inputs = {name: np.asarray(x) for name, x in inputs.items()}
@@ -181,15 +190,21 @@ def logits(config, params, inputs):
         else:
             x = x + sinusoidal(values, m.width, **{"scale": m.init_std, **dict(options)})
 
+    x = x * factors[0]
     for i in range(m.layers):
         layer = {
-            group: {name: stacked[i] for name, stacked in params["layers"][group].items()}
+            group: _of_layer(params["layers"][group], i)
             for group in params["layers"]
             if group != "relative"
         }
         w = layer["attention"]
         y = rms_norm(x, layer["attention_norm"]["scale"], m.norm_epsilon)
         q, k, v = (np.einsum("bld,dnh->blnh", y, w[name]) for name in ("query", "key", "value"))
+        if m.qk_norm:
+            q, k = (
+                rms_norm(z, w[f"{name}_norm"]["scale"], m.norm_epsilon)
+                for z, name in ((q, "query"), (k, "key"))
+            )
         bias = 0
         for kind, coordinate, *options in config.position.relative:
             values, options = inputs[coordinate], dict(options)
@@ -210,9 +225,10 @@ def logits(config, params, inputs):
                 bias = bias + BIASES[kind](values, **own, **options)
         bias = np.broadcast_to(bias, (len(x), m.heads, x.shape[1], x.shape[1]))
         mixed = attend(q, k, v, bias, inputs.get("document_ids"))
-        x = x + np.einsum("blnh,nhd->bld", mixed, w["output"])
+        x = x + np.einsum("blnh,nhd->bld", mixed, w["output"]) * factors[1]
         y = rms_norm(x, layer["feed_forward_norm"]["scale"], m.norm_epsilon)
-        x = x + swiglu(y, **layer["feed_forward"])
+        x = x + swiglu(y, **layer["feed_forward"]) * factors[2]
 
     x = rms_norm(x, params["norm"]["scale"], m.norm_epsilon)
-    return x @ (params["embed"]["table"].T if m.tied_output else params["output"]["kernel"])
+    x = x @ (params["embed"]["table"].T if m.tied_output else params["output"]["kernel"])
+    return m.logit_softcap * np.tanh(x / m.logit_softcap) if m.logit_softcap else x

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import xla_flags
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,8 +26,7 @@ def start(count: int, devices: int, *arguments: str, own=()) -> list[subprocess.
         # XLA's threads for all CPU devices: of as few as there are cores, all can wait at different
         # collectives of one device, for another device that gets no thread.
         "NPROC": "16",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags.QUICK}",
     }
     if count > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}

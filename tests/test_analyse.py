@@ -99,6 +99,17 @@ def test_measures_equal_a_float64_softmax_of_all_logits(encoding, kv_heads, weig
         )
 
 
+def test_marks_of_a_segmenter_are_measured_as_the_same_segments_of_separators():
+    config, params = tiny_model("rotary")
+    blocks = blocks_of(config, 3, 27)
+    starts = np.zeros_like(blocks)
+    starts[:, 1:] = np.isin(blocks[:, :-1], config.segment_rule.separators)
+    wanted = attention_distance.measure(loaded.on_all_devices(config, params), blocks)
+    marked, _ = tiny_model("rotary", segments__rule="ast")
+    found = attention_distance.measure(loaded.on_all_devices(marked, params), blocks, starts)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 @pytest.mark.parametrize("encoding", NAMED)
 def test_the_model_goes_on_as_ever(encoding):
     config, params = tiny_model(encoding, model__kv_heads=2)
@@ -141,17 +152,19 @@ def test_the_sets_take_turns_and_short_documents_do_not():
     texts = [("a", "one"), ("a", "longer"), ("a", "longest"), ("b", "tiny"), ("a", "largest")]
     documents = [{"set": s, "text": t} for s, t in [*texts, ("c", "brother"), ("c", "sisters")]]
 
-    def encode(text):
-        return np.array([ord(c) for c in text], np.int32)
+    def encode(document):
+        tokens = np.array([ord(c) for c in document["text"]], np.int32)
+        return {"tokens": tokens, "starts": tokens + 1}
 
     def chosen(longest, limit):
         rows = attention_distance.choose(documents, encode, longest, limit)
-        return ["".join(map(chr, row)) for row in rows]
+        assert all((row["starts"] == row["tokens"] + 1).all() for row in rows)
+        return ["".join(map(chr, row["tokens"])) for row in rows]
 
     assert chosen(6, 3) == ["longer", "brothe", "longes"]
     assert chosen(6, 9) == ["longer", "brothe", "longes", "sister", "larges"]
     assert chosen(4, 2) == ["long", "tiny"]
-    assert attention_distance.choose(documents, encode, 8, 2).shape == (0, 8)
+    assert attention_distance.choose(documents, encode, 8, 2) == []
 
 
 def test_the_command(run, command, tmp_path):

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bipe_jax import checkpoint
@@ -77,7 +79,7 @@ def test_a_line_that_is_no_steps(resumed, line):
             file.write(line)
 
     workdir, said = resumed(harm)
-    assert len(said) == 1 and "metrics.jsonl cannot be read (line 3 is no step's)" in said[0]
+    assert len(said) == 1 and "metrics.jsonl cannot be used (line 3 is no step's)" in said[0]
     assert line in (workdir / "metrics.jsonl.unreadable-1").read_bytes()
     assert len((workdir / "metrics.jsonl").read_bytes().splitlines()) == 3
 
@@ -93,21 +95,21 @@ def test_a_line_that_a_kill_cut_off_is_nothing_to_speak_of(resumed, end):
     assert not list(workdir.glob("*.unreadable*"))
 
 
-BOOKKEEPING = ["metrics.jsonl", "events.jsonl", "heartbeat.json", "trainer.lock"]
+BOOKKEEPING = ["metrics.jsonl", "events.jsonl", "heartbeat.json", "trainer.lock", "failed"]
 
 
-@pytest.mark.parametrize("kind", ["directory", "fifo", "dangling"])
+@pytest.mark.parametrize("kind", ["directory", "fifo", "dangling", "loop"])
 def test_what_is_no_file(resumed, kind):
     def harm(workdir):
         for name in BOOKKEEPING:
             path = workdir / name
-            path.unlink()
+            path.unlink(missing_ok=True)
             if kind == "directory":
                 (path / "inside").mkdir(parents=True)
             elif kind == "fifo":
                 os.mkfifo(path)
             else:
-                path.symlink_to("nowhere")
+                path.symlink_to("nowhere" if kind == "dangling" else name)
 
     workdir, said = resumed(harm)
     assert len(said) == len(BOOKKEEPING)
@@ -137,7 +139,8 @@ def test_a_directory_of_tensorboard_that_cannot_be_written(config, tmp_path, cap
     (tmp_path / "tensorboard").symlink_to("/proc/self")
     assert not train(config, str(tmp_path), stop_at=2)
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
-    assert len(said) == 1 and f"{tmp_path / 'tensorboard'} cannot be written (" in said[0]
+    assert said[0] == f"TensorBoard: tensorboard --logdir {tmp_path / 'tensorboard'}"
+    assert len(said) == 2 and f"{tmp_path / 'tensorboard'} cannot be written (" in said[1]
     assert checkpoint.steps(tmp_path) == [2]
 
 
@@ -170,6 +173,28 @@ def test_the_latest_metrics_are_of_steps_alone(tmp_path):
     with open(path, "wb") as file:
         file.write(STEP + b"".join(NO_LINES))
     assert metrics.latest(tmp_path) == metrics.Metrics(1, 2.5)
+
+
+def test_the_latest_loss_is_a_mean_over_the_last_tenth_of_the_steps(tmp_path):
+    """And over 100 at most; a step whose loss was not finite is left out."""
+
+    def latest(losses):
+        rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+        rows[0]["tokens_per_second"] = 7.0
+        for row in rows[::3]:  # later versions write these too
+            row |= {"time": 1.8e9, "tokens": 256 * row["step"], "text": "x" * 900}
+        Path(tmp_path, "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return metrics.latest(tmp_path)
+
+    losses = list(np.random.default_rng(0).uniform(1, 9, 2000))
+    for steps, averaged in ((1, 1), (9, 1), (20, 2), (57, 5)):
+        mean = np.mean(losses[steps - averaged : steps])
+        assert latest(losses[:steps]) == metrics.Metrics(steps, pytest.approx(mean), 7.0)
+    assert latest(losses).loss == pytest.approx(np.mean(losses[-100:]))
+    assert latest([*losses[:38], None, 4.0]).loss == pytest.approx(
+        (losses[36] + losses[37] + 4) / 3
+    )
+    assert latest([*losses[:39], None]).loss is None
 
 
 def test_a_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):

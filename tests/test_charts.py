@@ -11,9 +11,10 @@ import pytest
 from drawn import NUMBER, Drawn, box, middle
 
 from bipe_jax.errors import UserError
-from bipe_jax.report import charts, palette, pictures
-from bipe_jax.report.charts import Bar, Bars, Cell, Curve, Field, Lines, Point
-from bipe_jax.report.results import Accuracy, Evaluation, Perplexity, Tasks
+from bipe_jax.report import charts, comparing, palette, pictures
+from bipe_jax.report.cells import Cell, Field
+from bipe_jax.report.charts import Bar, Bars, Curve, Lines, Point
+from bipe_jax.report.results import Accuracy, Evaluation, Perplexity, Targets, Tasks
 
 BAD = "$x_1$ <b>&\x1b{{ 7 }} " + "long" * 90
 
@@ -282,13 +283,15 @@ def test_names_are_text_in_the_svg():
             assert len(names) == 2 and max(map(len, names)) <= 60
 
 
-def evaluations(names) -> list[tuple[str, Evaluation]]:
+def evaluations(names) -> list[comparing.Group]:
     rows = tuple(
         Perplexity(set=f"{i}{BAD}", length=n, perplexity=n + i, perplexity_error=error)
         for i in (1, 2)
         for n, error in ((8, 0.5), (16, None), (32, math.nan))
     )
-    return [(name, Evaluation(training_length=8, results=rows)) for name in names]
+    targets = tuple(Targets(f"{i}{BAD}", "t", "c", ("d",), (9,), (30,)) for i in (1, 2))
+    evaluation = Evaluation(training_length=8, results=rows, targets=targets)
+    return comparing.alone([(name, evaluation) for name in names])
 
 
 @pytest.fixture
@@ -326,11 +329,29 @@ def test_curves_beyond_the_colours_are_grey_and_counted(tmp_path, saved):
     runs = evaluations([f"run {i}" for i in range(palette.SERIES + 3)])
     pictures.perplexity(runs, str(tmp_path / "a.png"))
     (figure,) = saved
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == [f"run {i}" for i in range(palette.SERIES)] + ["3 others"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["3 others"]
+    for axes in figure.axes:  # at the ends of the curves, one below the other
+        named = [text for text in axes.texts if text.get_text().startswith("run ")]
+        assert [text.get_text() for text in named] == [f"run {i}" for i in range(palette.SERIES)]
+        heights = sorted(text.xy[1] * axes.bbox.height for text in named)
+        assert min(np.diff(heights)) > 12
     colours = [line.get_color() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     expected = [palette.colour(f"s{i}") for i in range(palette.SERIES)]
     assert colours == [palette.colour("other")] * 3 + expected
+
+
+def test_names_are_moved_apart_no_more_than_needed():
+    assert charts.apart([], 10) == []
+    assert charts.apart([5, 100, 30], 10) == [5, 100, 30]
+    assert charts.apart([50, 50, 50], 10) == [40, 50, 60]
+    assert charts.apart([50, 0, 55], 10) == [47.5, 0, 57.5]
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        places = generator.uniform(0, 60, 7)
+        moved = np.array(charts.apart(places, 10))
+        assert (np.argsort(moved) == np.argsort(places)).all()
+        assert np.diff(np.sort(moved)).min() >= 10 - 1e-9
+        assert abs((moved - places).mean()) < 10
 
 
 def test_a_file_of_tasks(tmp_path, saved):

@@ -72,6 +72,7 @@ def test_sha256sum_agrees_and_nothing_of_the_model_is_left_out(copy):
     assert any(name.startswith("data/") for name in named)
 
 
+@pytest.mark.slow
 def test_verify_says_of_each_checkpoint_whether_it_is_intact_and_nothing_else(copy):
     assert verify(copy) == (0, "step 5: intact\nstep 10: intact\nstep 15: intact\n", "")
     steps = copy / "checkpoints"

@@ -21,7 +21,8 @@ from bipe_jax import checkpoint, generate, segments
 from bipe_jax import model as models
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, loaded, room
-from bipe_jax.evaluation.decode import Generator, Sampling
+from bipe_jax.evaluation.decode import Generator
+from bipe_jax.evaluation.sampling import Sampling, probabilities
 from bipe_jax.positions import NAMED, registry
 from bipe_jax.positions.rope import Rope
 
@@ -144,7 +145,7 @@ def plain_probabilities(sampling, logits):
 )  # fmt: skip
 def test_probabilities_equal_a_plain_loop(sampling):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (4, 30)), jnp.float32)
-    found = decode.probabilities(sampling, logits)
+    found = probabilities(sampling, logits)
     for row, wanted in zip(found, logits, strict=True):
         np.testing.assert_allclose(row, plain_probabilities(sampling, wanted), atol=1e-6)
 
@@ -288,7 +289,7 @@ def test_the_cache_is_of_the_size_that_is_expected():
 
 def test_more_of_the_top_than_there_are_is_all(run):
     logits = jnp.arange(8.0)[None]
-    found = [decode.probabilities(Sampling(1.0, top_k=k), logits) for k in (0, 8, 10**30)]
+    found = [probabilities(Sampling(1.0, top_k=k), logits) for k in (0, 8, 10**30)]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
     np.testing.assert_array_equal(found[1], found[2])
 

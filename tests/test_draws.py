@@ -9,8 +9,12 @@ import pytest
 from test_model import annotated, draw_tokens
 from tiny import tiny_plan
 
+from bipe_jax import model
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
+from bipe_jax.evaluation import loaded, scoring
+from bipe_jax.evaluation.evaluator import Settings, resolve
+from bipe_jax.evaluation.protocols import Window
 from bipe_jax.positions import draws
 from bipe_jax.training import step
 
@@ -111,18 +115,50 @@ def test_training_draws_and_goes_on_the_same_after_a_stop_and_under_accumulation
 def test_evaluation_has_true_coordinates():
     drawing = tiny_plan(position__draws=(("randomized", "segment", ("maximum", 400)),))
     inputs = annotated(draw_tokens(0, 2, 16))
-    from bipe_jax import model
-
     params = model.init(drawing, jax.random.key(0))
     np.testing.assert_array_equal(
         model.apply(drawing, params, inputs), model.apply(tiny_plan(), params, inputs)
     )
 
 
+def test_evaluation_draws_when_asked_by_seed_and_window():
+    drawing = tiny_plan(position__draws=(("randomized", "segment", ("maximum", 400)),), seed=5)
+    params = model.init(drawing, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    documents = [rng.integers(0, 64, size, dtype=np.int32) for size in (60, 40)]
+    windows = [Window(0, 0, 16, 9), Window(1, 8, 24, 9), Window(0, 30, 46, 9), Window(1, 0, 16, 9)]
+    found = []
+    for rows in (1, 4):
+        config = drawing.replace({"evaluation.batch_tokens": 16 * rows})
+        loaded_model = loaded.on_all_devices(config, params)
+        scorer = scoring.Scorer(loaded_model, drawn=True)
+        found.append([x for x, _ in scorer(loaded_model.params, documents, windows, 16)])
+    for number, window in enumerate(windows):
+        tokens = documents[window.document][window.start : window.end + 1]
+        batch = annotate(tokens[None], drawing.segment_rule)
+        inputs = {n: jnp.asarray(batch[n]) for n in ("tokens", "position", "segment", "offset")}
+        rows = jnp.asarray([number])
+        inputs = draws.apply(drawing.encodings.draws, 5, 0, inputs, rows)
+        log_probs = jax.nn.log_softmax(model.apply(drawing, params, inputs))[0]
+        wanted = log_probs[jnp.arange(16), tokens[1:]][-9:]
+        assert (inputs["segment"] != batch["segment"]).any()
+        for of_rows in found:
+            np.testing.assert_allclose(of_rows[number], wanted, atol=2e-5)
+
+
+def test_evaluation_with_draws_needs_draws():
+    settings = Settings(lengths=(16,), draws=True)
+    with pytest.raises(UserError, match=r"--draws: the model has no config\.position\.draws"):
+        resolve(settings, tiny_plan(data__evaluation="held_out.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ((("random", "segment"),), "'random' is unknown: use one of randomized, shift, pose"),
+        (
+            (("random", "segment"),),
+            "'random' is unknown (did you mean 'randomized'?): use one of randomized",
+        ),
         ((("shift", "sentence", ("maximum", 3)),), "coordinate 'sentence' is unknown"),
         ((("shift", "segment"),), "shift maximum=None must be from 1 to 16777216"),
         ((("shift", "segment", ("maximum", 0)),), "shift maximum=0 must be from 1"),

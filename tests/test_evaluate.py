@@ -6,14 +6,14 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny import changed, tiny_plan
+from tiny import tiny_plan
 
 from bipe_jax import model, segments
 from bipe_jax.data.prepare import prepare
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import loaded, perplexity, protocols, scoring
-from bipe_jax.evaluation.evaluator import Settings, evaluate, resolve
-from bipe_jax.evaluation.evaluator import documents as documents_of
+from bipe_jax.evaluation import loaded, perplexity, protocols, scoring, tally
+from bipe_jax.evaluation.evaluator import Settings, evaluate, read_targets, resolve
+from bipe_jax.evaluation.targets import Document, Targets
 from bipe_jax.training.trainer import train
 
 LENGTHS = (32, 64, 128)
@@ -24,70 +24,90 @@ def targets_of(windows):
     return [(w.document, t) for w in windows for t in range(w.end - w.scored + 1, w.end + 1)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("lengths", [LENGTHS, (32, 100), (40,)])
-@pytest.mark.parametrize("limit", [5, 10_000])
-def test_every_length_scores_the_same_targets_once(name, lengths, limit):
-    sizes = [10, max(lengths), max(lengths) + 1, 400, 1000]
-    windows = {
-        length: protocols.protocol(name, lengths).windows(sizes, length, lengths, limit)
-        for length in lengths
-    }
-    scored = {length: targets_of(found) for length, found in windows.items()}
-    assert all(sorted(found) == sorted(set(found)) for found in scored.values())
-    assert len({tuple(sorted(found)) for found in scored.values()}) == 1
-    any_of = scored[lengths[0]]
-    budget = limit * min(lengths)
-    assert len(any_of) <= max(budget, max(lengths))
-    if limit == 10_000:  # all documents that are long enough, and nearly all of each
-        assert {document for document, _ in any_of} == {2, 3, 4}
-        assert len(any_of) >= 1400 - 2 * max(lengths)
-    else:
-        assert len({document for document, _ in any_of}) > 1 or name != "same-tokens"
-    for length, found in windows.items():
-        for w in found:
-            assert 0 <= w.start < w.end < sizes[w.document]
-            assert 0 < w.scored <= w.end - w.start <= length
-            first = w.end - w.scored + 1  # of the targets
-            if name == "same-tokens":
-                assert w.end - w.start == length and w.scored == min(lengths)
-            elif name == "non-overlapping":
-                assert first == w.start + 1
-            else:
-                assert w.scored <= int(name.partition(":")[2])
-                assert w.end - w.start == min(length, w.end)
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [(name, lengths) for name in NAMES for lengths in (LENGTHS, (32, 100), (40,))]
+    + [(name, (48, 7)) for name in ("same-tokens", "non-overlapping", "sliding:5")],
+)
+def test_every_length_scores_the_same_targets_once(name, lengths):
+    """Whatever the other lengths are, the targets are those of the protocol and its context."""
+    context = 160
+    protocol = protocols.protocol(name, lengths, context)
+    assert protocol == protocols.protocol(name, (max(lengths),), context)
+    assert [*protocol.stretches(context)] == []  # one token too few
+    for size in (context + 1, 400, 1000):
+        stretches = protocol.stretches(size)
+        wanted = [t for first in stretches for t in range(first + 1, first + protocol.size + 1)]
+        assert len(wanted) == len(set(wanted)) and max(wanted) < size
+        assert len(wanted) > size - context - protocol.size
+        for length in lengths:
+            windows = [w for f in stretches for w in protocol.windows(3, f, length)]
+            assert targets_of(windows) == [(3, target) for target in wanted]
+            for w in windows:
+                assert 0 <= w.start < w.end < size
+                assert 0 < w.scored <= w.end - w.start <= length
+                first = w.end - w.scored + 1  # of the targets
+                if name == "same-tokens":
+                    assert w.end - w.start == length and w.scored <= 10
+                elif name == "non-overlapping":
+                    assert first == w.start + 1
+                else:
+                    assert w.scored <= int(name.partition(":")[2])
+                    assert w.end - w.start == min(length, w.end)
 
 
 def test_what_context_is_left_out_of_blocks_and_kept_by_sliding():
-    lengths = (8, 16)
-    blocks = protocols.protocol("non-overlapping", lengths).windows([40], 8, lengths, 99)
-    assert [(w.start, w.end) for w in blocks] == [(0, 8), (8, 16), (16, 24), (24, 32)]
-    sliding = protocols.protocol("sliding:4", lengths).windows([20], 8, lengths, 99)
-    assert [(w.start, w.end, w.scored) for w in sliding] == [
+    blocks = protocols.protocol("non-overlapping", (8,), 16)
+    assert [*blocks.stretches(40)] == [0, 16]
+    assert [(w.start, w.end) for w in blocks.windows(0, 16, 8)] == [(16, 24), (24, 32)]
+    sliding = protocols.protocol("sliding:4", (8,), 16)
+    assert [(w.start, w.end, w.scored) for w in sliding.windows(0, 0, 8)] == [
         (0, 4, 4), (0, 8, 4), (4, 12, 4), (8, 16, 4),
     ]  # fmt: skip
+    same = protocols.protocol("same-tokens", (8,), 32)
+    assert [*same.stretches(37)] == [30, 32, 34]  # the last targets are tokens 35 and 36
+    assert [(w.start, w.end, w.scored) for w in same.windows(0, 30, 8)] == [(24, 32, 2)]
+    assert [(w.start, w.end, w.scored) for w in same.windows(0, 30, 32)] == [(0, 32, 2)]
+
+
+def targets_of_documents(loaded_model, held, protocol) -> list[Targets]:
+    """All targets of documents (T,) of one set."""
+    sizes = loaded_model.tokenizer.byte_lengths()
+    documents = tuple(
+        Document(str(i), tokens, sizes[tokens], stretches=tuple(protocol.stretches(len(tokens))))
+        for i, tokens in enumerate(held)
+    )
+    scored = tuple(document for document in documents if document.stretches)
+    return [Targets("s", scored, protocol.size, "all", len(held))]
 
 
 @pytest.mark.parametrize("name", ["same-tokens", "non-overlapping", "sliding:12"])
 def test_numbers_equal_a_plain_loop(run, name):
     """Each target by itself: full logits of the tokens before it, in float64 from there on."""
-    loaded_model = changed(loaded.load(run), {"evaluation.windows": 8})
+    loaded_model = loaded.load(run)
     config, rule = loaded_model.config, loaded_model.rule
     generator = np.random.default_rng(0)
     held = [generator.integers(0, 512, n, dtype=np.int32) for n in (150, 190, 31)]
     sizes = loaded_model.tokenizer.byte_lengths()
-    protocol = protocols.protocol(name, LENGTHS)
-    documents = [{"set": "s", "tokens": tokens, "bytes": sizes[tokens]} for tokens in held]
-    found = perplexity.Evaluation(loaded_model, documents, LENGTHS, protocol)(loaded_model.params)
+    protocol = protocols.protocol(name, LENGTHS, 128)
+    targets = targets_of_documents(loaded_model, held, protocol)
+    found = perplexity.Evaluation(loaded_model, targets, LENGTHS, protocol)(loaded_model.params)
     forward = jax.jit(lambda inputs: model.apply(config, loaded_model.params, inputs))
     assert [row["length"] for row in found["results"]] == list(LENGTHS)
     for row in found["results"]:
         length = row["length"]
         total = text_bytes = count = 0
+        by_document = [0.0, 0.0]
         losses: dict = {"position": {}, "segment": {}, "offset": {}}
         beyond = dict.fromkeys(losses, 0)
         largest = dict.fromkeys(losses, 0)
-        for w in protocol.windows([150, 190, 31], length, LENGTHS, 8):
+        windows = [
+            w
+            for document in (0, 1)
+            for first in protocol.stretches(len(held[document]))
+            for w in protocol.windows(document, first, length)
+        ]
+        for w in windows:
             tokens = held[w.document]
             inputs = np.zeros((1, length), np.int32)
             inputs[0, : w.end - w.start] = tokens[w.start : w.end]
@@ -98,6 +118,7 @@ def test_numbers_equal_a_plain_loop(run, name):
                 scores = logits[t - 1 - w.start]
                 loss = np.log(np.exp(scores).sum()) - scores[tokens[t]]
                 total, count = total + loss, count + 1
+                by_document[w.document] += loss
                 text_bytes += sizes[tokens[t]]
                 for n in losses:
                     where = t - w.start - (n == "position")  # the place it is predicted from
@@ -110,11 +131,24 @@ def test_numbers_equal_a_plain_loop(run, name):
                     of_input = state[t - 1 - w.start][n]
                     beyond[n] += of_input > trained
                     largest[n] = max(largest[n], of_input)
-        assert row["tokens"] == count
+        assert row["tokens"] == count == sum(found["targets"][0]["tokens"])
+        assert sum(found["targets"][0]["bytes"]) == text_bytes
         assert row["loss"] == pytest.approx(total / count, rel=1e-5)
+        assert row["document_losses"] == pytest.approx(by_document, rel=1e-5)
         assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
         assert row["bits_per_byte"] == pytest.approx(total / math.log(2) / text_bytes, rel=1e-5)
-        assert row["documents"] == 2 and row["documents_too_short"] == 1
+        assert row["documents"] == 2 and row["documents_of_set"] == 3
+        ends = np.cumsum([0, *(w.end - w.start for w in windows)])
+        starts = [
+            at + i
+            for w, at in zip(windows, ends, strict=False)
+            for i, state in enumerate(plain_coordinates(held[w.document][w.start : w.end], rule))
+            if state["offset"] == 0
+        ]
+        of_segments = np.diff([*starts, ends[-1]])
+        assert row["segment_tokens_mean"] == pytest.approx(of_segments.mean())
+        assert row["segment_tokens_p99"] == np.percentile(of_segments, 99, method="inverted_cdf")
+        assert row["segments_per_block"] == pytest.approx(len(of_segments) / len(windows))
         for part in found["breakdowns"]:
             if part["length"] != length:
                 continue
@@ -139,7 +173,7 @@ def plain_coordinates(tokens, rule):
     found, at = [], {"position": 0, "segment": 0, "offset": 0}
     for token in tokens:
         found.append(dict(at))
-        ends = bool(rule.ends(np.array([token]), np.array([at["position"]]))[0])
+        ends = bool(rule.cuts(np.array([token]), np.array([at["position"]]))[0])
         at["position"] += 1
         at["segment"] += ends
         at["offset"] = 0 if ends else at["offset"] + 1
@@ -160,61 +194,32 @@ def test_training_range_is_that_of_blocks_of_the_training_length():
 @pytest.mark.parametrize("name", ["position", "segment", "offset"])
 def test_bins_take_each_value_once(name):
     for largest in (0, 1, 2, 3, 7, 8, 9, 100, 1023, 1024, 30_000):
-        starts = perplexity.edges(name, largest)
+        starts = tally.edges(name, largest)
         assert starts[0] == 0 and (np.diff(starts) > 0).all()
         assert starts[-2] <= largest < starts[-1]
-    assert perplexity.edges("position", 20).tolist() == [0, 1, 2, 4, 8, 16, 32]
-    assert perplexity.edges("offset", 20).tolist() == [*range(9), 12, 16, 24]
-
-
-def closed_form(totals, counts):
-    """The standard error of a ratio estimator (Cochran 1977, equation 2.46)."""
-    n, ratio = len(totals), totals.sum() / counts.sum()
-    return math.sqrt(n / (n - 1) * ((totals - ratio * counts) ** 2).sum()) / counts.sum()
-
-
-def test_bootstrapped_errors():
-    """Near the closed form where that holds, and distributed as a plain loop's."""
-    generator = np.random.default_rng(0)
-    counts = generator.integers(20, 40, 300).astype(float)
-    totals = counts * generator.normal(3, 1, 300)
-    found = perplexity.bootstrap(totals, counts)
-    assert found.shape == (1000,)
-    assert found.mean() == pytest.approx(totals.sum() / counts.sum(), abs=0.01)
-    assert found.std(ddof=1) == pytest.approx(closed_form(totals, counts), rel=0.08)
-    assert (found == perplexity.bootstrap(totals, counts)).all()
-
-    plain = []
-    for _ in range(3000):
-        drawn = [generator.integers(300) for _ in range(300)]
-        plain.append(sum(totals[i] for i in drawn) / sum(counts[i] for i in drawn))
-    for share in (0.05, 0.5, 0.95):
-        spread = closed_form(totals, counts)
-        assert abs(np.quantile(found, share) - np.quantile(plain, share)) < 0.2 * spread
+    assert tally.edges("position", 20).tolist() == [0, 1, 2, 4, 8, 16, 32]
+    assert tally.edges("offset", 20).tolist() == [*range(9), 12, 16, 24]
 
 
 def test_errors_are_over_documents(run):
     """Sixteen copies of two documents: a quarter of the error of the two."""
-    loaded_model = changed(loaded.load(run), {"evaluation.windows": 1000})
+    loaded_model = loaded.load(run)
     generator = np.random.default_rng(1)
     sizes = loaded_model.tokenizer.byte_lengths()
-    two = [
-        {"set": "s", "tokens": tokens, "bytes": sizes[tokens]}
-        for low in (0, 450)
-        for tokens in [generator.integers(low, 512, 200, dtype=np.int32)]
-    ]
-    protocol = protocols.protocol("non-overlapping", (64,))
+    two = [generator.integers(low, 512, 200, dtype=np.int32) for low in (0, 450)]
+    protocol = protocols.protocol("non-overlapping", (64,), 64)
 
-    def row(documents):
-        evaluation = perplexity.Evaluation(loaded_model, documents, (64,), protocol)
+    def row(held):
+        targets = targets_of_documents(loaded_model, held, protocol)
+        evaluation = perplexity.Evaluation(loaded_model, targets, (64,), protocol)
         return evaluation(loaded_model.params)["results"][0]
 
     assert row(two)["loss_error"] / row(two * 16)["loss_error"] == pytest.approx(4, rel=0.15)
     assert row(two[:1])["loss_error"] is None
     # Of two documents a resample has the first alone, both, or the second alone.
-    text_bytes = [sizes[document["tokens"][1:193]].sum() for document in two]
+    text_bytes = [sizes[tokens[1:193]].sum() for tokens in two]
     assert not 0.8 < text_bytes[0] / text_bytes[1] < 1.25
-    alone = [row([document])["bits_per_byte"] for document in two]
+    alone = [row([tokens])["bits_per_byte"] for tokens in two]
     both = np.average(alone, weights=text_bytes)
     error = row(two)["bits_per_byte_error"]
     assert error == pytest.approx(np.std([alone[0], both, both, alone[1]]), rel=0.1)
@@ -229,7 +234,8 @@ def test_memory_grows_linearly_with_length(run):
         batch = {"tokens": tokens, **segments.coordinates(tokens, loaded_model.rule)}
         places = np.arange(length - 32, length)[None]
         scorer = scoring.Scorer(loaded_model)
-        lowered = scorer._run.lower(loaded_model.params, batch, places, tokens[:, -32:], chunk=32)
+        rows, targets = np.arange(1), tokens[:, -32:]
+        lowered = scorer._run.lower(loaded_model.params, batch, rows, places, targets, chunk=32)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert size(16384) <= 9 * size(2048)
@@ -280,13 +286,10 @@ def test_an_extended_model_is_scored_with_its_scaling(run, tmp_path, spec):
     relative = (("rope", "segment", *options.items()),)
     config = loaded_model.config.replace({"position.relative": relative})
     loaded_model = loaded.on_all_devices(config, loaded_model.params, loaded_model.tokenizer)
-    documents = list(
-        documents_of(
-            loaded_model.config, loaded_model.tokenizer, resolve(Settings(), loaded_model.config)
-        )
-    )
-    protocol = protocols.protocol("same-tokens", (32, 256))
-    by_config = perplexity.Evaluation(loaded_model, documents, (32, 256), protocol)
+    settings = resolve(Settings((32, 256)), loaded_model.config)
+    targets = read_targets(loaded_model.config, loaded_model.tokenizer, settings)
+    protocol = protocols.protocol("same-tokens", (32, 256), settings.context)
+    by_config = perplexity.Evaluation(loaded_model, targets, (32, 256), protocol)
     for row, wanted, before in zip(
         result["results"], by_config(loaded_model.params)["results"], plain["results"], strict=True
     ):
@@ -318,19 +321,26 @@ def test_prepared_data_gives_what_its_text_gives(run, tokenizer_file, held_out, 
     """Blocks longer than any document, one document each: the same documents."""
     prepare(held_out, str(tmp_path / "p"), tokenizer_file, length=6000, packing="document")
     found = [
-        evaluate(run, Settings((32, 128), data, windows=10_000), str(tmp_path / "out"))
+        evaluate(run, Settings((32, 128), data, tokens=0), str(tmp_path / "out"))
         for data in (held_out, f"prepared:{tmp_path / 'p'}")
     ]
     for text, blocks in zip(*(result["results"] for result in found), strict=True):
         assert text["tokens"] > 10_000
         assert text.keys() == blocks.keys()
         for name, value in text.items():
-            # The documents are in another order, so that other ones are resampled: a standard error of
-            # 1000 resamples has one of 1 / sqrt(2000) itself.
-            bound = 3 / math.sqrt(2000) if name.endswith("_error") else 1e-6
+            # The documents are in another order, so that other ones are resampled for an error.
+            if name == "document_losses" or name.endswith("_error"):
+                continue
             assert blocks[name] == (
-                value if isinstance(value, str) else pytest.approx(value, rel=bound)
+                value if isinstance(value, str) else pytest.approx(value, rel=1e-6)
             )
+        # What the errors are of is the same.
+        of_documents = []
+        for result, row in zip(found, (text, blocks), strict=True):
+            targets = next(t for t in result["targets"] if t["set"] == row["set"])
+            columns = row["document_losses"], targets["tokens"], targets["bytes"]
+            of_documents.append(np.array(sorted(zip(*columns, strict=True))))
+        np.testing.assert_allclose(*of_documents, rtol=1e-6)
     other = tmp_path / "other.model"
     from bipe_jax.data import tokenizer
 
@@ -347,8 +357,9 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
         evaluate(str(tmp_path))
     for settings, line in (
         (Settings(data="none.jsonl"), r"no file matches 'none\.jsonl'"),
-        (Settings(data="a.jsonl@1; b.jsonl@2"), "one source; mixtures"),
-        (Settings(lengths=(32, 100_000)), "no document has 100,001 tokens"),
+        (Settings(data="a.jsonl@1; b.jsonl@2"), "one source of text"),
+        (Settings(lengths=(32, 100_000)), r"more than the context of .*: set --context=100000"),
+        (Settings(lengths=(32,), context=100_000), "no document has 100,001 tokens"),
         (Settings(lengths=(1,)), "at least 2"),
         (Settings(extend="yarn"), "extension 'yarn' must be SCALING:FACTOR"),
         (Settings(extend="best:4"), "SCALING one of linear, ntk"),
@@ -366,10 +377,9 @@ def test_wrong_input_is_refused_by_name(run, tmp_path):
 @pytest.mark.parametrize("scale", [math.nan, 1e3])
 def test_diverged_parameters_are_refused(run, scale):
     loaded_model = loaded.load(run)
-    tokens = np.arange(100, dtype=np.int32)
-    documents = [{"set": "s", "tokens": tokens, "bytes": tokens}]
-    protocol = protocols.protocol("same-tokens", (32,))
-    found = perplexity.Evaluation(loaded_model, documents, (32,), protocol)
+    protocol = protocols.protocol("same-tokens", (32,), 32)
+    targets = targets_of_documents(loaded_model, [np.arange(100, dtype=np.int32)], protocol)
+    found = perplexity.Evaluation(loaded_model, targets, (32,), protocol)
     params = jax.tree.map(lambda x: x * scale, loaded_model.params)
     with pytest.raises(UserError, match=r"loss of s at 32 tokens is .* diverged"):
         found(params)
@@ -447,13 +457,14 @@ def lossy_model(texts, **options) -> bytes:
     ],
 )
 def test_bytes_are_those_of_the_text_whatever_the_tokenizer(texts, options):
-    from bipe_jax.data import tokenizer
+    from bipe_jax.data import marked, tokenizer
 
     lines = [line for text in texts for line in text.splitlines() if line]
     tokens = tokenizer.Tokenizer(lossy_model(lines, **options))
     hard = "  ﬁne   naïve ①\t中文 \u200b\x07😀\r\n\n\nİstanbul ŉ  "
     for text in (*texts[:5], hard, "", " ", "中", "\u200b", hard * 3):
-        ids, sizes = tokens.encode_with_bytes(text)
+        encoded, sizes = marked.encode_whole(tokens, {"text": text}, ())
+        ids = encoded["tokens"]
         assert ids.tolist() == tokens.encode(text).tolist()
         assert len(ids) == len(sizes) and (sizes >= 0).all()
         assert sizes.sum() == len(text.encode()) * (len(ids) > 0)

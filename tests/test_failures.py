@@ -74,4 +74,4 @@ def test_a_supervisor_refuses_a_trainer_of_another_workdir(tmp_path, named):
 def test_the_worker_takes_both_spellings(tmp_path):
     done = run("launch.worker", "--workdir", str(tmp_path / "run"), "--config=smoke", "--stop=3")
     assert done.returncode == 44
-    assert "'stop'" in (tmp_path / "run" / "failed").read_text()
+    assert "--stop=3" in (tmp_path / "run" / "failed").read_text()

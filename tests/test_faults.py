@@ -92,8 +92,8 @@ def test_a_save_that_failed_is_noticed_before_the_next_is_due(
     disk(1)
     parsed = plan.make(config).with_rule(Rule((1,)))
     state = step.init_state(parsed, jax.random.key(0))
-    things = (state, {}, parsed, tokenizer.load(tokenizer_file))
-    with checkpoint.Checkpoints(tmp_path, keep=3) as checkpoints:
+    things = (state, {}, parsed, tokenizer.load(tokenizer_file), {})
+    with checkpoint.Checkpoints(tmp_path, keep=3, every=1) as checkpoints:
         checkpoints.save(*things)
         until = time.monotonic() + 20
         while not checkpoints.failed():
@@ -196,6 +196,7 @@ def test_what_the_disk_fails_is_one_line_and_no_wrong_input(tmp_path, error, lin
         raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
 
 
+@pytest.mark.slow
 def test_a_workdir_that_vanished_is_not_made_anew(config, tmp_path, monkeypatch):
     """As when a network's disk is gone; the run goes on when it is back."""
     monkeypatch.setattr(files, "PAUSES", (0.05, 0.05, 0.05))

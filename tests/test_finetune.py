@@ -21,6 +21,7 @@ ROPE = {"position.absolute": (), "position.relative": (("rope", "position"),)}
 BIPE = {"position.absolute": (("learned", "offset"),), "position.relative": (("rope", "segment"),)}
 OF_POSITION = {"position.absolute": (("learned", "position"),), "position.relative": ()}
 NO_UPDATE = {"optimizer.learning_rate": 1e-30}  # float32 parameters stay as they are, bit for bit
+LOUD = {"model.init_std": 0.2}  # attention is not uniform without much training
 TABLE = "absolute/learned_offset/table"
 
 
@@ -66,6 +67,7 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_a_rope_model_becomes_a_bipe_model(new, source, tmp_path, capsys):
     config = new(BIPE, NO_UPDATE, initial_checkpoint=source(ROPE))
     config.segments.rule, config.batch_size, config.seed = "newline", 4, 7
@@ -114,8 +116,32 @@ def test_a_model_is_trained_on_with_scaled_angles(changes, spec, new, source, tm
     if changes is BIPE:
         config.position.absolute = (("learned", "offset", ("size", 32)),)
     train(config, str(tmp_path), stop_at=1)
-    meta, _ = checkpoint.load(tmp_path)
-    _, params = checkpoint.load(source(changes))
+    assert first_loss(tmp_path) == pytest.approx(
+        reference_loss(tmp_path, source(changes)), abs=2e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [ROPE | LOUD, BIPE | LOUD])
+def test_a_rotation_is_dropped(changes, new, source, tmp_path):
+    """DroPE: the first loss is that of the checkpoint's parameters without the rotary entry."""
+    config = new(changes, initial_checkpoint=source(changes))
+    config.position.relative = ()
+    train(config, str(tmp_path), stop_at=1)
+    expected = reference_loss(tmp_path, source(changes))
+    assert first_loss(tmp_path) == pytest.approx(expected, abs=2e-5)
+    train(new(changes, initial_checkpoint=source(changes)), str(tmp_path / "kept"), stop_at=1)
+    assert abs(first_loss(tmp_path / "kept") - expected) > 1e-3
+
+
+def first_loss(workdir) -> float:
+    return read_metrics(workdir)[0]["loss"]
+
+
+def reference_loss(workdir, source) -> float:
+    """The loss of a run's first batch under its config with the parameters of a source, in float64."""
+    meta, _ = checkpoint.load(workdir)
+    _, params = checkpoint.load(source)
     batches = Batches(meta.config, meta.tokenizer)
     batch = next(batches)
     batches.close()
@@ -124,8 +150,7 @@ def test_a_model_is_trained_on_with_scaled_angles(changes, spec, new, source, tm
     logits -= logits.max(axis=-1, keepdims=True)
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     chosen = np.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
-    expected = -(chosen * batch["weights"]).sum() / batch["weights"].sum()
-    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(expected, abs=2e-5)
+    return -(chosen * batch["weights"]).sum() / batch["weights"].sum()
 
 
 def test_resuming_goes_on_from_the_runs_own_checkpoint(new, source, tmp_path, capsys):
@@ -237,8 +262,8 @@ def test_a_checkpoint_that_is_not_whole_is_refused(new, source, refuse, tmp_path
     meta, params = checkpoint.load(source(ROPE))
     config.model.layers = 3
     state = {"step": np.int32(1), "params": params, "optimizer": {"count": np.int32(1)}}
-    with checkpoint.Checkpoints(tmp_path / "odd", 1) as checkpoints:
-        checkpoints.save(state, {}, meta.config.replace({"model.layers": 3}), meta.tokenizer)
+    with checkpoint.Checkpoints(tmp_path / "odd", 1, 1) as checkpoints:
+        checkpoints.save(state, {}, meta.config.replace({"model.layers": 3}), meta.tokenizer, {})
     config.initial_checkpoint = str(tmp_path / "odd")
     assert "layers/attention/key has the shape (2, 32, 2, 16), the model's has (3, " in refuse(
         config

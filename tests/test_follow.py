@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bipe_jax import checkpoint
 from bipe_jax.checkpoint import reading
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import follow
 from bipe_jax.evaluation.evaluator import Settings, evaluate
+from bipe_jax.training.observing import evaluation_boards
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import files
 
@@ -90,7 +92,7 @@ def test_a_follower_beside_a_training_evaluates_each_checkpoint_once(
         result = json.loads(path.read_text())
         assert result["step"] == step and len(result["results"]) == 4
     assert json.loads((output / "evaluation.json").read_text())["step"] == 40
-    assert checkpoint.steps(workdir) == [40]
+    assert checkpoint.steps(workdir) == [38, 40]
 
 
 @pytest.mark.slow
@@ -125,9 +127,18 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(run, tmp_path, c
         return whole(manager, directory, step)
 
     monkeypatch.setattr(reading, "meta_of", vanishing)
-    follow.follow(str(run), Settings(lengths=(32,)), str(tmp_path / "out"))
+    output = str(tmp_path / "out")
+    with evaluation_boards.EvaluationBoards(output) as boards:
+        follow.follow(str(run), Settings(lengths=(32,)), output, boards.add)
     text = capsys.readouterr().err
     assert evaluated(text) == [4, 12]
+    shown = EventAccumulator(str(tmp_path / "out" / "evaluations" / "tensorboard")).Reload()
+    result = json.loads((tmp_path / "out" / "evaluations" / "12.json").read_text())
+    for row in result["results"]:
+        for name in ("loss", "perplexity"):
+            scalars = shown.Scalars(f"evaluation/{row['set']}/{row['length']}/{name}")
+            assert [scalar.step for scalar in scalars] == [4, 12]
+            assert scalars[-1].value == pytest.approx(row[name], rel=1e-6)
     assert "step 8: was deleted before it could be read" in text
 
 

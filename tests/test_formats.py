@@ -10,8 +10,11 @@ import pytest
 import bipe_jax
 from bipe_jax import checkpoint
 from bipe_jax.config import FORMAT
-from bipe_jax.evaluation import decode, loaded
+from bipe_jax.data import marked, quickstart
+from bipe_jax.evaluation import decode, loaded, perplexity
 from bipe_jax.evaluation.evaluator import evaluate
+from bipe_jax.evaluation.protocols import Protocol
+from bipe_jax.evaluation.targets import Document, Targets
 from bipe_jax.training.trainer import train
 from configs import smoke
 
@@ -51,10 +54,34 @@ def test_it_is_loaded_and_applied():
     assert np.isfinite(logits).all()
 
 
+def targets_of_then(tokenizer) -> list[Targets]:
+    """4 windows of 32 targets a set, evenly spaced over the documents, with 64 tokens or more."""
+    sets: dict[str, list] = {}
+    for document in quickstart.documents("validation"):
+        encoded, sizes = marked.encode_whole(tokenizer, document, ())
+        sets.setdefault(document["set"], []).append((encoded["tokens"], sizes))
+    made = []
+    for name, documents in sets.items():
+        ends = [(i, e) for i, (t, _) in enumerate(documents) for e in range(64, len(t), 32)]
+        chosen = [ends[i] for i in np.linspace(0, len(ends) - 1, 4).round().astype(int)]
+        some = tuple(
+            Document(str(i), *documents[i], stretches=tuple(e - 32 for j, e in chosen if j == i))
+            for i in dict.fromkeys(i for i, _ in chosen)
+        )
+        made.append(Targets(name, some, 32, "", len(documents)))
+    return made
+
+
 def test_it_is_evaluated(tmp_path):
-    result = evaluate(str(DATA), output=str(tmp_path / "evaluation"))
+    """On the targets of that program its numbers are found again."""
+    model = loaded.load(DATA)
+    protocol = Protocol("same-tokens", 32, 32, 32, True)
+    targets = targets_of_then(model.tokenizer)
+    result = perplexity.Evaluation(model, targets, (32, 64), protocol)(model.params)
     wanted = json.loads((DATA / "evaluation.json").read_text())
-    assert result["step"] == wanted["step"] == 4
+    assert (
+        evaluate(str(DATA), output=str(tmp_path / "now"), tokens=256)["step"] == wanted["step"] == 4
+    )
     assert [(r["set"], r["length"]) for r in result["results"]] == [
         (r["set"], r["length"]) for r in wanted["results"]
     ]

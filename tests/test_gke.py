@@ -52,7 +52,10 @@ def closed(schema):
 @pytest.fixture(scope="module")
 def check():
     schema = closed(json.loads((ROOT / "tests" / "jobset_crd.json").read_text()))
-    metadata = {"properties": {"name": {}, "annotations": {}}, "additionalProperties": False}
+    metadata = {
+        "properties": {"name": {}, "annotations": {}, "labels": {}},
+        "additionalProperties": False,
+    }
     schema["properties"]["metadata"] |= metadata
     return jsonschema.Draft7Validator(schema).validate
 
@@ -76,6 +79,54 @@ def test_manifests_are_what_the_crd_allows(capsys, check, arguments):
         inner["parallellism"] = 1
         with pytest.raises(jsonschema.ValidationError, match="parallellism"):
             check(wrong)
+
+
+def test_nodes_queue_and_end_are_as_asked(capsys, check):
+    (made,) = manifests(
+        capsys,
+        [
+            *TPU,
+            "--flex-start",
+            "--queue=tpus",
+            "--priority=low",
+            "--ttl-hours=1.5",
+            "--secret=wandb",
+        ],
+    )
+    check(made)
+    label = "cloud.google.com/gke-flex-start"
+    _, _, pod, container = parts(made)
+    assert pod["nodeSelector"][label] == "true" and pod["tolerations"][0]["key"] == label
+    assert made["metadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "tpus",
+        "kueue.x-k8s.io/priority-class": "low",
+    }
+    assert made["spec"]["ttlSecondsAfterFinished"] == 5400
+    assert container["envFrom"] == [{"secretRef": {"name": "wandb"}}]
+    (made,) = manifests(capsys, [*TPU, "--reservation=mine"])
+    check(made)
+    assert parts(made)[2]["nodeSelector"]["cloud.google.com/reservation-name"] == "mine"
+    assert "labels" not in made["metadata"] and "ttlSecondsAfterFinished" not in made["spec"]
+    (made,) = manifests(capsys, ["--slice=v6e-1", *TPU[1:]], [job(batch_size=32)])
+    _, spec, pod, container = parts(made)
+    assert (spec["completions"], container["resources"]["limits"]) == (1, {"google.com/tpu": 1})
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "1x1"
+
+
+def test_variables_are_in_a_secret_alone(tmp_path, monkeypatch, capsys):
+    log = kubectl(tmp_path, monkeypatch)
+    arguments = [*TPU, "--env=WANDB_API_KEY=hush", "--secret=theirs"]
+    gke.submit([job(log__wandb="p")], arguments, dry_run=False)
+    secret, made = yaml.safe_load_all((tmp_path / "applied").read_text())
+    assert (secret["kind"], secret["metadata"]["name"]) == ("Secret", "first")
+    assert secret["stringData"] == {"WANDB_API_KEY": "hush"}
+    sources = [source["secretRef"]["name"] for source in parts(made)[3]["envFrom"]]
+    assert sources == ["theirs", "first"] and "hush" not in str(made)
+    said = capsys.readouterr()
+    assert not any("hush" in text for text in (said.out, said.err, log.read_text()))
+    gke.submit([job(log__wandb="p")], arguments, dry_run=True)
+    shown = capsys.readouterr().out
+    assert "WANDB_API_KEY: (hidden)" in shown and "hush" not in shown
 
 
 def test_each_slice_is_a_job_with_a_pod_a_host(capsys):
@@ -212,6 +263,13 @@ def test_pods_names_are_names_of_the_dns(text):
         ([*TPU[:2]], r"--workdir=/runs/first is in none of the volumes"),
         ([*TPU, "--volume=/host:/x"], "--volume=/host:/x must be gs://BUCKET:/PATH or NAME:/PATH"),
         ([*TPU, "--volume=runs"], "--volume=runs must be"),
+        ([*TPU, "--spot", "--flex-start"], "--spot and --flex-start: nodes are of one kind"),
+        ([*TPU, "--queue=A b"], "--queue=A b is not a name of Kubernetes"),
+        ([*TPU, "--secret=/x"], "--secret=/x is not a name"),
+        ([*TPU, "--ttl-hours=-1"], "--ttl-hours=-1 must be between 0"),
+        ([*TPU, "--env=1X=hush"], "--env=1X=... must be NAME"),
+        ([*TPU, "--env-file=/nowhere"], "--env-file=/nowhere cannot be read: No such file"),
+        ([*TPU, "--env=X=a\nhush"], r"--env=X=\(hidden\) contains"),
         ([*TPU, "--zone=eu"], "unrecognized arguments: --zone=eu"),
     ],
 )  # fmt: skip

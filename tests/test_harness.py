@@ -17,10 +17,12 @@ pytest.importorskip("lm_eval")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from test_model import draw
 from tiny import changed, tiny_plan
 
 import bipe_jax
-from bipe_jax import harness, model
+from bipe_jax import harness, model, segments
+from bipe_jax.data import marked
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import decode, harness_model, loaded
 from bipe_jax.evaluation.perplexity import default_lengths
@@ -85,20 +87,29 @@ class Plain:
 
     def __init__(self, loaded_model, max_length):
         self.encode = loaded_model.tokenizer.encode
-        self.bos, self.max_length = loaded_model.tokenizer.bos_id, max_length
+        self.tokenizer, self.max_length = loaded_model.tokenizer, max_length
+        self.names = segments.segmenters_of(loaded_model.config)
         self._apply = jax.jit(functools.partial(bipe_jax.apply, loaded_model.config))
         self._params = loaded_model.params
 
-    def logits(self, tokens):
-        padded = np.zeros((1, self.max_length), np.int32)
-        padded[0, : len(tokens)] = tokens
-        return np.asarray(self._apply(self._params, padded), np.float64)[0]
+    def starts(self, text):
+        """Where segmenters let segments begin; None without them."""
+        row, _ = marked.encode_whole(self.tokenizer, {"text": text}, self.names)
+        return row.get("starts")
 
-    def score(self, tokens, first):
+    def logits(self, tokens, starts=None):
+        padded = np.zeros((2, 1, self.max_length), np.int32)
+        padded[0, 0, : len(tokens)] = tokens
+        if starts is not None:
+            padded[1, 0, : len(starts)] = starts
+        rows = padded if starts is not None else padded[:1]
+        return np.asarray(self._apply(self._params, *rows), np.float64)[0]
+
+    def score(self, tokens, first, starts=None):
         """(log-probability of tokens[first:] behind those before, whether all are the likeliest)."""
         cut = max(len(tokens) - self.max_length - 1, 0)
         tokens, first = tokens[cut:], first - cut
-        logits = self.logits(tokens[:-1])
+        logits = self.logits(tokens[:-1], None if starts is None else starts[cut:-1])
         total, greedy = 0.0, True
         for i in range(first, len(tokens)):
             row = logits[i - 1]
@@ -114,11 +125,13 @@ class Plain:
     def rolling(self, text):
         """Each token once, with as many before it as there are, the first behind BOS."""
         tokens = self.encode(text)
+        starts = self.starts(text) if self.names else None
         total, done = 0.0, 1
         while done < len(tokens):
             end = min(done + self.max_length, len(tokens))
             start = max(end - self.max_length - 1, 0)
-            total += self.score(tokens[start:end], done - start)[0]
+            own = None if starts is None else starts[start:end]
+            total += self.score(tokens[start:end], done - start, own)[0]
             done = end
         return total
 
@@ -193,6 +206,52 @@ def test_requests_are_answered_each_by_itself(loaded_model):
             requests("loglikelihood", [("To be or", whole[len("To be or") :])]), disable_tqdm=True
         )
         assert answer[1]
+
+
+CODE = "import os\n\n\ndef f(x):\n    return x\n\n\ny = f(2)\n"
+
+
+def test_segmenters_read_the_text_of_each_request(run, loaded_model):
+    config = loaded_model.config.replace({
+        "segments.rule": "ast",
+        "position.absolute": (("learned", "offset"),),
+        "position.relative": (("rope", "segment"),),
+    })  # fmt: skip
+    tokenizer = loaded_model.tokenizer
+    coded = loaded.on_all_devices(config, draw(config), tokenizer)
+    model, plain = harness_model.Harness(coded, 48), Plain(coded, 48)
+    assert plain.starts(CODE).sum() == 2 and not plain.starts(CODE[:20]).any()
+    # Only with the continuation is the second text Python; the last is cut at its beginning.
+    pairs = [
+        (CODE, "z = 3\n"),
+        ("def f(", "x): return x\ny = 1\nz = y + 3\n"),
+        ("", CODE),
+        (3 * CODE, "z = 1\n"),
+    ]
+    found = model.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
+        whole, starts = plain.encode(context + continuation), plain.starts(context + continuation)
+        first = len(plain.encode(context.rstrip())) if context else 1
+        wanted = plain.score(whole, first, starts)
+        assert total == pytest.approx(wanted[0], rel=1e-5, abs=1e-5) and greedy == wanted[1]
+        assert total != pytest.approx(plain.score(whole, first, 0 * starts)[0], rel=1e-3)
+    (rolling,) = model.loglikelihood_rolling(
+        requests("loglikelihood_rolling", [(5 * CODE,)]), disable_tqdm=True
+    )
+    assert rolling == pytest.approx(plain.rolling(5 * CODE), rel=1e-5)
+    asked = {"until": [], "max_gen_toks": 8}
+    answers = model.generate_until(
+        requests("generate_until", [(CODE, asked), (3 * CODE, asked)]), disable_tqdm=True
+    )
+    for text, answer in zip((CODE, 3 * CODE), answers, strict=True):
+        tokens, starts = plain.encode(text)[8 - 48 :].tolist(), plain.starts(text)[8 - 48 :]
+        for _ in range(8):
+            row = plain.logits(tokens, np.pad(starts, (0, len(tokens) - len(starts))))
+            tokens.append(int(row[len(tokens) - 1].argmax()))
+        assert answer == tokenizer.decode(tokens)[len(tokenizer.decode(tokens[:-8])) :]
+    data = changed(loaded_model, {"segments.rule": "data:1"})
+    with pytest.raises(UserError, match="'data:1' takes segments from the data"):
+        harness_model.Harness(data, 48)
 
 
 def test_generation_ends_at_the_first_stop_string(loaded_model, monkeypatch):

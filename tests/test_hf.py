@@ -29,6 +29,7 @@ from bipe_jax.evaluation import decode, loaded
 from bipe_jax.positions import registry
 
 VOCAB, SEPARATORS = 512, (1, 2, 7)
+LETTERS = ["\n" if i in SEPARATORS else chr(97 + i % 26) for i in range(VOCAB)]
 NEW = 10  # tokens that are generated
 BILEVEL = {"position__absolute": (("learned", "offset", ("size", 6)),)}
 NOT_EXPORTED = ("t5", "kerple-log", "fire", "fox", "pope", "ssmax")  # modeling_bipe.py lacks them
@@ -44,12 +45,24 @@ CASES = {
         "model__kv_heads": 2,
         "model__width": 36,
     },
+    "nested levels": {
+        "position__absolute": (("learned", "segment_in_paragraph"), ("sinusoidal", "part_offset")),
+        "position__relative": (("rope", "segment"), ("alibi", "paragraph"), ("alibi", "part")),
+        "segments__levels": (("paragraph", "regex:[a-z][b-z]*\n"), ("part", "before:\n[aeiou]")),
+    },
     "fixed rule, grouped heads, tied": {
         **BILEVEL,
         "position__relative": (("rope", "segment", ("theta", 50.0)),),
         "segments__rule": "fixed:5",
         "model__kv_heads": 2,
         "model__tied_output": True,
+    },
+    "qk-norm, soft-cap, grouped heads": {
+        "position__absolute": (),
+        "position__relative": (("rope", "position"),),
+        "model__kv_heads": 2,
+        "model__qk_norm": True,
+        "model__logit_softcap": 2.0,
     },
     "Llama, grouped heads, tied": {
         "position__absolute": (),
@@ -81,6 +94,8 @@ EVERY = pytest.mark.parametrize("case", CASES)
 def built(case):
     overrides = {"model__vocab_size": VOCAB, "separators": SEPARATORS} | CASES[case]
     config = tiny_plan(**overrides)
+    if config.segments.levels:
+        config = config.with_rule(segments.rule_of(config, LETTERS, -1))
     return config, draw(config)
 
 

@@ -1,5 +1,6 @@
 """JSON of anybody: each command that reads a file answers whatever it contains, or says in a line why not."""
 
+import contextlib
 import copy
 import json
 import math
@@ -15,10 +16,12 @@ from bipe_jax import config, goodput, plan, plot
 from bipe_jax.config.spec import parse_source
 from bipe_jax.convert import authors, from_hf, incoming, llama
 from bipe_jax.data import prepared
-from bipe_jax.errors import PREEMPTED, UserError
-from bipe_jax.report import page, pictures, results
+from bipe_jax.errors import DONE, LOST, PREEMPTED, UserError
+from bipe_jax.report import comparing, page, pictures, results
 from bipe_jax.workdir import Workdir, events, files, heartbeat, json_files, metrics
-from launch import collect, jobs, local, points, restart, supervise
+from launch import collect, jobs, local, points, restart, supervise, worker
+from launch.table import Table
+from launch.tpu_vm import worker as tpu_vm
 
 DEEP = b"[" * 100_000
 CONTENTS = {
@@ -66,16 +69,21 @@ def test_what_is_nested_as_deep_as_it_may_be():
         json_files.check_depth({"a": (loop,)})
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "link to nothing", "loop"])
+# What cannot be read, not even by root.
+NO_FILES = {
+    "fifo": os.mkfifo,
+    "device": lambda path: os.symlink("/dev/zero", path),
+    "directory": lambda path: os.makedirs(path / "inside"),
+    "link to nothing": lambda path: os.symlink("nothing", path),
+    "loop": lambda path: os.symlink(path.name, path),
+    "unreadable": lambda path: os.symlink("/proc/self/mem", path),  # opened, but not read
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
 def test_only_regular_files_are_read(kind, tmp_path):
     path = tmp_path / "x.json"
-    {
-        "fifo": lambda: os.mkfifo(path),
-        "device": lambda: os.symlink("/dev/zero", path),
-        "directory": path.mkdir,
-        "link to nothing": lambda: os.symlink("nothing", path),
-        "loop": lambda: os.symlink("x.json", path),
-    }[kind]()
+    NO_FILES[kind](path)
     with pytest.raises(UserError, match=r"x\.json cannot be read: ") as raised:
         json_files.read(path)
     assert "\n" not in str(raised.value) and files.read_json(path) is None
@@ -106,6 +114,12 @@ def _collect(directory, patch):
     collect.collect(str(directory))
 
 
+def _collect_point(directory, patch):
+    (directory / "point.json").write_text(json.dumps(config.to_json(config.parse(tiny()))))
+    _collect(directory, patch)
+    assert (directory / "sweep.csv").exists()
+
+
 def _train(directory, patch):
     recorded = Workdir(directory).read_config()
     if recorded is not None:
@@ -121,6 +135,21 @@ def _supervise(directory, patch):
     command = [sys.executable, "-c", f"raise SystemExit({PREEMPTED})"]
     supervisor = supervise.Supervisor(command, str(directory), pause=0)
     supervisor._train(os.open(directory, os.O_RDONLY))
+
+
+def _worker(directory, patch):
+    assert worker.attempt(str(directory), [sys.executable, "-c", "raise SystemExit(7)"]) == LOST
+    assert worker.attempt(str(directory), [sys.executable, "-c", ""]) == DONE
+
+
+def _status(directory, patch):
+    patch.setattr(tpu_vm, "_UNIT", str(directory / "unit"))
+    (directory / "unit").write_text(f'ExecStart="x" "--workdir={directory}"\n')
+    assert tpu_vm.progress() == "no heartbeat yet"
+
+
+def _table(directory, patch):
+    assert Table([local.Run(_point(directory))]).lines(10, 200)
 
 
 def _point(directory):
@@ -164,6 +193,63 @@ def test_every_command_answers_or_says_what_is_wrong(
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
         assert str(tmp_path) in str(error) or command == "train"
+
+
+BOOKKEEPING = [
+    "metrics.jsonl",
+    "events.jsonl",
+    "heartbeat.json",
+    "restarts.json",
+    "failed",
+    "running",
+]
+READERS = {
+    "goodput": _goodput,
+    "sweep --collect": _collect_point,
+    "local sweep": lambda d, _: local.Run(_point(d)).shown,
+    "table of a sweep": _table,
+    "finished": _finished,
+    "restart": lambda d, _: restart.decide(str(d), 137),
+    "restart, of a host": lambda d, _: restart.decide(str(d), 137, "h"),
+    "supervise": _supervise,
+    "worker": _worker,
+    "status of a TPU VM": _status,
+    "report": lambda d, _: page.build([str(d)]),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_a_line_at_most(reader, kind, tmp_path, monkeypatch, capfd):
+    for name in [*BOOKKEEPING, "restarts-h.json"]:
+        directory = tmp_path / name.replace(".", "-")
+        directory.mkdir()
+        NO_FILES[kind](directory / name)
+        with (
+            contextlib.suppress(UserError)
+            if reader in ("goodput", "report")
+            else contextlib.nullcontext()
+        ):
+            READERS[reader](directory, monkeypatch)
+        said = capfd.readouterr().err.splitlines()
+        assert sum(name in line for line in said) <= 1 and "Traceback" not in said
+        aside = any(path.name == f"{name}.unreadable-1" for path in directory.rglob("*"))
+        expected = {
+            "restart": {"restarts.json"},
+            "restart, of a host": {"restarts-h.json"},
+            "worker": {"restarts.json", "running", "failed"},
+        }
+        assert aside == (name in expected.get(reader, ())), name
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_goodput_of_what_is_no_file_names_it(kind, tmp_path, monkeypatch):
+    NO_FILES[kind](tmp_path / "events.jsonl")
+    with pytest.raises(
+        UserError, match=r"events\.jsonl (cannot be read: |does not exist)"
+    ) as raised:
+        _goodput(tmp_path, monkeypatch)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_index_of_tensors(tmp_path):
@@ -236,7 +322,7 @@ def test_every_value_of_a_report(name, tmp_path):
                 page.build([str(tmp_path)])
                 if name == "evaluation":
                     read = results.read_file(str(tmp_path), results.Evaluation)
-                    pictures.perplexity([("a", read)], f"{tmp_path}/x.png")
+                    pictures.perplexity(comparing.alone([("a", read)]), f"{tmp_path}/x.png")
             except UserError as error:
                 assert "\n" not in str(error), (path, item)
 

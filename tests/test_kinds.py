@@ -219,6 +219,7 @@ def test_a_shift_of_the_segments_numbers_changes_nothing_where_that_is_promised(
     assert (np.abs(here - there).max() > 1e-10) == (case in CHANGED_BY_SHIFTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative", kinds.MODELS.values(), ids=kinds.MODELS)
 def test_training_decoding_and_analysis_compute_the_same(relative):
     config = config_of(relative, model__kv_heads=2, model__remat="full", position__absolute=())
@@ -255,9 +256,11 @@ def test_chunks_of_queries_and_remat_change_nothing(relative, monkeypatch):
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
     for path, wanted in jax.tree_util.tree_leaves_with_path(gradients):
         got = functools.reduce(lambda tree, key: tree[key.key], path, those_of_chunks)
-        # What is the same for all keys of a query has a gradient of 0 but for rounding.
-        scale = max(np.abs(wanted).max(), 1e-4 * largest)
-        np.testing.assert_allclose(got, wanted, atol=2e-4 * scale, err_msg=str(path))
+        # What is the same for all keys of a query has a gradient of 0 but for rounding: of terms as large as
+        # other gradients, whose sum is off by a unit in the last place of the largest.
+        rounding = np.finfo(np.float32).eps * largest
+        atol = max(2e-4 * np.abs(wanted).max(), rounding)
+        np.testing.assert_allclose(got, wanted, atol=atol, err_msg=str(path))
 
 
 KERNELS = {
@@ -366,7 +369,7 @@ REFUSED = {
     "('cope', 'offset')": ("cope", "offset"),
     "cope positions=1 must be at least 2": ("cope", "position", ("positions", 1)),
     "dape bias='rope' is unknown": ("dape", "position", ("bias", "rope")),
-    "('alibi', 'offset')": ("dape", "offset", ("bias", "alibi")),
+    "('dape', 'offset')": ("dape", "offset", ("bias", "alibi")),
     "rope pairs=(0.0, 5.0) must be (from, to) with 0 <= from < to <= 4": (
         "rope", "position", ("pairs", (0.0, 5.0)),
     ),

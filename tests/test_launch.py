@@ -143,7 +143,7 @@ def test_several_lines_are_refused_by_every_launcher(launcher, character, where,
     workdir = f"/runs/{text}" if where == "workdir" else "/runs/x"
     line = ["--config=configs/smoke.py", f"--workdir={workdir}", "--dry-run"]
     if where == "value":
-        line.insert(0, f"--config.log.wandb={text}")
+        line.insert(0, f"--config.mesh.topology={text}")
     with pytest.raises(UserError, match=r"contains .*: launchers take one line") as caught:
         main(line)
     assert ascii(character) in str(caught.value)
@@ -153,10 +153,10 @@ def test_several_lines_are_refused_by_every_launcher(launcher, character, where,
 @pytest.mark.parametrize("on", ["local", "slurm", "gke", "sky"])
 def test_several_lines_are_refused_in_a_sweep(on, tmp_path, capsys):
     (tmp_path / "sweep.py").write_text(
-        "def get_sweep():\n  return [{'log.wandb': 'a'}, {'log.wandb': 'x\\n--config.steps=1'}]\n"
+        "def get_sweep():\n  return [{'mesh.topology': 'a'}, {'mesh.topology': 'x\\n--config.steps=1'}]\n"
     )
     line = ["--config=configs/smoke.py", f"--sweep={tmp_path}/sweep.py", f"--on={on}", "--dry-run"]
-    with pytest.raises(UserError, match=r"point 2 of 2: --config\.log\.wandb=.*contains '\\n'"):
+    with pytest.raises(UserError, match=r"point 2 of 2: --config\.mesh\.topology=.*contains '\\n'"):
         sweep.main([*line, f"--output={tmp_path}/out"])
     with pytest.raises(UserError, match=r"--workdir=.*contains '\\n'"):
         sweep.main([*line, f"--output={tmp_path}/o\nut"])
@@ -177,22 +177,24 @@ def expanded(text: str, known: dict) -> str:
 
 def test_values_arrive_as_they_are(tmp_path, capsys):
     """Through Kubernetes, through SkyPilot's script in a shell, and through SLURM's file of jobs."""
-    run = jobs.Job("configs/smoke.py", "/runs/x", (("log.wandb", HARD),), "x")
+    run = jobs.Job("configs/smoke.py", "/runs/x", (("mesh.topology", HARD),), "x")
     gke.submit([run], GKE, dry_run=True)
     (made,) = yaml.safe_load_all(capsys.readouterr().out)
     pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     arguments = pod["containers"][0]["args"]
-    assert f"--config.log.wandb={HARD}" in [expanded(a, {"X": "1", "Y": "2"}) for a in arguments]
+    assert f"--config.mesh.topology={HARD}" in [
+        expanded(a, {"X": "1", "Y": "2"}) for a in arguments
+    ]
     assert "$$(X)" in " ".join(arguments)
 
     sky.submit([run], SKY, dry_run=True)
     (made,) = yaml.safe_load_all(capsys.readouterr().out)
     script = made["run"].partition("\n")[0] + '\nprintf "%s\\0" "$@"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
-    assert f"--config.log.wandb={HARD}" in done.stdout.decode().split("\0")
+    assert f"--config.mesh.topology={HARD}" in done.stdout.decode().split("\0")
 
     directory = tmp_path / "50%j of a b"
-    job_of = jobs.Job("configs/smoke.py", str(directory / "x"), (("log.wandb", HARD),), "x")
+    job_of = jobs.Job("configs/smoke.py", str(directory / "x"), (("mesh.topology", HARD),), "x")
     slurm.submit([job_of], [], dry_run=True)
     _, line, command = capsys.readouterr().out.splitlines()
     read = 'mapfile -d "" -t a < <(xargs printf "%s\\0" <<<"$1"); printf "%s\\0" "${a[@]}"'
@@ -200,10 +202,10 @@ def test_values_arrive_as_they_are(tmp_path, capsys):
     assert done.stdout.decode().split("\0")[:-1] == job_of.arguments()
     assert f"--output={tmp_path}/50%%j of a b/slurm-%A_%a.out" in shlex.split(command)
     with pytest.raises(UserError, match="has a backslash, which SLURM takes"):
-        slurm.submit_one(jobs.Job("c", "/a\\b/x"), [], dry_run=True)
+        slurm.submit_one(jobs.Job("configs/smoke.py", "/a\\b/x"), [], {}, dry_run=True)
 
 
 def test_a_unit_has_one_line_a_setting(tmp_path):
     """A backslash at the end of a line would join it with the next."""
-    text = worker.unit("/mnt/x\\", ["--config.log.wandb=a\\"], hosts=1)
+    text = worker.unit("/mnt/x\\", ["--config.mesh.topology=a\\"], hosts=1)
     assert not any(line.endswith("\\") for line in text.splitlines())

@@ -5,6 +5,7 @@ import pytest
 from tiny import largest_array
 
 from bipe_jax.loss import cross_entropy_sum, score
+from bipe_jax.output import Output
 
 B, L, D, V = 2, 12, 8, 40
 CHUNKS = [1, 4, 12, 100]  # the last is longer than the sequence
@@ -20,14 +21,22 @@ def draw(dtype="float32", scale=1.0):
     return hidden, kernel, targets, weights
 
 
-def by_hand(hidden, kernel, targets, weights):
+def by_hand(hidden, kernel, targets, weights, softcap=0.0, z_loss=0.0):
     """In float64: log-probabilities (B, L), the loss, its gradients to hidden, kernel and logits."""
     hidden, kernel, weights = (np.asarray(x, np.float64) for x in (hidden, kernel, weights))
     logits = hidden @ kernel
+    if softcap:
+        cosine = np.cosh(logits / softcap)
+        logits = softcap * np.tanh(logits / softcap)
     largest = logits.max(axis=-1, keepdims=True)
     all_log_probs = logits - largest - np.log(np.exp(logits - largest).sum(-1, keepdims=True))
     picked = np.take_along_axis(all_log_probs, targets[..., None], axis=-1)[..., 0]
     error = weights[..., None] * (np.exp(all_log_probs) - np.eye(V)[targets])
+    if z_loss:
+        log_z = np.log(np.exp(logits).sum(-1))
+        error += (z_loss * weights * 2 * log_z)[..., None] * np.exp(logits - log_z[..., None])
+    if softcap:
+        error /= cosine**2
     kernel_gradient = np.einsum("bld,blv->dv", hidden, error)
     return picked, -(weights * picked).sum(), error @ kernel.T, kernel_gradient, error
 
@@ -38,9 +47,10 @@ def check(actual, expected, relative):
     np.testing.assert_allclose(actual, expected, atol=relative * np.abs(expected).max(), rtol=0)
 
 
-def gradients(chunk, factor=1.0):
+def gradients(chunk, factor=1.0, softcap=0.0, z_loss=0.0):
     def loss(hidden, kernel, targets, weights):
-        return factor * cross_entropy_sum(hidden, kernel, targets, weights, chunk)
+        layer = Output(kernel, softcap)
+        return factor * cross_entropy_sum(hidden, layer, targets, weights, chunk, z_loss)[0]
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
@@ -53,8 +63,8 @@ def test_loss_and_log_probs_equal_float64(chunk):
     @jax.jit
     def both(hidden, kernel, targets, weights):
         return (
-            score(hidden, kernel, targets, chunk)[0],
-            cross_entropy_sum(hidden, kernel, targets, weights, chunk),
+            score(hidden, Output(kernel), targets, chunk)[0],
+            cross_entropy_sum(hidden, Output(kernel), targets, weights, chunk)[0],
         )
 
     each, total = both(hidden, kernel, targets, weights)
@@ -75,6 +85,30 @@ def test_gradients_equal_float64(chunk):
     check(kernel_gradient, -0.3 * to_kernel, 1e-6)
 
 
+@pytest.mark.parametrize(("softcap", "z_loss"), [(3.0, 0.0), (0.0, 0.05), (3.0, 0.05)])
+def test_a_soft_cap_and_a_z_loss_equal_float64(softcap, z_loss):
+    hidden, kernel, targets, weights = draw()
+    plain = by_hand(hidden, kernel, targets, weights)
+    picked, loss, to_hidden, to_kernel, _ = by_hand(*draw(), softcap, z_loss)
+    capped = softcap * np.tanh(hidden @ kernel / softcap) if softcap else hidden @ kernel
+    z = z_loss * (weights * np.log(np.exp(capped.astype(np.float64)).sum(-1)) ** 2).sum()
+    layer = Output(kernel, softcap)
+    check(layer.logits(hidden), capped, 1e-6)
+    check(score(hidden, layer, targets, 4)[0], picked, 1e-6)
+    total, terms = cross_entropy_sum(hidden, layer, targets, weights, 4, z_loss)
+    check(total, loss + z, 1e-6)
+    if z_loss:
+        check(terms["loss"], loss, 1e-6)
+        check(terms["z_loss"], z, 1e-6)
+    else:
+        assert not terms
+    value, (hidden_gradient, kernel_gradient) = gradients(4, 0.5, softcap, z_loss)(*draw())
+    check(value, 0.5 * (loss + z), 1e-6)
+    check(hidden_gradient, 0.5 * to_hidden, 1e-6)
+    check(kernel_gradient, 0.5 * to_kernel, 1e-6)
+    assert np.abs(to_kernel - plain[3]).max() > 0.02 * np.abs(to_kernel).max()
+
+
 def test_a_token_of_weight_zero_has_no_gradient():
     hidden, kernel, targets, weights = draw()
     _, (hidden_gradient, _) = gradients(4)(hidden, kernel, targets, weights)
@@ -89,7 +123,7 @@ def test_bfloat16_hidden_states_give_a_float32_loss(chunk):
     hidden, kernel, targets, _ = arguments
     hidden64, kernel64 = hidden.astype(np.float64), kernel.astype(np.float64)
     # Products of bfloat16 are exact in float32, so that nothing is lost.
-    check(score(hidden, kernel, targets, chunk)[0], picked, 1e-6)
+    check(score(hidden, Output(kernel), targets, chunk)[0], picked, 1e-6)
     value, (hidden_gradient, kernel_gradient) = gradients(chunk)(*arguments)
     assert value.dtype == jnp.float32
     check(value, loss, 1e-6)
@@ -120,7 +154,8 @@ def test_huge_logits_do_not_overflow():
     arguments = draw(scale=1e4)
     picked, loss, to_hidden, to_kernel, _ = by_hand(*arguments)
     assert picked.min() < -1e4
-    check(score(*arguments[:3], 4)[0], picked, 1e-6)
+    hidden, kernel, targets, _ = arguments
+    check(score(hidden, Output(kernel), targets, 4)[0], picked, 1e-6)
     value, (hidden_gradient, kernel_gradient) = gradients(4)(*arguments)
     check(value, loss, 1e-6)
     check(hidden_gradient, to_hidden, 1e-6)
@@ -130,8 +165,8 @@ def test_huge_logits_do_not_overflow():
 def test_all_logits_are_never_held_at_once():
     arguments = draw()
     functions = {
-        "score": lambda chunk: lambda h, k, t, w: score(h, k, t, chunk)[0],
-        "loss": lambda chunk: lambda h, k, t, w: cross_entropy_sum(h, k, t, w, chunk),
+        "score": lambda chunk: lambda h, k, t, w: score(h, Output(k), t, chunk)[0],
+        "loss": lambda chunk: lambda h, k, t, w: cross_entropy_sum(h, Output(k), t, w, chunk)[0],
         "gradient": lambda chunk: gradients(chunk).__wrapped__,
     }
     for name, of_chunk in functions.items():
@@ -141,7 +176,8 @@ def test_all_logits_are_never_held_at_once():
 
 def test_a_length_that_is_no_multiple_of_the_chunk_is_refused():
     with pytest.raises(ValueError, match="length 12 is no multiple of the loss chunk 5"):
-        score(*draw()[:3], 5)
+        hidden, kernel, targets, _ = draw()
+        score(hidden, Output(kernel), targets, 5)
 
 
 def test_score_says_whether_no_token_is_more_probable():
@@ -149,4 +185,4 @@ def test_score_says_whether_no_token_is_more_probable():
     best = np.einsum("bld,dv->blv", hidden, kernel).argmax(axis=-1)
     targets = best.copy()
     targets[:, ::2] = (best[:, ::2] + 1) % V
-    assert (np.asarray(score(hidden, kernel, targets, 4)[1]) == (targets == best)).all()
+    assert (np.asarray(score(hidden, Output(kernel), targets, 4)[1]) == (targets == best)).all()

@@ -93,6 +93,7 @@ def test_every_encoding_equals_the_float64_reference(name):
     [
         encoded("bipe_alibi", model__width=48, model__heads=6, model__kv_heads=2),
         encoded("bipe_rope", model__kv_heads=1, model__tied_output=True),
+        encoded("bipe_rope", model__kv_heads=2, model__qk_norm=True, model__logit_softcap=4.0),
         tiny_plan(  # several encodings at once, and a table shorter than the segments
             position__absolute=(("learned", "offset", ("size", 3)), ("sinusoidal", "segment")),
             position__relative=(
@@ -101,7 +102,12 @@ def test_every_encoding_equals_the_float64_reference(name):
             ),
         ),
     ],
-    ids=["grouped-queries", "one-key-head-and-tied-output", "several-encodings"],
+    ids=[
+        "grouped-queries",
+        "one-key-head-and-tied-output",
+        "qk-norm-and-soft-cap",
+        "several-encodings",
+    ],
 )
 def test_documents_apart_and_other_shapes_equal_the_float64_reference(config):
     check_against_reference(config, forward(config), DOCUMENTS)

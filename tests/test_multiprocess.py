@@ -21,7 +21,8 @@ import json, sys
 from bipe_jax import checkpoint, cli, generate, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.evaluator import evaluate
-from bipe_jax.evaluation import attention_distance, decode
+from bipe_jax.evaluation import attention_distance
+from bipe_jax.evaluation.sampling import Sampling
 from bipe_jax.training.trainer import train
 from configs import smoke
 
@@ -39,7 +40,7 @@ for workdir, changes in json.loads(sys.argv[1]).items():
         found[workdir] = str(error)
 workdir = next(iter(found))
 found["evaluation"] = evaluate(workdir)["results"]
-sampling = decode.Sampling(temperature=0.8)
+sampling = Sampling(temperature=0.8)
 found["text"] = "".join(generate.generate(workdir, "ROMEO: I", 12, sampling))
 found["attention"] = attention_distance.analyse(workdir, (32,))["results"]
 print(json.dumps(found))
@@ -215,6 +216,21 @@ def test_a_save_that_one_process_cannot_make_ends_all(base, tmp_path):
     assert f"saving a checkpoint to {tmp_path}/checkpoints failed" in line
     assert "the last complete one is step None" in line
     assert not (tmp_path / "failed").exists()  # another start may do better
+
+
+def test_one_process_reads_a_checkpoint_while_the_other_computes(run):
+    """The second alone: a run's processes notice at different steps that a save is complete."""
+    program = (
+        "import sys, jax\nfrom bipe_jax import checkpoint, processes\n"
+        "from bipe_jax.checkpoint import reading\nprocesses.start()\n"
+        "if jax.process_index():\n"
+        "    step = checkpoint.steps(sys.argv[1])[-1]\n"
+        "    reading.check_restorable(sys.argv[1], step, (1, 2))\n"
+        "    print(reading.load(sys.argv[1])[0].step == step)\n"
+    )
+    first, second = several.finish(several.start(2, 1, "-c", program, str(run)), 60)
+    assert first[0] == second[0] == 0, (first, second)
+    assert second[1] == "True\n"
 
 
 def test_processes_that_do_not_come_are_missed():

@@ -1,6 +1,7 @@
 """Observing: where time went, over kills and rewinds; slow steps, memory, traces, heartbeats, W&B."""
 
 import glob
+import importlib.util
 import json
 import os
 import signal
@@ -14,13 +15,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bipe_jax import goodput, plan
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.training import metrics, spikes
-from bipe_jax.training.observing import heartbeat_writer, process_start, trace, wandb_board
+from bipe_jax.training.observing import (
+    evaluation_boards,
+    heartbeat_writer,
+    process_start,
+    tensorboard,
+    trace,
+    wandb_board,
+)
 from bipe_jax.training.observing import observer as observer_module
-from bipe_jax.training.observing.clock import PHASES, Clock
+from bipe_jax.training.observing.clock import PHASES, STARTING, Clock
 from bipe_jax.training.observing.observer import Observer
 from bipe_jax.training.observing.slow import SlowSteps
 from bipe_jax.training.trainer import train
@@ -84,6 +93,22 @@ def test_every_second_belongs_to_the_devices_or_else_to_what_the_host_did(seed):
     assert clock.seconds(now) == expected
     assert clock.seconds(now) == expected  # looking changes nothing
     assert all(expected[phase] for phase in PHASES if phase != "evaluating")
+
+
+def test_a_start_is_split_by_what_the_host_did_until_the_first_step():
+    clock = Clock(100)
+    for phase, at in (
+        ("other", 107), ("data", 108), ("tokenizer", 112), ("data", 113), ("restore", 119), ("other", 130),
+        ("data", 131), ("compile", 134), ("other", 150),
+    ):  # fmt: skip
+        clock.enter(phase, at)
+    clock.dispatched(151)
+    clock.completed(160)
+    clock.enter("data", 161)
+    wanted = {"import": 7, "tokenizer": 1, "data": 4 + 6 + 3, "restore": 11, "compile": 16}
+    assert clock.starting() == wanted
+    assert clock.seconds(170)["starting"] == 60 and clock.seconds(170)["data"] == 9
+    assert clock.starting() == wanted
 
 
 class Later:
@@ -423,7 +448,11 @@ def test_the_table_of_a_run(watched, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert f"{workdir}: 2 starts, " in out and "step 12, done" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line}
-    assert {"step", "again", "down", "goodput", *PHASES} <= rows.keys()
+    assert {"step", "again", "down", "goodput", *PHASES, *STARTING} <= rows.keys()
+    found = goodput.account(events.read(workdir))
+    assert all(found.starting.values())
+    assert sum(found.starting.values()) < found.seconds["starting"]
+    assert found.starting["compile"] > found.starting["tokenizer"]
     shares = [
         float(row.split("%")[0].split()[-1])
         for name, row in rows.items()
@@ -632,9 +661,16 @@ def test_the_log_goes_to_weights_and_biases_too(config, tmp_path, tokenizer_file
     from bipe_jax.data import tokenizer
 
     config.log.wandb = "a-project"
-    monkeypatch.setattr(wandb_board.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"config.log.wandb='a-project' needs the extra `wandb`"):
-        wandb_board.check(config)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    with pytest.raises(
+        UserError, match=r"needs the extra 'wandb': pip install 'bipe-jax\[wandb\]'"
+    ):
+        wandb_board.WandbBoard(plan.make(config), str(tmp_path))
+    with pytest.raises(UserError, match="needs a local --workdir"):
+        wandb_board.check(plan.make(config), "gs://bucket/run")
 
     class Board:
         def __init__(self, config, workdir):
@@ -662,3 +698,84 @@ def test_the_log_goes_to_weights_and_biases_too(config, tmp_path, tokenizer_file
     assert log._wandb.added == [(2, 2.0, "data")]
     assert log._wandb.failed
     assert lines_of(tmp_path / "metrics.jsonl")[1]["slow/phase"] == "data"
+
+
+def test_tensorboard_reads_the_event_files_and_checks_their_sums(tmp_path):
+    """Its own reader, whose records have checksums; numbers to float32, and a session that starts anew."""
+    values = {"loss": 2.5, "time/data": 1e-9, "Größe": -3e7, "tokens": 2**40 + 1, "huge": 1e300}
+    first = tensorboard.TensorBoard(str(tmp_path), 1)
+    for step in (1, 200, 70_000):
+        first.add(step, values | {"step": step})
+    first.close()
+    again = tensorboard.TensorBoard(str(tmp_path), 200)
+    again.add(300, {"step": 300.0})
+    again.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert [event.step for event in read.Scalars("step")] == [1, 300]
+    for name, value in values.items():
+        (event,) = read.Scalars(name)
+        stored = np.inf if name == "huge" else np.float32(value)
+        assert event.value == stored and event.step == 1
+        assert abs(event.wall_time - time.time()) < 600
+    path = min(tmp_path.iterdir(), key=lambda path: -path.stat().st_size)
+    path.write_bytes(path.read_bytes().replace(b"loss", b"lost"))
+    read = EventAccumulator(str(path))
+    read.Reload()
+    assert read.Tags()["scalars"] == []
+
+
+def test_importing_the_library_does_not_import_torch_where_it_is_installed(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')")
+    program = (
+        "import sys, bipe_jax; bipe_jax.load, bipe_jax.train, bipe_jax.evaluate, bipe_jax.Generator\n"
+        "import bipe_jax.train, bipe_jax.generate; assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent}"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_follower_continues_without_wandb_where_it_is_missing(
+    config, tmp_path, monkeypatch, caplog
+):
+    config.log.wandb = "a-project"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    (tmp_path / "evaluations").mkdir()
+    rows = [{"set": "a", "length": 16, "loss": loss} for loss in (2.0, float("nan"), None)]
+    with evaluation_boards.EvaluationBoards(str(tmp_path)) as boards:
+        for step in (2, 4):
+            boards.add(plan.make(config), {"step": step, "results": rows})
+    assert caplog.text.count("needs the extra 'wandb'") == 1
+    assert len(list((tmp_path / "evaluations" / "tensorboard").iterdir())) == 1
+
+
+def test_a_follower_has_a_run_of_its_own_in_wandb(config, tmp_path, monkeypatch):
+    made = []
+
+    class Board:
+        def __init__(self, config, workdir, name):
+            made.append([workdir, name])
+
+        def add(self, step, values):
+            made.append((step, values["evaluation/a/16/loss"]))
+
+        def close(self, failed):
+            made.append(failed)
+
+    monkeypatch.setattr(evaluation_boards, "WandbBoard", Board)
+    config.log.wandb = "a-project"
+    (tmp_path / "evaluations").mkdir()
+    with evaluation_boards.EvaluationBoards(str(tmp_path)) as boards:
+        rows = [{"set": "a", "length": 16, "loss": 2.0}]
+        boards.add(plan.make(config), {"step": 3, "results": rows})
+    directory = str(tmp_path / "evaluations")
+    assert made == [[directory, f"{tmp_path.name}-evaluations"], (3, 2.0), False]

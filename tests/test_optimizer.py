@@ -149,6 +149,26 @@ def test_weight_decay_spares_the_parameters_that_are_named(name):
         np.testing.assert_allclose(found[parameter], expected, rtol=1e-6, err_msg=parameter)
 
 
+@pytest.mark.parametrize("final", [0.0, 0.1])
+@pytest.mark.parametrize(("schedule", "decay"), [("linear", 0), ("cosine", 0), ("wsd", 15)])
+def test_the_rate_of_each_update_is_that_of_its_step(schedule, decay, final):
+    """From the first step to the last: Lion's updates are of the rate's size."""
+    config, params = parameters(
+        steps=STEPS,
+        optimizer__name="lion",
+        optimizer__weight_decay=0.0,
+        schedule__name=schedule,
+        schedule__decay_steps=decay,
+        schedule__final_fraction=final,
+    )
+    gradient = random_like(params, 2)
+    found = updates(config, params, [gradient] * STEPS)
+    for s, update in enumerate(found):
+        expected = plain_rate(schedule, s, 2, decay, final) / PEAK * 0.01
+        for name, g in by_name(gradient).items():
+            np.testing.assert_allclose(update[name], -expected * np.sign(g), rtol=2e-5, atol=1e-10)
+
+
 def test_the_mask_of_base_spares_norms_alone():
     config, params = parameters()
     mask = by_name(decay_mask(config, params))

@@ -67,7 +67,7 @@ def test_train_and_evaluate_are_functions_and_their_modules_are_there_too(import
     assert done.returncode == 0, done.stderr
 
 
-def test_it_leaves_absls_flags_to_the_program_that_imports_it(run_directory):
+def test_it_prints_nothing_and_leaves_absls_flags_to_the_program_that_imports_it(run_directory):
     program = (
         "import sys\n"
         "from absl import flags\n"
@@ -82,6 +82,7 @@ def test_it_leaves_absls_flags_to_the_program_that_imports_it(run_directory):
     )
     done = run(program, run_directory)
     assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == "", "a library prints nothing"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The wheel: it has every file of the package and the configs, and trains in an empty environment."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -39,8 +40,9 @@ def test_the_wheel_has_every_file_of_the_package_and_the_configs(wheel):
         found = (path for path in (ROOT / name).rglob("*") if path.is_file())
         return {str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts}
 
-    sweeps = files("configs/sweeps")  # for launch.sweep, which is in the repository alone
-    expected = files("bipe_jax") | {f"bipe_jax/{name}" for name in files("configs") - sweeps}
+    # For launch.sweep, which is in the repository alone.
+    points = files("configs/sweeps") | files("configs/experiments")
+    expected = files("bipe_jax") | {f"bipe_jax/{name}" for name in files("configs") - points}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert packed == expected
@@ -59,8 +61,8 @@ def test_the_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     Path(purelib, "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def run(*words):
-        line = [python, *words]
+    def run(*words, program=python):
+        line = [program, *words]
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -70,10 +72,16 @@ def test_the_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     size = {
         "steps": 2, "batch_size": 4, "schedule.warmup_steps": 1, "model.layers": 1, "model.vocab_size": 512,
         "tokenizer.train_bytes": 200_000, "data.shuffle_blocks": 64, "evaluation.lengths": "(128,)",
-        "evaluation.windows": 2,
+        "evaluation.tokens": 64,
     }  # fmt: skip
     overrides = [f"--config.{key}={value}" for key, value in size.items()]
-    run("-m", "bipe_jax.train", "--config=quickstart:rope", "--workdir=run", *overrides)
+    words = ["--config=quickstart:rope", "--workdir=run", *overrides]
+    bipe = str(tmp_path / "venv" / "bin" / "bipe")
+    run("train", *words, program=bipe)
+    start = json.loads((tmp_path / "run" / "starts" / "1.json").read_text())
+    command = start["provenance"]["command"]
+    assert command[1:] == ["-m", "bipe_jax.train", *words], "as by python -m"
+    assert run("--help", program=bipe).startswith("usage: bipe ")
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
     assert (tmp_path / "run" / "evaluation.json").is_file()
 

@@ -30,7 +30,7 @@ from tests.faults import comparing
 @pytest.fixture
 def config(config):
     config.evaluation.lengths = (64, 128)
-    config.evaluation.windows = 8
+    config.evaluation.tokens = 256
     return config
 
 
@@ -43,6 +43,7 @@ def evaluations(workdir) -> dict:
     return {step: values for step, values in lines.items() if values}
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without_bit_for_bit(config, tmp_path):
     """Also across stops, one of which is at a step that is evaluated, and by SIGTERM."""
     assert train(config, str(tmp_path / "without"))
@@ -64,6 +65,7 @@ def test_training_is_the_same_with_and_without_bit_for_bit(config, tmp_path):
     assert evaluations(tmp_path / "with").items() <= found.items()
 
 
+@pytest.mark.slow
 def test_a_rewind_skips_the_same_data_with_and_without(config, tokenizer_file, request, tmp_path):
     """The step after the spike is in flight when the spike is seen, and its batch is used up."""
     config.spikes.policy = "rewind"

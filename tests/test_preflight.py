@@ -95,6 +95,19 @@ def test_every_kind_compiles_with_documents_on_all_axes(name):
 
 
 @with_libtpu
+def test_levels_compile_on_all_axes():
+    relative = (("rope", "segment_in_paragraph"), ("alibi", "paragraph"), ("fox", "chapter"))
+    done = run(
+        *TINY, "--config.segments.levels=('paragraph','chapter')",
+        "--config.position.absolute=(('learned','paragraph_offset'),)",
+        f"--config.position.relative={relative!r}", "--config.data.separate_documents=True",
+        "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.mesh.context=2",
+        "--topology=v5e:2x4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@with_libtpu
 def test_every_axis_with_documents_compiles_and_gathers_what_it_should():
     done = run(
         *TINY, "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.mesh.context=2",

@@ -4,6 +4,7 @@ The files are the same byte for byte however they are made; TFDS and a run read 
 """
 
 import gzip
+import io
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import tensorflow_datasets as tfds
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -23,7 +25,7 @@ from grain.experimental import index_shuffle
 from tiny import tiny_plan
 
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import jobs, mixing, records, tokenizer
+from bipe_jax.data import identity, jobs, mixing, records, tokenizer
 from bipe_jax.data.mixing import integer_weights, permuted, source_counts
 from bipe_jax.data.prepare import prepare, split_names
 from bipe_jax.data.prepared import Prepared, open_prepared
@@ -129,6 +131,8 @@ class TestPrepare:
             held = [text for documents in corpus[1] for text, of in documents if of == name]
             counts = made["sets"][name]
             assert counts["documents"] == len(held)
+            source = parse_source(f"prepared:{directory}#{name}")
+            assert identity.count_documents(source) == len(held)
             assert counts["tokens"] == sum(len(tokens.encode(text)) for text in held)
             assert counts["text_bytes"] == sum(len(text.encode()) for text in held)
             assert counts["blocks"] == len(wanted)
@@ -179,8 +183,8 @@ class TestPrepare:
         sizes, first = [7, 25, 3, 60, 8, 1], 0
         for size in sizes:
             parts = np.array_split(np.arange(first, first + size, dtype=np.int32) % 100, 2)
-            writer.add(parts[0], True, 0, 0)
-            writer.add(parts[1], False, 0, 0)
+            writer.add({"tokens": parts[0]}, True, 0, 0)
+            writer.add({"tokens": parts[1]}, False, 0, 0)
             first += size
         counts = writer.close()
         file = records.ArrayRecordReader(str(tmp_path / "a"))
@@ -310,9 +314,9 @@ class TestStops:
         assert made["faults"] == {"truncated_shards": 1}
 
 
-def write_tfds(path, texts):
-    """A TFDS dataset of texts in ArrayRecord files."""
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+def write_tfds(path, records, **features):
+    """A TFDS dataset of records in an ArrayRecord file, with a feature `text` and others."""
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), **features})
     template = tfds.core.ShardedFileTemplate(
         data_dir=path, dataset_name="plays", filetype_suffix="array_record", template=
         "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
@@ -321,11 +325,11 @@ def write_tfds(path, texts):
     writer = ArrayRecordWriter(
         str(path / "plays-train.array_record-00000-of-00001"), "group_size:1"
     )
-    for text in texts:
-        writer.write(features.serialize_example({"text": text}))
+    for record in records:
+        writer.write(features.serialize_example(record))
     writer.close()
     split = tfds.core.SplitInfo(
-        name="train", shard_lengths=[len(texts)], num_bytes=0, filename_template=template
+        name="train", shard_lengths=[len(records)], num_bytes=0, filename_template=template
     )
     tfds.folder_dataset.write_metadata(
         data_dir=path, features=features, split_infos=[split], filename_template=template,
@@ -335,7 +339,7 @@ def write_tfds(path, texts):
 
 def test_a_tfds_source_needs_no_tensorflow(texts, tokens, tokenizer_file, tmp_path):
     held = [text[:200] for text in texts[:5]]
-    write_tfds(tmp_path / "plays" / "1.0.0", held)
+    write_tfds(tmp_path / "plays" / "1.0.0", [{"text": text} for text in held])
     script = f"""
 import sys
 from bipe_jax.config.spec import parse_source
@@ -630,7 +634,7 @@ class TestRefusals:
             (("--length=1",), "--length=1 must be at least 2"),
             (("--workers=-1",), "--workers=-1 must be at least 0"),
             (("--max_bad_share=2",), "--max_bad_share=2 must be from 0 to 1"),
-            (("--project=x",), "unexpected argument '--project=x'"),
+            (("--project=x",), "unrecognized arguments: --project=x"),
         ],
     )
     def test_arguments(self, arguments, words, tmp_path, monkeypatch):
@@ -640,6 +644,32 @@ class TestRefusals:
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(UserError, match=words):
             main()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_user_should_know_of_the_tokenizer_is_said_once(tmp_path, texts, capfd, workers):
+    """Its only source of text is the set `b`, of which a quarter of the bytes is not in the tokenizer."""
+    lines = [line for line in "".join(texts).splitlines() if line.isascii()]
+    path, model = tmp_path / "of_ascii.model", io.BytesIO()
+    options = {"vocab_size": 300, "normalization_rule_name": "identity", "minloglevel": 2}
+    options |= {"remove_extra_whitespaces": False, "character_coverage": 1.0, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, **options
+    )
+    path.write_bytes(model.getvalue())
+    for shard in ("0", "1"):
+        documents = [("plain text", "a"), ("\u96c6" * 10 + "x" * 90, "b")] * 20
+        write_shard(tmp_path / f"{shard}.jsonl", documents)
+
+    def said(output, sets):
+        prepare(f"{tmp_path}/?.jsonl", str(output), str(path), LENGTH, sets=sets, workers=workers)
+        return [line for line in capfd.readouterr().err.splitlines() if "tokenizer" in line]
+
+    bos = "The tokenizer has no BOS: each document begins with EOS"
+    share = "The tokenizer replaces 25.00% of the text (by <unk>, or by a normaliser), by 4,800 bytes of it"
+    assert said(tmp_path / "b", ("b",)) == [bos, share]
+    assert said(tmp_path / "b", ("b",)) == [], "it is complete already"
+    assert said(tmp_path / "a", ("a",)) == [bos]
 
 
 def test_sets_of_any_name(tmp_path, tokenizer_file):

@@ -38,10 +38,14 @@ def by_coordinate(table, c):
     return table[:, c[:, :, None], c[:, None, :]].transpose(0, 1)
 
 
-def compare(relative, coordinate, theirs, params):
-    """`theirs`: (q, k, v, c, x) with keys for each head -> output; its parameters, by our names."""
+def compare(relative, coordinate, theirs, params, dtype="float64", of_gradients=2e-5):
+    """`theirs`: (q, k, v, c, x) with keys for each head -> output; its parameters, by our names.
+
+    Both compute in `dtype`; outputs differ by at most 5e-6, gradients by `of_gradients`.
+    """
     q, k, v, x, coordinates = arrays(L, N, K, H)
-    weights = np.random.default_rng(7).normal(size=q.shape)
+    q, k, v, x = (a.astype(dtype) for a in (q, k, v, x))
+    weights = np.random.default_rng(7).normal(size=q.shape).astype(dtype)
     name = f"{relative[0]}_{coordinate}"
 
     inputs = [torch.tensor(a, requires_grad=True) for a in (q, k, v, x)]
@@ -50,7 +54,7 @@ def compare(relative, coordinate, theirs, params):
     output = theirs(inputs[0], *wide, c, inputs[3])
     (output * torch.tensor(weights)).sum().backward()
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(dtype == "float64"):
         own = {n: jnp.asarray(of_torch(p.detach()).numpy()) for n, (p, of_torch) in params.items()}
 
         def loss(q, k, v, x, own):
@@ -63,9 +67,9 @@ def compare(relative, coordinate, theirs, params):
     np.testing.assert_allclose(ours, output.detach(), atol=5e-6)
     for a, gradient in zip(inputs, gradients, strict=False):
         wanted = np.zeros(a.shape) if a.grad is None else a.grad.numpy()
-        np.testing.assert_allclose(gradient, wanted, atol=2e-5)
+        np.testing.assert_allclose(gradient, wanted, atol=of_gradients)
     for n, (p, of_torch) in params.items():
-        np.testing.assert_allclose(gradients[4][n], of_torch(p.grad), atol=2e-5, err_msg=n)
+        np.testing.assert_allclose(gradients[4][n], of_torch(p.grad), atol=of_gradients, err_msg=n)
 
 
 def same(p):
@@ -183,6 +187,63 @@ def test_xpos_of_torchscale():
         return attend(z, v)
 
     compare(("xpos", ("base", 40.0)), "position", theirs, {})
+
+
+@pytest.fixture
+def rotary_embedding_torch():
+    return pytest.importorskip("rotary_embedding_torch.rotary_embedding_torch")
+
+
+FLOAT32 = {"dtype": "float32", "of_gradients": 5e-6}
+
+
+@pytest.mark.parametrize("options", [{}, {"theta": 50.0}, {"pairs": (0, 3), "spectrum": "own"}])
+def test_rope_of_rotary_embedding_torch(rotary_embedding_torch, coordinate, options):
+    R = 2 * options.get("pairs", (0, H // 2))[1]
+    module = rotary_embedding_torch.RotaryEmbedding(R, theta=options.get("theta", 10000.0))
+
+    def theirs(q, k, v, c, x):
+        frequencies = module(c)[:, None]
+
+        def turned(a):
+            flat = torch.cat([interleaved(a[..., :R]), a[..., R:]], dim=-1).transpose(1, 2)
+            return rotary_embedding_torch.apply_rotary_emb(frequencies, flat)
+
+        return attend(torch.einsum("bnlh,bnsh->bnls", turned(q), turned(k)) * H**-0.5, v)
+
+    compare(("rope", *options.items()), coordinate, theirs, {}, **FLOAT32)
+
+
+def test_xpos_of_rotary_embedding_torch(rotary_embedding_torch, coordinate):
+    module = rotary_embedding_torch.RotaryEmbedding(H, use_xpos=True, xpos_scale_base=30)
+
+    def theirs(q, k, v, c, x):
+        frequencies = module(c)[:, None]
+        scale = torch.stack([module.get_scale(row) for row in c])[:, None]
+
+        def turned(a, scale):
+            flat = interleaved(a).transpose(1, 2)
+            return rotary_embedding_torch.apply_rotary_emb(frequencies, flat, scale=scale)
+
+        z = torch.einsum("bnlh,bnsh->bnls", turned(q, scale), turned(k, 1 / scale)) * H**-0.5
+        return attend(z, v)
+
+    compare(("xpos", ("base", 30.0)), coordinate, theirs, {}, **FLOAT32)
+
+
+def test_pope_of_pope_pytorch(coordinate):
+    pope = pytest.importorskip("PoPE_pytorch.pope")
+    module = pope.PoPE(H, heads=K)
+    with torch.no_grad():
+        module.bias.uniform_(-6, -0.1, generator=torch.Generator().manual_seed(0))
+
+    def theirs(q, k, v, c, x):
+        angles, bias = module(c.float())
+        embedded = pope.PolarEmbedReturn(angles, bias.repeat_interleave(N // K, dim=0))
+        q, k = pope.apply_pope_to_qk(embedded, q.transpose(1, 2), k.transpose(1, 2))
+        return attend(torch.einsum("bnlh,bnsh->bnls", q, k) * H**-0.5, v)
+
+    compare(("pope",), coordinate, theirs, {"delta": (module.bias, same)}, **FLOAT32)
 
 
 SCALINGS = {

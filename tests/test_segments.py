@@ -176,7 +176,7 @@ def test_fixed_needs_no_separator_and_no_tokenizer():
 
 
 @pytest.mark.parametrize(
-    "name", ["paragraph", "", "Sentence", "fixed", "fixed:", "fixed:0", "fixed:-3", "fixed:3.5"]
+    "name", ["Paragraph", "", "Sentence", "fixed", "fixed:", "fixed:0", "fixed:-3", "fixed:3.5"]
 )
 def test_an_unknown_rule_is_refused_by_name(name):
     with pytest.raises(UserError, match=f"segments.rule={name!r} is unknown"):

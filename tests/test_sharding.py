@@ -19,16 +19,17 @@ import jax.numpy as jnp
 import kinds
 import numpy as np
 import pytest
+import xla_flags
+from test_levels import PIECES
 from tiny import ENCODINGS, tiny_plan
 
-from bipe_jax import collectives, model, sharding
+from bipe_jax import collectives, model, segments, sharding
 from bipe_jax.attention import kernels
 from bipe_jax.attention.chunked import reference
 from bipe_jax.attention.scoring import Side
 from bipe_jax.checkpoint import Checkpoints
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
-from bipe_jax.segments import Rule
 from bipe_jax.training import step
 
 # (devices of the axes data, fsdp, tensor, context) -> parts of the batch.
@@ -43,6 +44,15 @@ MESHES = {
 MIXED = (1, 2, 2, 2)
 EVERY = {name: ENCODINGS[name] for name in ("bipe_rope", "bipe_alibi", "sinusoidal")}
 EVERY["all kinds"] = ((), kinds.TOGETHER)
+OPTIONS = {
+    "model__qk_norm": True, "model__logit_softcap": 4.0, "model__dropout": 0.25, "z_loss": 1e-3,
+}  # fmt: skip
+LEVELS = ("paragraph", "chapter")
+EVERY["levels"] = (
+    (("learned", "segment_in_paragraph"),),
+    (("rope", "paragraph_offset"), ("alibi", "chapter"), ("t5", "paragraph"), ("fox", "chapter")),
+)
+RULE = segments.resolve("sentence", (5 * PIECES)[:64], 0, [(name, name) for name in LEVELS])
 # What each axis cuts: parameter -> (dimension, axis) pairs. Layers are stacked in front; norms stay
 # whole.
 CUT = {
@@ -80,6 +90,7 @@ def mesh_config(data=0, fsdp=1, tensor=1, context=1, **overrides):
         mesh__fsdp=fsdp,
         mesh__tensor=tensor,
         mesh__context=context,
+        segments__levels=LEVELS,
         schedule__warmup_steps=0,
         optimizer__learning_rate=0.01,
         # So that the update follows the size of the gradient, which Adam else divides away.
@@ -106,7 +117,8 @@ def make_batches(documents=False) -> list[dict]:
     for _ in range(2):
         ids = generator.integers(0, 64, (16, 17), dtype=np.int32)
         runs = (generator.random((16, 17)) < 0.2).cumsum(axis=1) if documents else None
-        batch = annotate(ids, Rule(separators=(1, 2)), runs)
+        batch = annotate(ids, RULE, runs)
+        assert all(batch[name].max() > 0 for name in segments.coordinate_names(mesh_config()))
         batch["weights"][:3] = 0
         batch["weights"][5, 4:] = 0
         batches.append(batch)
@@ -212,11 +224,12 @@ def restored_elsewhere(directory) -> dict:
     """Largest differences of a state that is saved on one mesh and restored on another."""
     config = mesh_config(*MIXED)
     state, _ = run_on(sharding.make_mesh(config), config)
-    with Checkpoints(directory, keep=1) as checkpoints:
-        checkpoints.save(state, {}, config, SimpleNamespace(model=b""))
+    with Checkpoints(directory, keep=1, every=1) as checkpoints:
+        checkpoints.save(state, {}, config, SimpleNamespace(model=b""), {})
+        checkpoints._manager.wait_until_finished()
         other = mesh_config(2, 4)
         mesh = sharding.make_mesh(other)
-        restored, _ = checkpoints.restore(step.compile_on(other, mesh)[2])
+        restored, _ = checkpoints.restore(step.compile_on(other, mesh)[2], checkpoints.latest)
     placed = named(restored)["params/layers/feed_forward/gate"]
     return {
         "placement": placement(placed),
@@ -261,6 +274,11 @@ def measure() -> dict:
         state, metrics = run_on(sharding.make_mesh(config), config, documents=True)
         found["encodings"][name] = [losses, metrics, differences(state, one)]
 
+    one, losses = run_on_one(mesh_config(**OPTIONS))
+    config = mesh_config(*MIXED, accumulation=2, **OPTIONS)
+    state, metrics = run_on(sharding.make_mesh(config), config)
+    found["options"] = [losses, metrics, differences(state, one)]
+
     found["splash"] = splash_in_parts()
     with tempfile.TemporaryDirectory() as directory:
         found["restored"] = restored_elsewhere(directory)
@@ -287,7 +305,7 @@ def measure() -> dict:
 @pytest.fixture(scope="module")
 def measured():
     here = Path(__file__).parent
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {xla_flags.QUICK}"
     environment = os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
@@ -327,6 +345,15 @@ def test_train_steps_equal_those_of_one_device(on_mesh, measured):
 @pytest.mark.parametrize("encoding", EVERY)
 def test_each_encoding_computes_the_same_on_all_axes_together(encoding, measured):
     single, several, differences = measured["encodings"][encoding]
+    assert_same_metrics(single, several)
+    for name, difference in differences.items():
+        assert difference < 2e-6, name
+
+
+def test_options_of_the_model_compute_the_same_on_all_axes_and_in_parts(measured):
+    """Dropout among them: what is dropped depends on a row's number alone."""
+    single, several, differences = measured["options"]
+    assert "z_loss" in single[0]
     assert_same_metrics(single, several)
     for name, difference in differences.items():
         assert difference < 2e-6, name

@@ -54,6 +54,7 @@ def handlers():
     return [signal.getsignal(number) for number in STOPS]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_notebook_saves_and_then_raises(config, at_batch, tmp_path):
     assert train(config, str(tmp_path / "whole"))
     before = handlers()
@@ -167,6 +168,11 @@ SLURM = {
         SLURM | {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1"},
         {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+        {
+            "TPU_PROCESS_ADDRESSES": "10.0.0.1:8476",
+            "TPU_WORKER_HOSTNAMES": "a,b",
+            "TPU_WORKER_ID": "0",
+        },
     ],
     ids=lambda variables: "-".join(variables),
 )
@@ -182,6 +188,29 @@ def test_a_process_that_is_alone_starts_no_coordination_service(variables):
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        SLURM | {"SLURM_NTASKS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "1"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {
+            "TPU_PROCESS_ADDRESSES": "10.0.0.1:8476,10.0.0.2:8476",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+        },
+        {"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"},
+    ],
+    ids=lambda variables: "-".join(variables),
+)
+def test_one_of_several_processes_is_not_alone(variables, monkeypatch):
+    for name in (*processes._COUNTS, *processes._HOSTS, "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not processes._is_alone()
 
 
 # The command, whose 7th batch takes some seconds.
@@ -230,6 +259,7 @@ def slow(config, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS, ids=str)
 def test_the_command_saves_and_ends_with_one_status(slow, tmp_path, number):
     process = slow(1.0)

@@ -123,7 +123,7 @@ def test_only_what_is_said_is_filled_in(capsys, name, arguments):
     (made,) = tasks(capsys, arguments, [job(batch_size=32)])
     changed = {key for key in made if made[key] != template.get(key)}
     assert made.keys() == template.keys()
-    assert changed <= {"name", "resources", "num_nodes", "file_mounts", "run"}
+    assert changed <= {"name", "resources", "num_nodes", "file_mounts", "setup", "run"}
     assert made["run"].splitlines()[1:] == template["run"].splitlines()[1:]
     assert made["resources"]["job_recovery"] == template["resources"]["job_recovery"]
     assert made["file_mounts"] == {"/runs": {"source": "gs://my-runs", "mode": "MOUNT"}}
@@ -163,6 +163,13 @@ def test_the_script_runs_the_worker_in_its_own_process(tmp_path, capsys):
         "--workdir=/runs/first",
     ]
     assert not any(name.startswith("JAX_") for name in variables)
+
+
+def test_the_only_host_of_a_slice_is_told_that_it_is(tmp_path, capsys):
+    (made,) = tasks(capsys, ["--slice=v5e:2x4", *TPU[1:]])
+    _, variables = run_script(made["run"], tmp_path)
+    assert {name for name in variables if name.startswith("JAX_")} == {"JAX_NUM_PROCESSES"}
+    assert variables["JAX_NUM_PROCESSES"] == "1"
 
 
 def test_nodes_find_the_first(tmp_path, capsys):
@@ -233,6 +240,15 @@ def test_wrong_input_is_one_line_and_nothing_is_launched(
     with pytest.raises(UserError, match=says) as error:
         sky.submit(jobs, arguments, dry_run=False)
     assert "\n" not in str(error.value) and not log.exists()
+
+
+def test_extras_are_installed_and_variables_are_secrets(capsys):
+    run = job(log__wandb="p")
+    (made,) = tasks(capsys, [*TPU, "--env=WANDB_API_KEY=hush"], [run])
+    assert "--editable '.[tpu,quickstart,wandb]'" in made["setup"]
+    assert made["secrets"] == {"WANDB_API_KEY": "(hidden)"}
+    with pytest.raises(UserError, match="the run would have no key"):
+        sky.submit([run], TPU, dry_run=True)
 
 
 def test_without_sky_nothing_is_launched(monkeypatch):

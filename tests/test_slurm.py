@@ -107,7 +107,9 @@ def log(workdir) -> str:
 
 def launch(cluster, workdir, overrides, *flags) -> str:
     """The number of a job."""
-    slurm.submit_one(Job("configs/smoke.py", str(workdir), overrides), list(flags), dry_run=False)
+    slurm.submit_one(
+        Job("configs/smoke.py", str(workdir), overrides), list(flags), {}, dry_run=False
+    )
     shown = cluster.run("squeue", "-h", "-o", "%A %k").stdout.splitlines()
     return next(number for number, where in map(str.split, shown) if where == str(workdir))
 
@@ -185,7 +187,8 @@ def test_what_tasks_are_given(cluster, tmp_path, monkeypatch):
     (tmp_path / "setup.sh").write_text("export FROM_SETUP=yes\n")
     monkeypatch.setenv("BIPE_PYTHON", f"{sys.executable} {tmp_path}/show.py")
     monkeypatch.setenv("BIPE_SETUP", f"{tmp_path}/setup.sh")
-    hard = 'it\'s \\ "one" $HOME `id` *'
+    hard = f'{tmp_path}/it\'s \\ "one" $HOME `id` *'
+    Path(hard).write_text("A file that only the launcher opens.\n" * 10_000)
     points = [
         Job("configs/smoke.py", f"{tmp_path}/{i}", (("data.train", hard), ("seed", i)), str(i))
         for i in range(2)

@@ -73,6 +73,20 @@ def test_bad_runs_are_refused(no_slurm, tmp_path, arguments, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_variables_reach_sbatch_by_its_environment(no_slurm, tmp_path, capfd):
+    program(no_slurm / "squeue", "exit 0")
+    program(
+        no_slurm / "sbatch", f'echo "$TOKEN" >> {tmp_path}/tokens; echo "$@" >> {tmp_path}/lines'
+    )
+    line = ["--config=configs/smoke.py", f"--workdir={tmp_path}/run", "--env=TOKEN=hush"]
+    command.main(line)
+    points = [Job("configs/smoke.py", f"{tmp_path}/sweep/0")]
+    slurm.submit(points, ["--env=TOKEN=hush", "--nodes=2"], dry_run=False)
+    assert (tmp_path / "tokens").read_text() == "hush\nhush\n"
+    lines = (tmp_path / "lines").read_text()
+    assert "--nodes=2" in lines and "hush" not in lines + "".join(capfd.readouterr())
+
+
 def test_a_sweep_that_cannot_be_submitted_leaves_nothing(no_slurm, tmp_path):
     points = [Job("configs/smoke.py", f"{tmp_path}/sweep/0")]
     for limit in ("0", "many"):

@@ -287,6 +287,7 @@ train(config, workdir)
 """
 
 
+@pytest.mark.slow
 def test_killed_behind_a_rewind_and_before_the_next_save(config, batches, poisoned, tmp_path):
     config.spikes.policy = "rewind"
     poisoned(batches[5:6], with_nan)
@@ -308,6 +309,7 @@ def test_killed_behind_a_rewind_and_before_the_next_save(config, batches, poison
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spike", [6, 7, 8])
 @pytest.mark.parametrize("how", ["stop_at", "SIGTERM"])
 def test_what_a_rewind_skips_does_not_depend_on_a_stop(

@@ -294,6 +294,7 @@ def layout(request, documents, tmp_path):
     return write_shards(tmp_path, [list(itertools.islice(left, n)) for n in request.param])
 
 
+@pytest.mark.slow
 def test_a_stream_restored_anywhere_goes_on_with_the_same_batches(tokens, documents, layout):
     """In the middle of documents and at their ends, until the third time through them."""
     length = sum(len(tokens.encode(text)) for text in documents)
@@ -313,6 +314,7 @@ def test_a_restored_stream_goes_on_through_many_windows(tokens, one_shard):
     assert_restored(lambda: Batches(config, tokens), [3, 4, 13], following=40)
 
 
+@pytest.mark.slow
 def test_documents_of_whole_blocks_are_restored(tokens, tmp_path):
     """Nothing is left over where a block ends with a document."""
     text = " the" * 40

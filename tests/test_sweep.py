@@ -4,6 +4,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,6 @@ import pytest
 from bipe_jax import checkpoint, cli, config, plan
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.positions import NAMED
-from bipe_jax.report import palette, pictures
 from bipe_jax.workdir import heartbeat
 from launch import collect, jobs, local, points, sweep
 from launch.algebra import chain, product, zipit
@@ -128,6 +128,28 @@ def test_shipped_sweeps_fit_the_quickstart_and_the_authors_model():
         assert len(path.read_text().splitlines()) <= 16
 
 
+def test_points_in_json_are_those_of_python(tmp_path):
+    of_points = [
+        {"name": "one", "position.absolute": [["learned", "offset"]], "position.relative": []},
+        {"name": "two", "seed": 1, "evaluation.lengths": [32, 64]},
+    ]
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps(of_points))
+    tuples = [
+        {"name": "one", "position.absolute": (("learned", "offset"),), "position.relative": ()},
+        {"name": "two", "seed": 1, "evaluation.lengths": (32, 64)},
+    ]
+    read = checked(points.read(str(path)))
+    wanted = checked(tuples)
+    assert [(p.job.name, p.config) for p in read] == [(p.job.name, p.config) for p in wanted]
+    path.write_text('[{"seed": 1')
+    with pytest.raises(UserError, match=r"points\.json cannot be read"):
+        points.read(str(path))
+    path.write_text('{"seed": 1}')
+    with pytest.raises(UserError, match="a list of dicts"):
+        points.read(str(path))
+
+
 def test_shipped_positions_are_the_quickstarts():
     from configs import quickstart
 
@@ -171,6 +193,8 @@ def sweep_file(tmp_path, body: str) -> str:
         ("return sweep('seed', [1])", ["--confg=x"], "unrecognized arguments: --confg=x"),
         ("return sweep('seed', [1])", ["--jobs=0"], "--jobs=0 must be at least 1"),
         ("return sweep('seed', [1])", ["--on=slurm", "--jobs=2"], "--jobs=2 is for --on=local"),
+        ("return sweep('seed', [1])", ["--on=gke", "--env=A=b"], "of --on=gke follow --"),
+        ("return sweep('seed', [1])", ["--env=A B=c"], "--env=A B=... must be NAME or NAME=VALUE"),
         ("return sweep('seed', [1])", ["--", "--nodes=2"], "-- --nodes=2: flags after --"),
         ("return sweep('seed', [1])", ["--output="], "--output is needed"),
         ("return sweep('seed', [1])", ["--output=/proc/x"], "/proc/x/.*cannot be written"),
@@ -272,11 +296,23 @@ def finish(workdir, step: int, perplexity: float = 9.0, evaluation=None) -> None
     """
     os.makedirs(f"{workdir}/checkpoints/{step}/params", exist_ok=True)
     rows = [
-        {"set": s, "length": n, "perplexity": perplexity + n / 100, "perplexity_error": 0.5, "loss": 2.0}
+        {"set": s, "length": n, "perplexity": perplexity + n / 100, "perplexity_error": 0.5, "loss": 2.0,
+         "document_losses": [9 * math.log(perplexity + n / 100) * i for i in (0.9, 1.0, 1.1)]}
         for s in ("Plays", "Python library")
         for n in (32, 64, 128, 256, 512)
     ]  # fmt: skip
-    held = {"step": step, "training_length": 32, "data": "quickstart:validation", "results": rows}
+    held = {
+        "step": step,
+        "training_length": 32,
+        "data": "quickstart:validation",
+        "context": 512,
+        "results": rows,
+    }
+    held["targets"] = [
+        {"set": s, "targets": "t", "collection": "c", "documents": ["x", "y", "z"], "tokens": [9] * 3,
+         "bytes": [30] * 3}
+        for s in ("Plays", "Python library")
+    ]  # fmt: skip
     Path(workdir, "evaluation.json").write_text(json.dumps(held | (evaluation or {})))
     losses = [json.dumps({"step": i + 1, "loss": 8.0 - i / 10}) for i in range(step)]
     Path(workdir, "metrics.jsonl").write_text("\n".join(losses) + '\n{"step": 99, "lo')
@@ -293,6 +329,7 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
     for change in (
         {"step": 10},
         {"data": "other"},
+        {"context": 64},
         {"results": [{"length": 32}]},
         {"results": None},
     ):
@@ -303,6 +340,23 @@ def test_finished_is_the_last_steps_checkpoint_and_its_evaluation(tmp_path):
     assert not points.finished(run, longer)
     Path(run, "evaluation.json").write_text('{"step": 20, "res')
     assert not points.finished(run, plain)
+
+
+def test_finished_on_examples_is_an_answer_to_each_of_their_sources(tmp_path):
+    tests = [f"synthetic:fold(operators={n}, split=test, count=4)" for n in (2, 3)]
+    fields = {
+        "data.train": "synthetic:fold", "data.evaluation": "; ".join(tests), "data.packing": "row",
+    }  # fmt: skip
+    of_examples = checked([fields])[0].config
+    run = str(tmp_path)
+    finish(run, step=20)
+    assert not points.finished(run, of_examples)
+    for sources, done in ((tests, True), (tests[:1], False), (tests[::-1], False)):
+        answers = {"step": 20, "results": [{"source": source} for source in sources]}
+        Path(run, "answers.json").write_text(json.dumps(answers))
+        assert points.finished(run, of_examples) == done
+    Path(run, "answers.json").write_text('{"step": 10, "results": []}')
+    assert not points.finished(run, of_examples)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +386,7 @@ def test_a_run_whose_directory_vanishes_fails_alone(tmp_path):
     run, other = (local.Run(point) for point in checked(values_of("seed", [0, 1]), tmp_path))
     os.makedirs(other.workdir)
     other._line = [sys.executable, "-c", "raise SystemExit(0)"]
-    local._loop([run, other], 2, [], Table([run, other]))
+    local._loop([run, other], [None] * 2, [], Table([run, other]))
     assert (run.state, other.state) == ("failed", "done")
     assert f"No such file or directory: '{run.log}'" in run.why
 
@@ -350,7 +404,7 @@ def test_what_a_dead_run_leaves_does_not_keep_it_from_starting_again(tmp_path):
         "subprocess.Popen(['sleep', '60'])\n"
         "os.abort()\n",
     ]
-    local._loop([run], 1, [], Table([run]))
+    local._loop([run], [None], [], Table([run]))
     assert run.state == "done", run.why
 
 
@@ -363,7 +417,7 @@ def line(tokenizer_file, shards, held_out):
         "data.shuffle_blocks": 16,
         "checkpoint.every": 40,
         "evaluation.lengths": (32, 64),
-        "evaluation.windows": 2,
+        "evaluation.tokens": 64,
     }
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     return [sys.executable, "-m", "launch.sweep", "--config=configs/smoke.py", *overrides]
@@ -411,23 +465,94 @@ def test_what_is_finished_is_left_alone(tmp_path, monkeypatch, capfd):
     assert f"{held[0].job.name}: done before" in said and "2 of 2 points are done" in said
 
 
-def test_a_run_that_is_alive_is_not_started_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", None)
+def quick_runs(monkeypatch, script="pass"):
+    """Makes every run this script, which sees its config's arguments in sys.argv."""
+    monkeypatch.setattr(jobs, "TRAIN", ("python", "-c", script))
+
+
+def test_a_run_that_is_alive_keeps_no_other_from_running(tmp_path, monkeypatch, capfd):
+    quick_runs(monkeypatch)
     path = sweep_file(tmp_path, "return sweep('seed', [1, 2])")
-    log = Path(checked(points.read(path), tmp_path)[1].job.workdir, "log.txt")
+    line = ["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"]
+    first, second = (point.job for point in checked(points.read(path), tmp_path))
+    log = Path(second.workdir, "log.txt")
     log.parent.mkdir()
     with log.open("ab") as file:  # as the run itself holds it
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=f"{log.parent} is being trained by another process"):
-            sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
-    for host, refused in ((socket.gethostname(), False), ("other", True)):
-        beat = beat_of("training", 0) | {"host": host}
+        assert sweep.main(line) == 1
+    said = capfd.readouterr().err
+    assert f"{first.name}: done\n" in said and f"{second.name}: running" not in said
+    assert f"elsewhere: {second.name}: another process trains it" in said
+    assert "1 of 2 points are done, 0 failed, 1 are left\nThe same command resumes" in said
+    for host, left in (("other", 1), (socket.gethostname(), 0)):
+        beat = beat_of("training", 0) | {"host": host, "pid": 2**30}
         (log.parent / "heartbeat.json").write_text(json.dumps(beat))
-        with pytest.raises(
-            UserError if refused else TypeError, match="on other" if refused else "not callable"
-        ):
-            sweep.main(["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}"])
-    assert not list(tmp_path.glob("*/metrics.jsonl"))
+        assert sweep.main(line) == left
+        assert ("it is being trained on other (training)" in capfd.readouterr().err) == bool(left)
+
+
+def test_devices_are_shared_by_the_runs_at_a_time(monkeypatch, tmp_path):
+    eight = [f"GPU-{i}" for i in range(8)]
+    assert local.shares(eight, 8) == eight
+    assert local.shares(eight, 3) == ["GPU-0,GPU-1", "GPU-2,GPU-3", "GPU-4,GPU-5"]
+    assert local.shares(eight, 1) == [None]  # all of them
+    assert local.shares([], 3) == local.shares(["GPU-0"], 3) == [None] * 3
+    with pytest.raises(UserError, match="--jobs=9: there are 8 GPUs"):
+        local.shares(eight, 9)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert local.gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf 'GPU-a\\nGPU-b\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert local.gpus() == ["GPU-a", "GPU-b"]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert local.gpus() == []
+
+
+def test_runs_at_a_time_have_other_devices_and_the_variables(tmp_path, monkeypatch, capfd):
+    """Two at a time of four, which begin and end in their own order: a run that lives holds its device."""
+    script = f"""
+import os, sys, time
+device = os.environ["CUDA_VISIBLE_DEVICES"]
+os.mkdir({str(tmp_path)!r} + "/held-" + device)  # fails if another run holds it
+time.sleep(0.3 if "--config.seed=1" in sys.argv else 0.05)
+os.rmdir({str(tmp_path)!r} + "/held-" + device)
+print(device, os.environ["TOKEN"])
+"""
+    quick_runs(monkeypatch, script)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    path = sweep_file(tmp_path, "return sweep('seed', [1, 2, 3, 4])")
+    line = ["--config=configs/smoke.py", f"--sweep={path}", f"--output={tmp_path}/out", "--jobs=2"]
+    assert sweep.main([*line, "--env=TOKEN=hush"]) == 0
+    logs = [path.read_text().split() for path in (tmp_path / "out").glob("*/log.txt")]
+    assert sorted({device for device, _ in logs}) == ["4", "7"]
+    assert {token for _, token in logs} == {"hush"} and "hush" not in capfd.readouterr().err
+
+
+def test_points_can_have_names():
+    size = [{"name": "small", "model.layers": 2}, {"name": "large", "model.layers": 4}]
+    assert [name[:-8] for name in names(size)] == ["small--", "large--"]
+    # The same run has the same id, whatever its name is.
+    assert [name[-8:] for name in names(size)] == [
+        name[-8:] for name in names(values_of("model.layers", [2, 4]))
+    ]
+    seeds = values_of("seed", [1, 2])
+    both = product(size, seeds)
+    assert len(set(names(both))) == 4 and {name.split("--")[0] for name in names(both)} == {
+        "small",
+        "large",
+    }
+    rates = [{"name": "slow", RATE: 1e-4}]
+    assert names(product(size, rates))[1].startswith("large-slow--")
+    for wrong in ("a/b", "", 3, ".x"):
+        with pytest.raises(UserError, match=r"point 1 of 1: the name .* must be letters"):
+            names([{"name": wrong, "seed": 1}])
 
 
 @pytest.mark.slow
@@ -512,71 +637,6 @@ def test_the_table_shows_what_happens_first(tmp_path):
     finish(tmp_path, step=20)
     lines = Table(runs).lines(height=12, width=80)
     assert len(lines) <= 12 and max(map(len, lines)) < 80
-    assert re.search(r"…\S*30 +running +20/20 +6.100 +1:01:40$", lines[1])
+    assert re.search(r"…\S*30 +running +20/20 +6.150 +1:01:40$", lines[1])
     assert "failed" in lines[2] and "waiting" in lines[3]
     assert "41 points: 1 running, 1 failed, 9 waiting, 30 done" in lines
-
-
-# Collecting.
-
-
-@pytest.fixture
-def many(tmp_path):
-    """A sweep of 2 x 5 points: 8 finished, one that ended early, one that has not begun."""
-    held = checked(
-        product(
-            values_of("segments.rule", ["newline", "fixed:8"]),
-            values_of(RATE, [10.0, 9.0, 0.1, 3e-5, 1e-3]),
-        ),
-        tmp_path,
-    )
-    for number, point in enumerate(held):
-        points.record(point.job.workdir, point.config)
-        if number < 9:
-            finish(point.job.workdir, step=20 if number < 8 else 7, perplexity=5.0 + number)
-    return tmp_path, held
-
-
-def test_collect_makes_one_table_of_all_points(many, capsys):
-    directory, held = many
-    collect.collect(str(directory))
-    table = list(csv.DictReader((directory / "sweep.csv").open()))
-    assert len(table) == 8 * 2 * 5 + 2
-    rows = {(row["point"], row["set"], row["length"]): row for row in table}
-    assert len(rows) == len(table)
-    first = rows[held[0].job.name, "Plays", "64"]
-    assert (first[RATE], first["segments.rule"]) == ("10.0", "newline")
-    assert float(first["perplexity"]) == 5.64 and float(first["perplexity_error"]) == 0.5
-    assert float(first["final_loss"]) == pytest.approx(6.1) and first["step"] == "20"
-    assert {row["status"] for row in table} == {"finished", "unfinished", "not started"}
-    assert rows[held[8].job.name, "", ""]["step"] == "7"
-    # Numbers by their size.
-    order = list(dict.fromkeys(float(row[RATE]) for row in table))
-    assert order == [3e-5, 1e-3, 0.1, 9.0, 10.0]
-    scales = [(("alibi", "segment", ("slope_scale", scale)),) for scale in (6.0, 12.0, 96.0, 192.0)]
-    assert sorted([(), *scales[::-1]], key=collect._order) == [*scales, ()]
-    said = capsys.readouterr()
-    assert f"unfinished at step 7: {held[8].job.name}" in said.err
-    assert f"not started: {held[9].job.name}" in said.err
-    assert "8 of 10 points are finished" in said.err
-    page = (directory / "report.html").read_text()
-    assert "not started" in page and "rule newline, learning_rate 3e-05" in page
-
-
-def test_pictures_name_the_best_points_and_no_more_than_there_are_colours(many, monkeypatch):
-    directory, _ = many
-    drawn = []
-    monkeypatch.setattr(pictures, "perplexity", lambda named, path: drawn.extend(named))
-    collect.collect(str(directory))
-    perplexities = [evaluation.results[0].perplexity for _, evaluation in drawn]
-    worst = 5.0 + 7 + 0.32
-    assert len(drawn) == palette.SERIES + 1 and perplexities[-1] == worst
-    assert worst not in perplexities[: palette.SERIES]
-
-
-def test_collect_refuses_what_is_no_sweep(tmp_path):
-    for path, says in (("none", "No such file"), (".", "no directory in it is a point")):
-        with pytest.raises(UserError, match=says):
-            sweep.main([f"--collect={tmp_path / path}"])
-    with pytest.raises(UserError, match="--output is needed"):
-        sweep.main(["--collect"])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import overrides
 
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import PREEMPTED, UserError
@@ -53,6 +54,28 @@ def test_all_steps_are_trained_already(config, saved, no_data, stop_at, capsys):
     assert f"{saved} has a checkpoint of step 8: nothing to train" in capsys.readouterr().err
 
 
+def test_another_learning_rate_of_a_finished_run_is_recorded_nowhere(config, saved, no_data):
+    config.steps, config.optimizer.learning_rate = 8, 0.5
+    before, recorded = snapshot(saved), (saved / "config.json").read_text()
+    assert train(config, str(saved))
+    assert snapshot(saved) == before and json.loads(recorded)["optimizer"]["learning_rate"] != 0.5
+    assert {event["event"] for event in events.read(saved)} >= {"started", "done"}
+    assert "changed" not in {event["event"] for event in events.read(saved)}
+
+
+def test_a_start_that_fails_before_its_first_step_is_recorded_nowhere(config, saved, monkeypatch):
+    def fail(_):
+        raise UserError("no data")
+
+    before = {name: (saved / name).read_text() for name in ("config.json", "starts/1.json")}
+    monkeypatch.setattr(Batches, "__next__", fail)
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match="no data"):
+        train(config, str(saved))
+    assert {name: (saved / name).read_text() for name in before} == before
+    assert [path.name for path in (saved / "starts").iterdir()] == ["1.json"]
+
+
 @pytest.mark.parametrize("stop_at", [None, 3])
 def test_fewer_steps_than_the_checkpoint_has_are_refused(config, saved, no_data, stop_at):
     config.steps = 7
@@ -76,18 +99,10 @@ def test_a_longer_run_resumes_as_before(config, saved):
 
 def test_exit_codes(config, saved, command):
     """Of the command: as when the target is reached by training; the evaluation is that of the config."""
-    values = {
-        "tokenizer.path": config.tokenizer.path,
-        "data.train": config.data.train,
-        "data.evaluation": config.data.evaluation,
-        "data.shuffle_blocks": 16,
-        "evaluation.lengths": "(32,)",
-    }
 
     def run(steps, *more):
-        overrides = [f"--config.{name}={value}" for name, value in values.items()]
         line = ["--config=configs/smoke.py", f"--workdir={saved}", f"--config.steps={steps}"]
-        return command("train", *line, *overrides, *more, timeout=120)
+        return command("train", *line, *overrides(config), *more, timeout=120)
 
     done = run(12, "--stop_at=5")
     assert done.returncode == PREEMPTED, done.stderr

@@ -76,7 +76,7 @@ class Reader:
     """In the place of decode.Generator: says what `answer` makes of each prompt's text."""
 
     tokenizer = None
-    calls = []
+    calls, starts = [], []
 
     def __init__(self, loaded_model, longest):
         self.longest, self.tokenizer = longest, loaded_model.tokenizer
@@ -84,8 +84,9 @@ class Reader:
     def answer(self, prompt):
         return " " + ", ".join(read(prompt)) + "."
 
-    def __call__(self, prompts, max_new_tokens, *, stop=frozenset()):
+    def __call__(self, prompts, max_new_tokens, *, stop=frozenset(), starts=()):
         assert stop == self.tokenizer.ends
+        self.starts += zip(prompts, starts, strict=True)
         assert all(len(p) + max_new_tokens <= self.longest for p in prompts)
         self.calls.append((self.longest, max_new_tokens, len(prompts)))
         return [
@@ -106,6 +107,7 @@ def loaded_model(tokenizer):
 def reader(monkeypatch):
     monkeypatch.setattr(decode, "Generator", Reader)
     monkeypatch.setattr(Reader, "calls", [])
+    monkeypatch.setattr(Reader, "starts", [])
     return Reader
 
 
@@ -150,6 +152,27 @@ def test_wrong_and_partly_wrong_answers(loaded_model, reader, monkeypatch):
         "niah-multiquery": 1 / 4,
         "variable-tracking": 1 / 5,
     }
+
+
+def test_segmenters_read_the_prompts(loaded_model, reader):
+    """The lines and sentences of a prompt; segments of the data there are none."""
+    pysbd = pytest.importorskip("pysbd").Segmenter(language="en", clean=False)
+    config = {"segments.rule": "pysbd", "segments.levels": (("function", "ast"),)}
+    settings = Settings(("passkey",), (300,), (0.5,), 3)
+    (row,) = evaluation.measure(changed(loaded_model, config), settings)["results"]
+    assert row["accuracy"] == 1
+    counts = []
+    for tokens, starts in reader.starts:
+        (_, *parts) = np.split(tokens, np.flatnonzero(starts & 1))  # BOS is before the first
+        found = [loaded_model.tokenizer.decode(part) for part in parts]
+        wanted = pysbd.segment("".join(found))
+        assert [a.strip() for a in found] == [b.strip() for b in wanted]
+        assert not (starts & 2).any()  # a prompt is not Python
+        counts.append(1 + len(wanted))
+    assert row["segments"] == np.mean(counts[:3]) > 10
+    data = changed(loaded_model, {"segments.rule": "data"})
+    with pytest.raises(UserError, match="'data:0' takes segments from the data, and prompts and"):
+        evaluation.measure(data, settings)
 
 
 def test_errors_are_binomial(loaded_model, reader, monkeypatch):
@@ -376,7 +399,7 @@ def test_wrong_input_is_refused_in_a_line(loaded_model, reader, others, tmp_path
             evaluation.measure(loaded.LoadedModel(config, {}, None, tokenizer), Settings(**given))
         assert not reader.calls
 
-    refused("'passkye' is unknown: use some of passkey, niah-single", tasks=("passkye",))
+    refused("'passkye' is unknown .*: use some of passkey, niah-single", tasks=("passkye",))
     refused("--tasks is empty", tasks=())
     refused("passkey takes no number", tasks=("passkey:2",))
     for number in ("0", "65", "x", "-1", ""):

@@ -8,15 +8,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import parse_slice
+from bipe_jax.workdir import Workdir
 from launch import machines
 from launch.tpu_vm import __main__ as program
-from launch.tpu_vm import actions, gcloud, worker
+from launch.tpu_vm import actions, gcloud, watching, worker
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -48,10 +52,17 @@ if action == "create":
     resources[name] = {"states": states, "type": flags.get("accelerator-type")}
     count = int(flags.get("node-count", 1))
     nodes = [flags["node-id"]] if count == 1 else [f"{flags['node-prefix']}-{i}" for i in range(count)]
+    save()
     for home in [home for node in nodes for home in homes(node)]:
         os.makedirs(home)
-    save()
+        if script := flags.get("metadata-from-file"):
+            pairs = dict(pair.split("=") for pair in flags["metadata"].split(","))
+            json.dump(pairs, open(f"{home}/metadata", "w"))
+            its_own = os.environ | {"HOME": home, "STATE_DIRECTORY": f"{home}/state"}
+            subprocess.run(["bash", script.removeprefix("startup-script=")], env=its_own, check=True)
 elif action == "describe":
+    if os.path.exists(f"{root}/no-role") and os.environ["HOME"].startswith(root):
+        sys.exit("ERROR: (gcloud) PERMISSION_DENIED: tpu.nodes.get")
     state = resources[name]["states"][0]
     resources[name]["states"] = resources[name]["states"][1:] or [state]
     save()
@@ -91,7 +102,8 @@ if action == "show":
     print(f"LoadState={'not-found' if active == 'none' else 'loaded'}")
     print(f"ActiveState={active}\\nExecMainStatus={code}\\nExecMainStartTimestampMonotonic=5")
 elif action == "is-active":
-    sys.exit(active != "active")
+    timer = sys.argv[-1].endswith(".timer")
+    sys.exit(not os.path.exists(os.path.expanduser("~/timer")) if timer else active != "active")
 elif action in ("restart", "stop"):
     open(path, "w").write("active 0" if action == "restart" else "inactive 42")
     open(os.path.expanduser("~/started"), "a").write(action + "\\n")
@@ -100,6 +112,18 @@ SUDO = """
 import os, sys
 if sys.argv[1] != "cp":
     os.execvp(sys.argv[1], sys.argv[1:])
+"""
+# The metadata server of a VM, and what systemd was asked to do later.
+CURL = """
+import json, os, sys
+key = sys.argv[-1].removeprefix("http://metadata.google.internal/computeMetadata/v1/")
+known = {"instance/zone": "projects/1/zones/us-west4-a", "project/project-id": "p"}
+own = json.load(open(os.path.expanduser("~/metadata")))
+print(known.get(key) or own[key.removeprefix("instance/attributes/")])
+"""
+SYSTEMD_RUN = """
+import json, os, sys
+json.dump(sys.argv[1:], open(os.path.expanduser("~/timer"), "w"))
 """
 HOSTNAME = "import os; print(os.path.basename(os.path.expanduser('~')))"
 # `python3 -m pip install --target=DIR uv`: a uv whose environments are this Python.
@@ -158,6 +182,7 @@ def world(tmp_path, monkeypatch):
     root.mkdir()
     programs.mkdir()
     scripts = {"gcloud": GCLOUD, "systemctl": SYSTEMCTL, "sudo": SUDO, "hostname": HOSTNAME}
+    scripts |= {"curl": CURL, "systemd-run": SYSTEMD_RUN}
     for name, script in (scripts | {"python3": PYTHON3}).items():
         path = programs / name
         path.write_text(f"#!{sys.executable} -S\n{script}")
@@ -165,6 +190,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_ROOT", str(root))
     monkeypatch.setattr(actions, "_POLL", 0.0)
+    monkeypatch.setattr(watching, "_POLL", 0.0)
     return World(root)
 
 
@@ -193,11 +219,12 @@ def in_clone(clone, monkeypatch):
 
 def call(action, *more, name="x", topology="v5e:2x2", workdir=None):
     line = [action, name, "--zone=us-west4-a", f"--slice={topology}"]
-    if action in actions.OF_A_JOB:
+    if action in program.OF_A_JOB:
         line += [
             "--config=configs/smoke.py",
             f"--workdir={workdir or '/mnt/bipe/x'}",
             "--skip-preflight",
+            "--yes",
         ]
     program.main([*line, *more])
 
@@ -249,7 +276,7 @@ def test_a_grid_that_its_type_does_not_stand_for_is_named():
         (["--zone=us-west4"], "--zone=us-west4 does not have the form of a zone"),
         (["--zone=mars"], "--zone=mars"),
         (["--nfs=/share"], "--nfs=/share must be SERVER"),
-        (["--workdir=gs://bucket/x"], "absolute path"),
+        (["--workdir=s3://bucket/x"], "must be a local directory or gs://"),
         (["--workdir=runs/x"], "absolute path"),
         (["--config.optimizer.learning_rat=1"], "learning_rat"),
         (["--config.steps"], "unexpected argument '--config.steps'"),
@@ -391,7 +418,9 @@ def test_another_commit_is_not_run_unasked(world, clone, tmp_path):
         call("run", workdir=tmp_path / "shared")
     world.becomes("x", "ACTIVE")
     (world.root / "x-w-0" / "service").write_text("active 0")
-    with pytest.raises(UserError, match="a run of another commit exists: stop it first"):
+    with pytest.raises(
+        UserError, match="a run of another commit or other extras exists: stop it first"
+    ):
         call("bootstrap")
 
 
@@ -439,6 +468,7 @@ def nothing():
     pass
 
 
+@pytest.mark.slow
 def test_watch_brings_a_preempted_slice_back_until_the_run_is_done(world, days, tmp_path, capsys):
     def preempted():
         assert world.services() == ["active 0"]
@@ -473,7 +503,7 @@ def test_watch_brings_a_preempted_slice_back_until_the_run_is_done(world, days, 
     assert "Connection refused; trying again" in said and "x: done" in said
     assert "x still exists, and costs money" in said
 
-    call("watch", "--delete")
+    call("watch", "--delete=done")
     assert not world.services()
 
 
@@ -507,6 +537,299 @@ def test_watch_tries_again_but_not_for_ever(world, days):
         days([nothing] * 9)
 
 
+# Money.
+
+
+@pytest.fixture
+def any_disk(monkeypatch):
+    """Workdirs on this machine's disk, which would go with a slice."""
+    ask = gcloud.Resource.ask
+    monkeypatch.setattr(
+        gcloud.Resource,
+        "ask",
+        lambda self, command, verbose=False: ask(self, command.replace(" --shared", ""), verbose),
+    )
+
+
+@pytest.mark.parametrize(
+    "delete, state, gone",
+    [
+        ("never", "failed 1", False),
+        ("done", "failed 1", False),
+        ("always", "failed 1", True),
+        ("never", "inactive 0", False),
+        ("done", "inactive 0", True),
+        ("always", "inactive 0", True),
+    ],
+)
+def test_the_slice_is_deleted_as_asked(world, any_disk, days, tmp_path, delete, state, gone):
+    call("create")
+    world.becomes("x", "ACTIVE")
+    days_of = [lambda: world.services(state)]
+    expected = pytest.raises(UserError, match="not to be restarted")
+    with expected if state == "failed 1" else contextlib.nullcontext():
+        days(days_of, f"--delete={delete}", workdir=tmp_path / "shared")
+    assert ("delete" in [pair[1] for pair in world.calls()]) == gone
+
+
+def test_a_slice_that_this_watch_made_and_cannot_use_is_deleted(
+    world, any_disk, days, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watching, "_MOST", 1)
+    (world.root / "no-network").touch()
+    with pytest.raises(UserError, match="bootstrap failed"):
+        days([nothing] * 3, "--delete=always", workdir=tmp_path / "shared")
+    assert [pair[1] for pair in world.calls()][-1] == "delete"
+    # One that was there before may have somebody else's run.
+    call("create")
+    world.becomes("x", "ACTIVE")
+    world.calls()
+    with pytest.raises(UserError, match="bootstrap failed"):
+        days([], "--delete=always", workdir=tmp_path / "shared")
+    assert "delete" not in [pair[1] for pair in world.calls()]
+
+
+def test_the_deadline_is_the_vms_own(world, any_disk, tmp_path, capsys):
+    workdir = tmp_path / "shared"
+    call("create", "--max-hours=2.5", "--spot")
+    said = capsys.readouterr().err
+    assert "4 chips x $1.20 = $4.80 an hour" in said and "at most $12.00 in 2.5 h" in said
+    home = world.root / "x-w-0"
+    asked = json.loads((home / "timer").read_text())
+    (left,) = [word for word in asked if word.startswith("--on-active=")]
+    assert 8900 < int(left.removeprefix("--on-active=").rstrip("s")) <= 9000
+    deadline = (home / "state" / "deadline").read_text()
+    # A reboot runs the script again, and moves nothing.
+    (home / "state" / "deadline").write_text(str(int(deadline) - 8000))
+    script = os.path.join(os.path.dirname(gcloud.__file__), "deadline.sh")
+    own = os.environ | {"HOME": str(home), "STATE_DIRECTORY": str(home / "state")}
+    subprocess.run(["bash", script], env=own, check=True)
+    asked = json.loads((home / "timer").read_text())
+    assert any(re.fullmatch(r"--on-active=(9\d\d|1000)s", word) for word in asked)
+
+    world.becomes("x", "ACTIVE")
+    call("bootstrap")
+    (world.root / "no-role").touch()
+    with pytest.raises(UserError, match=r"the role TPU Admin \(.*PERMISSION_DENIED"):
+        call("run", "--max-hours=2.5", workdir=workdir)
+    (world.root / "no-role").unlink()
+    call("run", "--max-hours=2.5", workdir=workdir)
+    assert world.services() == ["active 0"]
+    # Its time is over: the run is stopped, which saves, and the queued resource goes.
+    command = asked[asked.index("bash") :]
+    subprocess.run(command, env=own, check=True)
+    assert world.starts() == [] and "x" not in json.loads(
+        (world.root / "resources.json").read_text()
+    )
+
+    call("create")
+    world.becomes("x", "ACTIVE")
+    call("bootstrap")
+    with pytest.raises(
+        UserError, match="no deadline is set: was the slice created with --max-hours"
+    ):
+        call("run", "--max-hours=2.5", workdir=workdir)
+
+
+def test_watch_does_not_rent_again_after_the_deadline(world, days, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
+
+    def created():
+        rows = [json.loads(row) for row in (world.root / "calls").read_text().splitlines()]
+        return [word for row in rows for word in row if word.startswith("--metadata=")]
+
+    def preempted():
+        clock[0] = 3600.0
+        world.becomes("x", "SUSPENDED")
+
+    def over():
+        clock[0] = 7201.0
+        (world.root / "resources.json").write_text("{}")
+        shutil.rmtree(world.root / "x-w-0")
+
+    monkeypatch.setattr(actions, "start", lambda *_: None)
+    monkeypatch.setattr(actions, "install", lambda *_: None)
+    with pytest.raises(UserError, match="--max-hours=2 are over"):
+        days(
+            [nothing, nothing, nothing, preempted, nothing, nothing, nothing, over],
+            "--max-hours=2",
+            workdir=tmp_path / "shared",
+        )
+    assert created() == [
+        "--metadata=bipe-name=x,bipe-seconds=7200",
+        "--metadata=bipe-name=x,bipe-seconds=3600",
+    ]
+
+
+# The whole life of a slice, with the real trainer, supervisor and checkpoints: what systemd does is this.
+SERVICE = """
+import os, re, shlex, signal, subprocess, sys, time
+def command():
+    text = open(os.path.expanduser("~/bipe_jax/bipe_jax.service")).read()
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line[10:])]
+pid = os.path.expanduser("~/pid")
+action = sys.argv[1]
+def alive():
+    try:
+        os.kill(int(open(pid).read()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+if action == "show":
+    there = os.path.exists(os.path.expanduser("~/bipe_jax/bipe_jax.service")) and os.path.exists(pid)
+    code = open(os.path.expanduser("~/code")).read() if there and not alive() else "0"
+    print(f"LoadState={'loaded' if there else 'not-found'}")
+    print(f"ActiveState={'active' if alive() else 'inactive'}")
+    print(f"ExecMainStatus={code or 1}\\nExecMainStartTimestampMonotonic=5")
+elif action == "is-active":
+    timer = os.path.exists(os.path.expanduser("~/timer"))
+    sys.exit(not (timer if sys.argv[-1].endswith(".timer") else alive()))
+elif action in ("restart", "stop"):
+    if alive():
+        os.kill(int(open(pid).read()), signal.SIGTERM)
+        while alive():
+            time.sleep(0.05)
+    if action == "restart":
+        program = "import os,signal,subprocess,sys;c=subprocess.Popen(sys.argv[1:]);" \\
+            "signal.signal(15,lambda *_:c.terminate());" \\
+            "open(os.path.expanduser('~/code'),'w').write(str(c.wait()))"
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, *command()], cwd=os.path.expanduser("~/bipe_jax/source"),
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env=os.environ | {"JAX_NUM_PROCESSES": "1", "JAX_PLATFORMS": "cpu"},
+        )
+        open(pid, "w").write(str(child.pid))
+"""
+
+
+@pytest.mark.slow
+def test_smoke_trains_restarts_resumes_deletes_and_bills(world, tmp_path, monkeypatch, capsys):
+    """With the real trainer; a service is a process."""
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.write_text(f"#!{sys.executable} -S\n{SERVICE}")
+    monkeypatch.setenv(
+        "PYTHONPATH", sysconfig.get_path("purelib")
+    )  # the VM's Python has no packages
+    monkeypatch.setattr(watching, "_POLL", 0.5)
+    workdir = tmp_path / "workdir"
+    line = ["smoke", "x", "--zone=us-west4-a", "--skip-preflight", f"--workdir={workdir}"]
+    line += ["--config.evaluation.lengths=(32,)"]
+    program.main([*line, "--yes", "--config.mesh.devices=1"])
+    said = capsys.readouterr().err
+    assert "v5e:1x1: 1 chips x $1.20 = $1.20 an hour" in said
+    assert re.search(r"running restarted at step ([5-9]|1\d)\n", said)
+    assert "done step 20 in 2 starts" in said
+    assert re.search(r"The bill: v5e:1x1 for [0-9.]+ min, \$0\.\d\d", said)
+    assert json.loads((world.root / "resources.json").read_text()) == {}
+    assert Workdir(workdir).last_start() == 2 and Workdir(workdir).latest_step() == 20
+    with pytest.raises(UserError, match="exists: smoke makes a slice"):
+        call("create", topology="v5e:1x1")
+        program.main([*line, "--yes"])
+
+
+def test_a_smoke_test_that_fails_leaves_no_slice(world, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(watching, "_MOST", 1)
+    (world.root / "no-network").touch()
+    line = ["smoke", "x", "--zone=us-west4-a", "--skip-preflight", "--yes"]
+    with pytest.raises(UserError, match="bootstrap failed"):
+        program.main(line)
+    assert [pair[1] for pair in world.calls()][-1] == "delete"
+    assert re.search(r"The bill: v5e:1x1 for [0-9.]+ min, \$", capsys.readouterr().err)
+
+
+def test_nothing_is_rented_without_a_yes(world, monkeypatch):
+    line = ["create", "x", "--zone=us-west4-a", "--slice=v6e-1", "--skip-preflight"]
+    line += ["--config=configs/smoke.py", "--workdir=/mnt/bipe/x"]
+    with pytest.raises(UserError, match="--yes is needed to rent where nobody can be asked"):
+        program.main(line)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "n")
+    with pytest.raises(UserError, match="the answer was no"):
+        program.main(line)
+    assert "create" not in [pair[1] for pair in world.calls()]
+    monkeypatch.setattr("builtins.input", lambda text: "yes")
+    program.main(line)
+    assert [pair[1] for pair in world.calls()] == ["describe", "create"]
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["--max-hours=0"], "--max-hours=0 must be above 0"),
+        (["--flex-start", "--max-hours=169"], "at most 168"),
+        (["--max-hours=1", "--", "--metadata=a=b"], "--metadata after -- is not possible"),
+        (["--price=-1"], "--price=-1 must be dollars"),
+        (["--reservation=A/b"], "--reservation=A/b must be a name"),
+        (["--delete=sometimes"], "'sometimes' is unknown"),
+        (["--flex-start", "--spot"], "--spot: not allowed with argument --flex-start"),
+    ],
+)
+def test_wrong_flags_of_renting(world, wrong, says):
+    with pytest.raises(UserError, match=says):
+        call("create", *wrong)
+    assert not world.calls()
+
+
+def test_the_ways_to_rent_in_the_words_of_gcloud(world, capsys):
+    for more, words in {
+        "--flex-start": "--provisioning-model=flex-start --max-run-duration=604800s",
+        "--reservation=r": "--reservation=r",
+    }.items():
+        call("create", more, "--dry-run", "--price=2")
+        shown = capsys.readouterr()
+        assert words in shown.out and shown.out.count("gcloud alpha compute tpus") == 1
+        assert "x $2.00 = $8.00 an hour (--price" in shown.err
+
+
+# Variables and logs.
+
+
+def test_variables_reach_the_service_and_nothing_else(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", 'se"cr$et\\')
+    (tmp_path / "env").write_text("# mine\nexport HF_TOKEN='to ken'\n\nWANDB_API_KEY=old\n")
+    variables = ["--env=WANDB_API_KEY", f"--env-file={tmp_path}/env"]
+    call("create", "--config.log.wandb=p", *variables)
+    call("bootstrap", "--config.log.wandb=p")
+    assert (
+        world.root / "x-w-0" / "bipe_jax" / "extras"
+    ).read_text() == "gcs,quickstart,tpu,wandb\n"
+    call("run", "--config.log.wandb=p", *variables, workdir=tmp_path / "shared")
+    home = world.root / "x-w-0"
+    unit = (home / "bipe_jax" / "bipe_jax.service").read_text()
+    sent = home / "bipe_jax.environment"
+    assert f"EnvironmentFile={sent}\n" in unit and sent.stat().st_mode & 0o777 == 0o600
+    # As systemd reads it, which is as a shell does in double quotes.
+    program_ = '. "$1"; printf "%s\\0" "$HF_TOKEN" "$WANDB_API_KEY"'
+    done = subprocess.run(["bash", "-c", program_, "bash", sent], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0") == ["to ken", 'se"cr$et\\', ""]
+    shown = capsys.readouterr()
+    calls = (world.root / "calls").read_text()
+    for secret in ("cr$et", "to ken"):
+        assert not any(secret in text for text in (unit, calls, shown.out, shown.err))
+    with pytest.raises(UserError, match=r"--env=NO: NO is not set on this machine"):
+        call("run", "--env=NO")
+    with pytest.raises(UserError, match="the run would have no key"):
+        call("create", "--config.log.wandb=p")
+
+
+def test_the_log_is_in_the_workdir(tmp_path):
+    """And goes on at each start; the file of another host is another."""
+    workdir = tmp_path / "w"
+    text = worker.unit(str(workdir), ["--config=x"], hosts=1)
+    (word,) = re.findall(r'"--log=([^"]+)"', text)
+    assert os.path.dirname(word) == str(workdir) and word == worker.log_of(str(workdir))
+    for _ in range(2):
+        line = [sys.executable, "-m", "launch.supervise", f"--workdir={workdir}", f"--log={word}"]
+        line += ["--", sys.executable, "-c", "print('trained')"]
+        done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = Path(word).read_text()
+    assert said.count("trained\n") == 2 and said.count("not restarting: all steps are done") == 2
+
+
 # On the VM.
 
 
@@ -527,6 +850,35 @@ def test_the_service_file_holds_for_systemd(tmp_path, monkeypatch):
     assert "--host" not in worker.unit("/mnt/w", [], hosts=1)
 
 
+# A process on a TPU VM outside GKE, where no metadata server answers.
+ON_A_VM = """
+import os
+from jax._src.clusters import cloud_tpu_cluster
+def asked(key): raise SystemExit(f"asked for {key}")
+cloud_tpu_cluster.running_in_cloud_tpu_vm = True
+cloud_tpu_cluster.get_metadata = asked
+os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # which JAX sets where there is no TPU
+import jax
+from bipe_jax import processes
+processes.start()
+assert jax.process_count() == 1 and not jax.distributed.is_initialized()
+"""
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_the_only_host_coordinates_itself_with_nobody(hosts):
+    """Without a question to the metadata server, which only one of several hosts needs."""
+    lines = worker.unit("/mnt/w", [], hosts).splitlines()
+    found = [line.removeprefix("Environment=") for line in lines if line.startswith("Environment=")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    environment |= dict(line.split("=") for line in found) | {"PYTHONPATH": REPOSITORY}
+    environment.pop("JAX_PLATFORMS", None)
+    line = [sys.executable, "-c", ON_A_VM]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == (hosts > 1), done.stderr
+    assert ("asked for agent-worker-number" in done.stderr) == (hosts > 1)
+
+
 def test_a_disk_of_the_vm_is_not_shared(world, tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(
@@ -542,19 +894,22 @@ def test_a_disk_of_the_vm_is_not_shared(world, tmp_path):
     with pytest.raises(UserError, match=r"is on a disk of this VM .*--nfs=SERVER:/EXPORT"):
         call("run", "--spot", workdir=tmp_path / "run")
     with pytest.raises(UserError, match="is on a disk of this VM"):
-        call("watch", "--delete", workdir=tmp_path / "run")  # at once, and deletes nothing
+        call("watch", "--delete=done", workdir=tmp_path / "run")  # at once, and deletes nothing
     call("run", workdir=tmp_path / "run")
 
 
 # The real gcloud checks flags before it asks who is calling, and nobody is.
 
 
+@pytest.mark.slow
 def test_the_real_gcloud_takes_each_call(tmp_path, capsys):
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not installed")
-    flags = ["--dry-run", "--project=p", "--nfs=10.0.0.2:/share", "--delete"]
-    for action in actions.ALL:
+    flags = ["--dry-run", "--project=p", "--nfs=10.0.0.2:/share", "--delete=done", "--env=A=b"]
+    for action in program.ALL:
         call(action, *flags, "--spot", "--", "--network=n", "--internal-ips")
+    call("create", "--dry-run", "--project=p", "--flex-start", "--max-hours=3")
+    call("create", "--dry-run", "--project=p", "--reservation=r", "--max-hours=3")
     for topology in ("v4:2x2x2*2", "v5p:4x4x12*2", "v4:4x4x16"):
         call("create", *flags, "--reserved", topology=topology)
     printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]

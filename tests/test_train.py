@@ -59,8 +59,14 @@ def random_batch(config, rule=None, seed=0):
     return annotate(tokens, rule or segments.Rule(length=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "change", [{}, {"accumulation": 2, "data.separate_documents": True}, {"optimizer.name": "muon"}]
+    "change",
+    [
+        {},
+        {"accumulation": 2, "data.separate_documents": True, "model.dropout": 0.1, "z_loss": 1e-4},
+        {"optimizer.name": "muon"},
+    ],
 )
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, change):
     config.update_from_flattened_dict(change)
@@ -71,6 +77,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, 
     assert_same_run(tmp_path / "whole", tmp_path / "cut", config.steps)
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_end(
     config, command, tokenizer_file, shards, held_out, tmp_path
 ):
@@ -281,6 +288,7 @@ def test_another_vocabulary_is_refused(config, texts, tmp_path):
         train(config, str(tmp_path / "new"))
 
 
+@pytest.mark.slow
 def test_disk_full_while_saving_loses_nothing(config, tmp_path):
     """A limit on the size of files makes every larger write fail, as a full disk does."""
     program = (
@@ -323,7 +331,7 @@ def test_disk_full_while_saving_loses_nothing(config, tmp_path):
         (["--config=configs/smoke.py", "--config.tokenizer.path=none.model"], "none.model"),
         (["--config=configs/smoke.py", "--config.batch_size=3"], "config.batch_size=3"),
         (["--config=configs/smoke.py", "--workdir=/proc/none"], "/proc/none"),
-        (["--config=configs/smoke.py", "--stop=3"], "'stop'"),
+        (["--config=configs/smoke.py", "--stop=3"], "did you mean '--stop_at'?"),
         (["--config=configs/smoke.py", "--config.segments.rule=word"], "segments.rule='word'"),
     ],
 )

@@ -17,7 +17,7 @@ import several
 from bipe_jax import checkpoint
 from bipe_jax.errors import PREEMPTED, Transient, UserError
 from bipe_jax.training.trainer import train
-from bipe_jax.workdir import Workdir, events, trainer_lock
+from bipe_jax.workdir import Workdir, events, lock_owner, trainer_lock
 
 ROOT = Path(__file__).parent.parent
 HOLDER = """
@@ -25,9 +25,9 @@ import os, sys, time
 from bipe_jax.workdir import trainer_lock
 with trainer_lock.locked(sys.argv[1]):
     if sys.argv[2:] and not os.fork():
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # in one piece
         time.sleep(60)
-    print("locked", flush=True)
+    os.write(1, b"locked\\n")
     time.sleep(60)
 """
 
@@ -124,6 +124,82 @@ def test_a_disk_without_locks_still_has_one_trainer(quick, tmp_path, monkeypatch
     with trainer_lock.locked(tmp_path), pytest.raises(Transient, match=f"process {os.getpid()} on"):
         seconds_to_lock(tmp_path)
     assert seconds_to_lock(tmp_path) < 1, "it ended well"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Threads are machines of their own then, whose locks the others do not see."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr(lock_owner, "machine", lambda: str(threading.get_ident()))
+
+
+def claims(path) -> list[Path]:
+    return sorted(path.glob("trainer.lock.*.claim"))
+
+
+@pytest.mark.parametrize("before", ["nobody", "ended", "killed"])
+def test_of_machines_that_start_in_the_same_moment_one_trains(
+    quick, elsewhere, tmp_path, monkeypatch, before
+):
+    """All have seen that nobody trains before one of them writes its name."""
+    count = 6
+    all_have_seen, all_know = threading.Barrier(count), threading.Barrier(count)
+    claim, became = trainer_lock._claim, []
+
+    def late(path, seen):
+        all_have_seen.wait(30)
+        return claim(path, seen)
+
+    def start():
+        try:
+            with trainer_lock.locked(tmp_path):
+                became.append("trains")
+                all_know.wait(30)
+        except Transient as error:
+            assert f"by process {os.getpid()} on" in str(error)
+            became.append("refused")
+            all_know.wait(30)
+
+    if before == "ended":
+        seconds_to_lock(tmp_path)
+    if before == "killed":
+        of_another_machine(tmp_path)
+        (tmp_path / "trainer.lock.0123-0.claim").mkdir()
+    monkeypatch.setattr(trainer_lock, "_claim", late)
+    threads = [threading.Thread(target=start) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(became) == ["refused"] * (count - 1) + ["trains"]
+    assert claims(tmp_path) == []
+    monkeypatch.setattr(trainer_lock, "_claim", claim)
+    assert seconds_to_lock(tmp_path) < 1
+
+
+def test_a_machine_that_died_as_it_claimed_the_lock_is_waited_for_once(quick, elsewhere, tmp_path):
+    with trainer_lock.locked(tmp_path):
+        (of_the_first,) = claims(tmp_path)
+    of_the_first.mkdir()
+    assert 1.9 < seconds_to_lock(tmp_path) < 10
+    assert seconds_to_lock(tmp_path) < 1
+
+
+def test_a_machine_that_has_seen_the_lock_long_ago_is_refused(quick, elsewhere, tmp_path):
+    """It looked before another started, and even that one's claim is gone."""
+    with trainer_lock.locked(tmp_path):
+        (claim,) = claims(tmp_path)
+        claim.rmdir()
+        assert trainer_lock._claim(tmp_path / "trainer.lock", b"") is None
+        assert claims(tmp_path) == []
+
+
+def test_a_disk_that_takes_no_directory_has_a_trainer(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    assert seconds_to_lock(tmp_path) < 1
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\0", b'{"pid": []}'])

@@ -17,11 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
     for name in worker._RANKS:
         monkeypatch.delenv(name, raising=False)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def attempt(workdir, code, *, failed=False):

@@ -35,7 +35,7 @@ def tiny(**overrides):
     c.checkpoint.every = 2
     c.log.every = 1
     c.evaluation.lengths = (16, 32)
-    c.evaluation.windows = 4
+    c.evaluation.tokens = 256
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return c
 
@@ -46,8 +46,20 @@ def tiny_plan(separators=(1, 2), **overrides) -> plan.Plan:
     return made if made.rule else made.with_rule(Rule(separators))
 
 
+def overrides(config) -> list[str]:
+    """Arguments of a command: the tokenizer and the data of a config, and a short evaluation."""
+    values = {
+        "tokenizer.path": config.tokenizer.path,
+        "data.train": config.data.train,
+        "data.evaluation": config.data.evaluation,
+        "data.shuffle_blocks": 16,
+        "evaluation.lengths": "(32,)",
+    }
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
 def changed(loaded_model, changes):
-    """The loaded model with other values of its config: `changed(model, {"evaluation.windows": 8})`."""
+    """The loaded model with other values of its config: `changed(model, {"model.dtype": "float32"})`."""
     return dataclasses.replace(loaded_model, config=loaded_model.config.replace(changes))
 
 

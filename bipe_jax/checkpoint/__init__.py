@@ -12,6 +12,7 @@ A converted model is step 0, without optimizer/, data/ and checksums (`save_mode
 python -m bipe_jax.checkpoint verify runs/quickstart    checks whether each checkpoint is intact
 """
 
+from bipe_jax.checkpoint.models import check_free, save_model
 from bipe_jax.checkpoint.reading import (
     Meta,
     describe,
@@ -23,7 +24,7 @@ from bipe_jax.checkpoint.reading import (
     shards_to_json,
     steps,
 )
-from bipe_jax.checkpoint.saving import Checkpoints, check_free, save_model
+from bipe_jax.checkpoint.saving import Checkpoints
 
 __all__ = [
     "Checkpoints", "Meta", "check_free", "describe", "load", "meta_to_json", "plan_from_json",

@@ -3,19 +3,14 @@
 python -m bipe_jax.checkpoint verify runs/quickstart
 """
 
-import argparse
-
-from bipe_jax import cli
+from bipe_jax import cli, commands
 from bipe_jax.checkpoint import checksums
 from bipe_jax.checkpoint.reading import check_restorable, locate, steps
 from bipe_jax.errors import UserError
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.checkpoint", description=__doc__)
-    parser.add_argument("verb", choices=["verify"])
-    parser.add_argument("path", help="a run's workdir, or one step's directory")
-    args = parser.parse_args()
+    args = commands.parser("checkpoint").parse_args()
     cli.quiet()
     directory, step = locate(args.path)
     numbers = steps(directory) if step is None else [step]

@@ -9,27 +9,25 @@ import hashlib
 import os
 from collections.abc import Iterable
 
+from bipe_jax.workdir import COMMITTED, files, opening
 from bipe_jax.workdir.files import Path
 
 NAME = "checksums.sha256"
 # Orbax rewrites these when it completes a checkpoint.
-_LEFT_OUT = (NAME, "_CHECKPOINT_METADATA", "commit_success.txt")
+_LEFT_OUT = (NAME, "_CHECKPOINT_METADATA", COMMITTED)
 _HEAD, _STEP = "# files: ", "# step: "
 _THREADS = 8  # hashing releases the interpreter's lock
 
 
 def _files(directory: Path) -> list[str]:
-    paths = [
-        os.path.relpath(os.path.join(folder, name), directory)
-        for folder, _, names in os.walk(directory)
-        for name in names
-    ]
-    return sorted(path for path in paths if path not in _LEFT_OUT)
+    return [path for path in files.below(directory) if path not in _LEFT_OUT]
 
 
 def _hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for chunk in opening.chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write(directory: Path) -> None:
@@ -41,8 +39,8 @@ def write(directory: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(lambda name: _hash(os.path.join(directory, name)), names)
         text = "".join(f"{digest}  {name}\n" for digest, name in zip(sums, names, strict=True))
-    with open(os.path.join(directory, NAME), "w", encoding="utf-8") as file:
-        file.write(f"{_HEAD}{len(names)}\n{_STEP}{_step(directory)}\n{text}")
+    head = f"{_HEAD}{len(names)}\n{_STEP}{_step(directory)}\n"
+    files.write_text(os.path.join(directory, NAME), head + text)
 
 
 def _step(directory: Path) -> str:
@@ -53,8 +51,8 @@ def _step(directory: Path) -> str:
 def read(directory: Path) -> list[tuple[str, str]] | None:
     """(name, checksum) of each file of a directory, None if it has none. Raises OSError, ValueError."""
     try:
-        with open(os.path.join(directory, NAME), encoding="utf-8") as file:
-            head, *lines = file.read().split("\n")
+        with opening.to_read(os.path.join(directory, NAME)) as file:
+            head, *lines = file.read().decode().split("\n")
     except FileNotFoundError:
         return None
     step = lines.pop(0) if lines and lines[0].startswith(_STEP) else None

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,29 +13,36 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bipe_jax import config as configs
-from bipe_jax import plan, segments
+from bipe_jax import plan, plugins, segments
 from bipe_jax.config import spec
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, complete_steps, files
+from bipe_jax.workdir import Workdir, bucket, complete_steps, files
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """The data of a checkpoint besides its arrays."""
+    """The data of a checkpoint besides its arrays.
+
+    Attributes:
+      start: of the training that saved it: "number", the "step" it began after, and "provenance"; None of
+        a converted model, or if an earlier version saved it.
+    """
 
     step: int
     config: Plan
     tokenizer: Tokenizer
+    start: dict[str, Any] | None = None
 
 
 def meta_to_json(config: Plan) -> dict[str, Any]:
-    """A checkpoint's item `config`: the config, the separators of its segment rule, and its shards."""
+    """A checkpoint's item `config`: the config, its segment rule, its shards, and its plug-ins."""
     return {
         "config": configs.to_json(config),
-        "separators": list(config.segment_rule.separators),
+        "rule": segments.to_json(config.segment_rule),
         "shards": shards_to_json(config.shards),
+        "plugins": [plugin.to_json() for plugin in config.plugins],
     }
 
 
@@ -52,20 +60,25 @@ def plan_from_json(saved: dict[str, Any]) -> Plan:
     """The plan of an item `config`, written by this version of the program or an earlier one.
 
     Raises:
-      UserError: it was saved by a later version, or is not a config.
+      UserError: it was saved by a later version, is not a config, or needs a plug-in that is not installed.
     """
     try:
-        if "config" in saved:
-            config, separators = saved["config"], saved["separators"]
-        else:  # before format 1 the item was the config, with the separators
-            config, separators = saved, saved["segments"]["separators"]
-        if not all(isinstance(i, int) for i in separators) or not isinstance(config, dict):
+        config, rule = saved.get("config", saved), saved.get("rule")
+        if rule is None:  # an earlier version saved the separators; before format 1, in the config
+            separators = (
+                saved["separators"] if "config" in saved else config["segments"]["separators"]
+            )
+            rule = {"separators": separators}
+        rule = segments.from_json(rule)
+        if not isinstance(config, dict):
             raise TypeError
-    except (KeyError, TypeError):
+        plugins.check_installed(saved.get("plugins", []))
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError("it is no config that this program saved") from None
-    rule = segments.Rule(tuple(separators)) if separators else None
     shards = shards_from_json(saved.get("shards", []))
-    return plan.of(configs.from_json(config), rule).with_shards(shards)
+    return plan.of(
+        configs.from_json(config), rule if rule != segments.Rule() else None
+    ).with_shards(shards)
 
 
 def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) -> Meta:
@@ -76,12 +89,18 @@ def meta_of(manager: ocp.CheckpointManager, directory: epath.Path, step: int) ->
     )
     model = base64.b64decode(restored.tokenizer["model"])
     tokenizer = Tokenizer(model, f"{directory}/{step}/tokenizer")
-    return Meta(step, plan_from_json(restored.config), tokenizer)
+    try:
+        config, start = plan_from_json(restored.config), restored.config.get("start")
+    except UserError as error:
+        raise UserError(f"checkpoint {directory / str(step)}: {error}") from None
+    numbered = isinstance(start, dict) and isinstance(start.get("number"), int)
+    return Meta(step, config, tokenizer, start if numbered else None)
 
 
 def locate(path: files.Path) -> tuple[epath.Path, int | None]:
     """A workdir, its checkpoints directory or one step's directory -> (directory, step or None)."""
-    directory = epath.Path(path).resolve()
+    bucket.check(path)
+    directory = epath.Path(files.absolute(path))
     if (directory / Workdir.checkpoints).is_dir():
         return directory / Workdir.checkpoints, None
     if directory.name.isdigit() and (directory / "params").is_dir():
@@ -99,6 +118,21 @@ def steps(path: files.Path) -> list[int]:
 
 
 @contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """A context, or a decorator, without Orbax's warnings of options that are chosen on purpose."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING or "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
+
+
+@contextlib.contextmanager
 def _reading(
     path: files.Path, step: int | None
 ) -> Iterator[tuple[ocp.CheckpointManager, epath.Path, int]]:
@@ -107,7 +141,12 @@ def _reading(
     step = of_path if step is None else step
     if not directory.is_dir():
         raise UserError(f"checkpoint {path}: no such directory")
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    # Orbax would wait for all processes, which may read at different times, and not in the same order.
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, multiprocessing_options=alone
+    )
     # Without handlers Orbax does not return shapes.
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
@@ -132,6 +171,7 @@ def _reading(
         manager.close()
 
 
+@_quietly()
 def describe(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
     """A checkpoint's meta data, and the shapes and dtypes of its parameters. See `load`."""
     with _reading(path, step) as (manager, directory, step):
@@ -142,6 +182,7 @@ def describe(path: files.Path, step: int | None = None) -> tuple[Meta, dict]:
         return meta_of(manager, directory, step), shapes
 
 
+@_quietly()
 def read_params(path: files.Path, step: int | None, abstract: dict) -> dict:
     """A checkpoint's parameters, with the shapes, dtypes and shardings of `abstract`. See `load`."""
     with _reading(path, step) as (manager, _, step):
@@ -157,6 +198,7 @@ def _on_one_device(shapes: Any) -> Any:
     )
 
 
+@_quietly()
 def check_restorable(path: files.Path, step: int, share: tuple[int, int] = (0, 1)) -> None:
     """Reads the meta data and all arrays of a checkpoint, one at a time, into the host's memory.
 

@@ -1,12 +1,11 @@
-"""Saving checkpoints: those of training, asynchronously, and models alone."""
+"""Saving and restoring the checkpoints of a training, asynchronously."""
 
-import base64
 import contextlib
 import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,11 +13,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bipe_jax import collectives
-from bipe_jax.checkpoint import checksums
+from bipe_jax.checkpoint import checksums, deleting, models
 from bipe_jax.checkpoint.reading import (
     Meta,
     check_restorable,
-    locate,
     meta_of,
     meta_to_json,
     steps,
@@ -26,14 +24,11 @@ from bipe_jax.checkpoint.reading import (
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import Transient, UserError
 from bipe_jax.plan import Plan
-from bipe_jax.workdir import Workdir, complete_steps, files, is_complete
+from bipe_jax.workdir import Workdir, bucket, files, trainer_lock
 
 _LOG = logging.getLogger(__name__)
 
-# What a checkpoint consists of.
-_ITEMS = {"params", "optimizer", "data", "config", "tokenizer", checksums.NAME}
-_ITEMS |= {"_CHECKPOINT_METADATA", "commit_success.txt"}
-_ATTEMPTS, _PAUSE = 50, 0.1  # to remove a directory that threads may write into; seconds
+_PAUSE = 0.1  # seconds between looks at a save in progress
 
 
 class _Manager(ocp.CheckpointManager):
@@ -67,60 +62,74 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of a training run: saves asynchronously, restores the latest.
+    """The checkpoints of a training run: saves them asynchronously, restores and deletes them.
 
     A failed save is retried with the state at that time, after each of `files.PAUSES`. Complete
-    checkpoints are not changed.
+    checkpoints are not changed; the first process deletes those that are superfluous.
 
     Args:
       workdir: checkpoints are in WORKDIR/checkpoints.
-      keep: number of the latest checkpoints to keep.
+      keep: number of the latest checkpoints to keep, see `deleting.superfluous`.
+      every: steps between regular saves.
+      others: of the steps of all checkpoints, chooses those that are kept for another reason.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
 
-    def __init__(self, workdir: files.Path, keep: int):
-        self.directory = epath.Path(workdir).resolve() / Workdir.checkpoints
-        _check_path(self.directory)
+    def __init__(
+        self,
+        workdir: files.Path,
+        keep: int,
+        every: int,
+        others: Callable[[Iterable[int]], Iterable[int]] = lambda steps: (),
+    ):
+        self._workdir = workdir
+        self._keep, self._every, self._others = keep, every, others
+        bucket.check(workdir, "--workdir")
+        self.directory = epath.Path(files.absolute(workdir)) / Workdir.checkpoints
+        models.check_path(self.directory)
         if jax.process_index() == 0 and self.directory.is_dir():
-            _set_stray_aside(self.directory, keep)
+            deleting.set_stray_aside(self.directory, keep)
+            deleting.remove_deleted(self.directory)
         collectives.of_all_processes(None)  # waits until it is done
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=None,
             enable_async_checkpointing=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
         )
         self._manager = _Manager(self.directory, options=options)
-        self._opened = os.open(self.directory, os.O_RDONLY)
+        self._opened = None if bucket.holds(workdir) else os.open(self.directory, os.O_RDONLY)
+        self._saving = 0  # the step of the last save
         self._failures = 0  # in a row
         self._was_read = False  # a checkpoint of this run, by this process
+        self._proved: int | None = None  # checkpoints up to this step are proved good
+        self._deleter = deleting.Deleter(self.directory)
         self._retry_at: float | None = None
         # Unfinished saves of a killed run; other commands cannot tell them from a save in progress.
         if jax.process_index() == 0:
-            _remove_unfinished(self.directory)
-        self._set_damaged_aside()
+            deleting.remove_unfinished(self.directory)
+        self._intact(lambda: self.latest)
 
     def _add_checksums(self) -> None:
         """Called by Orbax after all processes have written, before the checkpoint gets its name."""
         if jax.process_index() == 0:
-            for unfinished in ocp.utils.tmp_checkpoints(self.directory):
-                checksums.write(unfinished.get())
+            for path in deleting.unfinished(self.directory):
+                if path.name.partition(".")[0] == str(self._saving):
+                    checksums.write(path)
 
-    def _set_damaged_aside(self) -> None:
-        """Renames damaged checkpoints, so that the latest one is intact."""
+    def _intact(self, choose: Callable[[], int | None]) -> int | None:
+        """The step of the checkpoint that `choose` names; damaged ones are renamed, so that it is intact."""
         damaged = []
-        while (step := self.latest) is not None:
+        while (step := choose()) is not None:
             path = self.directory / str(step)
             problems = collectives.of_all_processes(self._problems_of_my_files(path))
             if not (lines := [line for lines in problems for line in lines]):
-                return
+                return step
             damaged.append(aside := path.with_name(f"{step}.damaged"))
             if jax.process_index() == 0:
                 _LOG.info(f"{path} is damaged ({lines[0]}): set aside as {aside.name}")
-                if aside.exists():
-                    _remove(aside)
-                path.rename(aside)
+                deleting.set_aside(path, aside)
             collectives.of_all_processes(None)  # waits until it is renamed
             self._manager.reload()
         if damaged:
@@ -128,6 +137,7 @@ class Checkpoints:
                 f"all checkpoints in {self.directory} are damaged: look at {damaged[0]}, or start again "
                 "in another --workdir"
             )
+        return None
 
     @staticmethod
     def _problems_of_my_files(path) -> list[str]:
@@ -142,37 +152,56 @@ class Checkpoints:
         """The latest complete step."""
         return self._manager.latest_step()
 
+    @property
+    def rewinds_to(self) -> int | None:
+        """The step that a rewind goes back to, None: the beginning. It may be a save in progress."""
+        return deleting.rewinds_to(self._manager.all_steps(), self._every)
+
     def meta(self) -> Meta | None:
         """The meta data of the latest checkpoint, or None if there is none."""
         step = self.latest
         return None if step is None else meta_of(self._manager, self.directory, step)
 
-    def save(self, state: dict, data_state: dict, config: Plan, tokenizer: Tokenizer) -> None:
+    def save(
+        self, state: dict, data_state: dict, config: Plan, tokenizer: Tokenizer, start: dict
+    ) -> None:
         """Starts a save; does nothing during the pause after a failure.
 
+        Args:
+          start: the one that trains, see `Meta.start`.
+
         Raises:
-          Transient: saving has failed too often.
+          Transient: saving has failed too often, or another trainer has taken the workdir.
           UserError: saving has failed too often, since the directory has vanished.
         """
+        trainer_lock.check(self._workdir)
         if self._retry_at is not None and time.monotonic() < self._retry_at:
             return
-        items = _model_items(config, state["params"], tokenizer) | {
+        items = models.items(config, state["params"], tokenizer) | {
             "optimizer": ocp.args.StandardSave(state["optimizer"]),
             "data": ocp.args.JsonSave(data_state),
+            "config": ocp.args.JsonSave(meta_to_json(config) | {"start": start}),
         }
         self._retry_at = None
         with self._retried():
             self._check_directory()
             self._manager.wait_until_finished()
+            self._delete_superfluous()
         if self._retry_at is not None:
             return
         self._read_back()
+        self._saving = int(state["step"])
         with self._retried():
-            if not self._manager.save(int(state["step"]), args=ocp.args.Composite(**items)):
-                raise RuntimeError(f"Orbax regards step {int(state['step'])} as saved")
+            if not self._manager.save(self._saving, args=ocp.args.Composite(**items)):
+                raise RuntimeError(f"Orbax regards step {self._saving} as saved")
 
     def _vanished(self) -> bool:
-        """Whether the directory is missing or was replaced, which Orbax does not notice."""
+        """Whether the directory is missing or was replaced, which Orbax does not notice.
+
+        In a bucket a workdir that was removed has lost its lock, see `trainer_lock.check`.
+        """
+        if self._opened is None:
+            return False
         try:
             return not os.path.samestat(os.fstat(self._opened), os.stat(self.directory))
         except FileNotFoundError:
@@ -182,15 +211,58 @@ class Checkpoints:
         if self._vanished():
             raise FileNotFoundError(errno.ENOENT, "it has vanished", str(self.directory))
 
-    def restore(self, abstract: dict) -> tuple[dict, dict]:
-        """The latest (state, data state), with the shapes, dtypes and shardings of `abstract`.
+    def prove(self, step: int) -> None:
+        """Records that a step after `step` was no spike: checkpoints up to it are good."""
+        self._proved = step
+
+    def _delete_superfluous(self) -> None:
+        """To be called while no save is in progress.
+
+        Only the first process deletes. The others' lists still name what it has deleted, which nothing
+        depends on: it is neither the latest checkpoint nor the one to rewind to.
+        """
+        if jax.process_index() != 0:
+            return
+        steps = self._manager.all_steps()
+        others = self._others(steps)
+        old = deleting.superfluous(steps, self._proved, self._keep, self._every, others)
+        if old and not self._vanished():
+            self._deleter.delete(old)
+            self._manager.reload()
+
+    def rewind(self, restore: Callable[[int | None], Any]) -> Any:
+        """Goes back to `rewinds_to`: later checkpoints are deleted after `restore`.
+
+        Args:
+          restore: called with the step, or None to start from the beginning.
+
+        Returns:
+          What `restore` returns.
 
         Raises:
-          UserError: the checkpoint is a model alone, see `save_model`.
+          Transient: the later ones cannot be deleted.
         """
         with self._retried():
-            self._manager.wait_until_finished()  # Orbax's latest step may be a save in progress
-        step = self.latest
+            self._manager.wait_until_finished()
+        step = self._intact(lambda: collectives.of_first_process(lambda: self.rewinds_to))
+        restored = restore(step)
+        collectives.of_all_processes(None)  # waits until all have restored it
+        if jax.process_index() == 0:
+            later = [s for s in self._manager.all_steps() if step is None or s > step]
+            files.retry(lambda: self._deleter.delete(later), self.directory)
+            self._deleter.finish()  # these steps are saved again
+        collectives.of_all_processes(None)  # waits until they are deleted
+        self._manager.reload()
+        if self._proved is not None:
+            self._proved = None if step is None else min(self._proved, step)
+        return restored
+
+    def restore(self, abstract: dict, step: int) -> tuple[dict, dict]:
+        """(state, data state) of a step, with the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+          UserError: the checkpoint is a model alone, see `models.save_model`.
+        """
         if not (self.directory / str(step) / "optimizer").is_dir():
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} is a model alone, without the state of a "
@@ -212,9 +284,12 @@ class Checkpoints:
 
     def failed(self) -> bool:
         """Whether a save has failed and its retry is due. Raises as `save`."""
+        trainer_lock.check(self._workdir)
         if self._manager.failure or not self._manager.is_saving_in_progress():
             with self._retried():
                 self._manager.wait_until_finished()  # raises each error once
+                if self._retry_at is None:
+                    self._delete_superfluous()
                 self._failures = self._failures if self._retry_at else 0
             self._read_back()
         return self._retry_at is not None and time.monotonic() >= self._retry_at
@@ -246,6 +321,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
                 if self._retry_at is None:
                     self._check_directory()
+                    self._delete_superfluous()
             if self._retry_at is None:
                 self._read_back()
                 return
@@ -262,7 +338,9 @@ class Checkpoints:
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             if not lost:
                 self._manager.close()
-        os.close(self._opened)
+        self._deleter.finish()
+        if self._opened is not None:
+            os.close(self._opened)
 
     @contextlib.contextmanager
     def _retried(self):
@@ -280,7 +358,7 @@ class Checkpoints:
                     if not vanished:
                         self._manager.reload()  # restores its list of checkpoints to delete
                 with contextlib.suppress(OSError):
-                    _remove_unfinished(self.directory)
+                    deleting.remove_unfinished(self.directory)
                     if vanished:  # removes the new directory that Orbax has made, if it is empty
                         os.rmdir(self.directory)
                         os.rmdir(self.directory.parent)
@@ -297,103 +375,3 @@ class Checkpoints:
             _LOG.info(f"{failure}; trying again in {pause:g} s")
             self._failures += 1
             self._retry_at = time.monotonic() + pause
-
-
-def _check_path(directory: epath.Path) -> None:
-    """Raises UserError for a path that Orbax would take for a glob when it reads a checkpoint."""
-    if any(character in str(directory) for character in "*?[\\"):
-        raise UserError(
-            f"checkpoints cannot be saved in {directory}: Orbax would take its * ? [ or \\ for a pattern: "
-            "choose another path"
-        )
-
-
-def _set_stray_aside(directory: epath.Path, keep: int) -> None:
-    """Renames entries that are called as a step but are no checkpoint.
-
-    Orbax would count them as checkpoints, and delete others that exceed `keep`. What is left of a checkpoint
-    that was being deleted for `keep` is removed.
-    """
-    complete = complete_steps(directory)
-    for entry in directory.iterdir():
-        if not entry.name.isdecimal() or is_complete(os.fspath(entry)):
-            continue
-        later = [step for step in complete if step > int(entry.name)]
-        if entry.is_dir() and len(later) >= keep and {e.name for e in entry.iterdir()} <= _ITEMS:
-            _remove(entry)
-            continue
-        aside = entry.with_name(f"{entry.name}.stray")
-        _LOG.info(f"{entry} is no checkpoint: set aside as {aside.name}")
-        if aside.exists():
-            _remove(aside) if aside.is_dir() else aside.unlink()
-        entry.rename(aside)
-
-
-def _remove_unfinished(directory) -> None:
-    """Removes unfinished saves. Orbax's option does it in a thread, which may outlive an early error."""
-    for unfinished in ocp.utils.tmp_checkpoints(directory):
-        _remove(unfinished.get())
-
-
-def _remove(path) -> None:
-    """Removes a directory that threads of a failed save may still be writing into."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            path.rmtree()
-        except FileNotFoundError:
-            pass  # removed by a thread
-        except OSError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-        time.sleep(_PAUSE)
-        if not path.exists():
-            return
-
-
-def _model_items(config: Plan, params: dict, tokenizer: Tokenizer) -> dict:
-    """The items that every checkpoint has."""
-    model = base64.b64encode(tokenizer.model).decode()
-    return {
-        "params": ocp.args.StandardSave(params),
-        "config": ocp.args.JsonSave(meta_to_json(config)),
-        "tokenizer": ocp.args.JsonSave({"model": model}),
-    }
-
-
-def check_free(workdir: files.Path) -> None:
-    """Raises UserError if `workdir` contains a checkpoint or is a file."""
-    path = epath.Path(workdir).resolve()
-    _check_path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{workdir} is a file: name a directory to write the checkpoint to")
-    directory, step = locate(path)
-    if step is not None or (directory.is_dir() and ocp.utils.checkpoint_steps(directory)):
-        raise UserError(f"{workdir} holds a checkpoint already: name another directory")
-
-
-def save_model(workdir: files.Path, config: Plan, params: dict, tokenizer: Tokenizer) -> None:
-    """Writes WORKDIR/checkpoints/0: a model without the state of a training, see `check_free`.
-
-    Args:
-      workdir: to write to. config, tokenizer: of the model.
-      params: a nested dict of float32 arrays, NumPy's or JAX's.
-
-    Raises:
-      UserError: it cannot be written. Incomplete files are removed.
-    """
-    directory = epath.Path(workdir).resolve() / Workdir.checkpoints
-    # Orbax copies NumPy's arrays, but not JAX's, which are immutable.
-    items = _model_items(config, jax.device_put(params), tokenizer)
-    made = next((path for path in [*directory.parents[::-1], directory] if not path.exists()), None)
-    try:
-        with ocp.CheckpointManager(directory) as manager:
-            manager.save(0, args=ocp.args.Composite(**items))
-    except BaseException as error:
-        if made is None:
-            _remove_unfinished(directory)
-        else:
-            _remove(made)
-        if not isinstance(error, Exception):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"saving a checkpoint to {directory} failed ({reason})") from error

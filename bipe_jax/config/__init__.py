@@ -11,23 +11,26 @@ from typing import Any, TypeVar, cast
 
 import ml_collections
 
-from bipe_jax.config import fields
+from bipe_jax.config import checks, fields
 from bipe_jax.config.fields import Config
 from bipe_jax.errors import UserError
+from bipe_jax.suggest import did_you_mean
 
 __all__ = [
-    "FIELDS", "Config", "Field", "check_resumable", "check_startable", "defaults", "flatten",
-    "from_json", "parse", "replace", "to_dict", "to_json",
+    "FIELDS", "Config", "Field", "check_resumable", "check_startable", "defaults", "differences",
+    "flatten", "from_json", "parse", "replace", "to_dict", "to_json",
 ]  # fmt: skip
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-FORMAT = 1
+FORMAT = 2
 # What became of a field: {format that changed it: {its old name: its new name, or None}}. None: it is
 # no longer a field.
 RENAMES: dict[int, dict[str, str | None]] = {
     # The separators that a tokenizer has for the rule are part of a checkpoint's meta data.
     1: {"segments.separators": None},
+    # Targets are counted in tokens, not in windows of the shortest length.
+    2: {"evaluation.windows": None},
 }
 
 
@@ -41,6 +44,7 @@ class Field:
       complaint: value -> what it must be, None if it is.
       meaning: with the unit.
       fixes: see `fields`.
+      choices: the values that it may have, if they are listed.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Field:
     complaint: Callable[[Any], str | None]
     meaning: str
     fixes: str
+    choices: tuple[str, ...] = ()
 
 
 def _rows() -> Iterator[Field]:
@@ -55,8 +60,15 @@ def _rows() -> Iterator[Field]:
         for row in dataclasses.fields(kind):
             if "check" in row.metadata:
                 m = row.metadata
+                check = m["check"]
+                choices = check.names if isinstance(check, checks.Choice) else ()
                 yield Field(
-                    prefix + row.name, row.default, m["check"].complaint, m["meaning"], m["fixes"]
+                    prefix + row.name,
+                    row.default,
+                    check.complaint,
+                    m["meaning"],
+                    m["fixes"],
+                    choices,
                 )
             else:
                 yield from rows(_group_kind(row), f"{row.name}.")
@@ -128,7 +140,8 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 def _parse_flat(flat: Mapping[str, Any]) -> Config:
     for name in flat.keys() - FIELDS.keys():
-        raise UserError(f"config.{name} is unknown: see docs/config.md for all fields")
+        hint = did_you_mean(name, FIELDS)
+        raise UserError(f"config.{name} is unknown{hint}: see docs/config.md for all fields")
     for name, field in FIELDS.items():
         if name not in flat:
             raise UserError(f"config.{name} is missing: start from configs/base.py")
@@ -183,6 +196,15 @@ def _check_together(config: Config, flat: Mapping[str, Any]) -> None:
         raise UserError(
             "config.schedule.decay_steps=0: schedule 'wsd' needs the length of its decay"
         )
+    if config.checkpoint.keep_every:
+        divides("checkpoint.every", "checkpoint.keep_every")
+    if config.checkpoint.keep_best:
+        if not config.evaluation.every:
+            raise UserError(
+                "config.checkpoint.keep_best=True needs config.evaluation.every above 0, whose losses it "
+                "compares"
+            )
+        divides("evaluation.every", "checkpoint.every")
     if config.data.cut_documents == "continue" and not config.data.separate_documents:
         raise UserError(
             "config.data.cut_documents='continue' needs config.data.separate_documents=True: where "
@@ -251,25 +273,27 @@ def from_json(saved: Mapping[str, Any]) -> Config:
 
 def check_resumable(saved: Config, config: Config, workdir: str) -> None:
     """Raises UserError if the run of `saved` cannot be resumed with `config` in its workdir."""
-    for name, before, now in _differences(saved, config, {fields.RUN, fields.PARAMETERS}):
-        raise UserError(
-            f"config.{name}={now!r}, but the run in {workdir} was started with {before!r}: use that "
-            "value, or another --workdir"
-        )
+    for field, before, now in differences(saved, config):
+        if field.fixes in (fields.RUN, fields.PARAMETERS):
+            raise UserError(
+                f"config.{field.name}={now!r}, but the run in {workdir} was started with {before!r}: use "
+                "that value, or another --workdir"
+            )
 
 
 def check_startable(saved: Config, config: Config) -> None:
     """Raises UserError if a new run cannot start from the parameters of a run with `saved`."""
-    for name, before, now in _differences(saved, config, {fields.PARAMETERS}):
-        raise UserError(
-            f"config.{name}={now!r}, but config.initial_checkpoint={config.initial_checkpoint} was "
-            f"trained with {before!r}: use that value"
-        )
+    for field, before, now in differences(saved, config):
+        if field.fixes == fields.PARAMETERS:
+            raise UserError(
+                f"config.{field.name}={now!r}, but config.initial_checkpoint={config.initial_checkpoint} "
+                f"was trained with {before!r}: use that value"
+            )
 
 
-def _differences(saved: Config, config: Config, fixed: set[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (name, value in `saved`, value in `config`) of the fixed fields that are not equal."""
+def differences(saved: Config, config: Config) -> Iterator[tuple[Field, Any, Any]]:
+    """Yields (field, value in `saved`, value in `config`) of the fields that are not equal."""
     for name, field in FIELDS.items():
         before, now = value_of(saved, name), value_of(config, name)
-        if field.fixes in fixed and before != now:
-            yield name, before, now
+        if before != now:
+            yield field, before, now

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+from bipe_jax.suggest import did_you_mean
+
 
 class Check(Protocol):
     """A condition on one value."""
@@ -46,7 +48,10 @@ class Choice:
         self.names = names
 
     def complaint(self, value: Any) -> str | None:
-        return None if value in self.names else f"one of {', '.join(map(repr, self.names))}"
+        if value in self.names:
+            return None
+        hint = did_you_mean(value, self.names) if isinstance(value, str) else ""
+        return f"one of {', '.join(map(repr, self.names))}{hint}"
 
 
 class Kind:
@@ -85,4 +90,5 @@ TEXT = Kind(str, "a string")
 FLAG = Kind(bool, "True or False")
 NAMES = TupleOf(TEXT, "a tuple of strings, such as ('a', 'b')")
 ENTRIES = Kind((tuple, list), "a tuple of entries (kind, coordinate)")
+LEVELS = Kind((tuple, list), "a tuple of rules, such as ('paragraph', 'chapter')")
 LENGTHS = TupleOf(LENGTH, "a tuple of lengths, such as (256, 512)")

@@ -21,7 +21,7 @@ REMATS = ("none", "dots", "full")
 OPTIMIZERS = ("adamw", "lion", "muon")
 SCHEDULES = ("linear", "cosine", "wsd")
 SPIKE_POLICIES = ("stop", "skip", "rewind")
-PACKINGS = ("concat", "document")
+PACKINGS = ("concat", "document", "row")
 ON_ERROR = ("raise", "skip")
 ON_CHANGE = ("refuse", "continue", "restart")
 
@@ -50,6 +50,17 @@ class Model:
         False, checks.FLAG, "True: the output kernel is the embedding table", PARAMETERS
     )
     norm_epsilon: float = _field(1e-5, checks.POSITIVE, "of RMSNorm", PARAMETERS)
+    qk_norm: bool = _field(
+        False, checks.FLAG, "True: RMSNorm of the queries and keys of each head", PARAMETERS
+    )
+    logit_softcap: float = _field(
+        0.0, checks.NOT_NEGATIVE, "c: logits z become c tanh(z / c); 0: they stay", PARAMETERS
+    )
+    dropout: float = _field(
+        0.0,
+        checks.BETA,
+        "share of the embedding's numbers, and of those that attention and SwiGLU add, that training drops",
+    )
     init_std: float = _field(
         0.02, checks.POSITIVE, "standard deviation of all matrices at the start", PARAMETERS
     )
@@ -96,7 +107,14 @@ class Segments:
     rule: str = _field(
         "sentence",
         checks.TEXT,
-        '"sentence", "newline", "newline-and-spaced-period" (the authors\'), "fixed:N" (N tokens each)',
+        '"sentence", "newline", "newline-and-spaced-period" (the authors\'), "fixed:N" (N tokens each), '
+        'or another of those in docs/segments.md, such as "regex:PATTERN"',
+        RUN,
+    )
+    levels: tuple[Any, ...] = _field(
+        (),
+        checks.LEVELS,
+        "coarser levels, in ascending order: rules, or (name, rule), such as ('paragraph', 'chapter')",
         RUN,
     )
 
@@ -123,7 +141,8 @@ class Data:
         "quickstart:train",
         checks.TEXT,
         '"quickstart:train"; globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas; '
-        '"tfds:NAME[:SPLIT]"; or "prepared:DIR" (see docs/data.md). "#A|B" after one keeps the sets A and '
+        '"tfds:NAME[:SPLIT]"; "prepared:DIR"; "examples:GLOBS" of prompts and completions; or '
+        '"synthetic:NAME(OPTIONS)" (see docs/data.md). "#A|B" after one keeps the sets A and '
         'B. A mixture is several of these with weights: "a/*.jsonl@0.7; b/*.jsonl@0.3"',
         DATA,
     )
@@ -142,7 +161,8 @@ class Data:
     packing: str = _field(
         "concat",
         checks.Choice(*PACKINGS),
-        '"concat": documents are joined and cut into blocks; "document": none crosses a block\'s end',
+        '"concat": documents are joined and cut into blocks; "document": none crosses a block\'s end; '
+        '"row": one a block (or more, if it is longer), the rest of which is padding',
         RUN,
     )
     separate_documents: bool = _field(
@@ -226,7 +246,8 @@ class Spikes:
     policy: str = _field(
         "stop",
         checks.Choice(*SPIKE_POLICIES),
-        '"stop" the run; "skip" the step; or "rewind" to the last checkpoint and skip the data since then',
+        '"stop" the run; "skip" the step; or "rewind" to the last checkpoint at a multiple of '
+        "checkpoint.every and skip the data since then",
     )
 
 
@@ -235,7 +256,21 @@ class Checkpoint:
     """When checkpoints are saved."""
 
     every: int = _field(1000, checks.COUNT, "steps between saves")
-    keep: int = _field(3, checks.COUNT, "latest checkpoints that are kept")
+    keep: int = _field(
+        3,
+        checks.COUNT,
+        "latest checkpoints that are kept, besides the last one that is proved good",
+    )
+    keep_every: int = _field(
+        0,
+        checks.NATURAL,
+        "steps: checkpoints at its multiples are kept too; a multiple of `every`; 0: none",
+    )
+    keep_best: bool = _field(
+        False,
+        checks.FLAG,
+        "True: the one with the lowest held-out loss at sequence_length is kept too; needs evaluation.every",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +327,14 @@ class Evaluation:
     lengths: tuple[int, ...] = _field(
         (), checks.LENGTHS, "tokens; (): 1, 2, 4, 8, 16 times sequence_length"
     )
-    windows: int = _field(
-        128, checks.COUNT, "target windows a data set, of the shortest length each"
+    context: int = _field(
+        0,
+        checks.NATURAL,
+        "the largest length that may score the targets, in tokens; 0: the longest of `lengths`. Runs that "
+        "are to be compared need the same",
+    )
+    tokens: int = _field(
+        1 << 17, checks.NATURAL, "targets a data set, about, which each length scores; 0: all"
     )
     batch_tokens: int = _field(
         16384, checks.COUNT, "tokens that one forward pass holds (at least one window)"
@@ -328,6 +369,11 @@ class Config:
     )
     loss_chunk: int = _field(
         128, checks.COUNT, "tokens of each sequence whose logits are in memory at once"
+    )
+    z_loss: float = _field(
+        0.0,
+        checks.NOT_NEGATIVE,
+        "times the mean square of log(sum(exp(logits))): added to what is minimised, such as 1e-4",
     )
     model: Model = dataclasses.field(default_factory=Model)
     position: Position = dataclasses.field(default_factory=Position)

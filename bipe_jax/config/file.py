@@ -22,17 +22,19 @@ from typing import Any, cast
 import ml_collections
 
 from bipe_jax.errors import UserError
+from bipe_jax.suggest import did_you_mean
 from bipe_jax.workdir import json_files
 
 _PACKAGE = "bipe_jax_config_files"  # the package that a config file and the files beside it are in
 _LONGEST = 500  # characters of an error's text
 
 
-def _shipped() -> Path:
-    """The directory of the shipped configs: in an installed package, or beside it in the repository."""
+def shipped() -> dict[str, str]:
+    """Name -> file of each shipped config: in an installed package, or beside it in the repository."""
     package = Path(__file__).parent.parent
     installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    directory = installed if installed.is_dir() else package.parent / "configs"
+    return {file.stem: str(file) for file in sorted(directory.glob("*.py"))}
 
 
 def find(text: str) -> tuple[str, str | None]:
@@ -49,13 +51,13 @@ def find(text: str) -> tuple[str, str | None]:
     """
     path, colon, argument = text.partition(":")
     if not {"/", "."} & set(path):
-        shipped = {file.stem: str(file) for file in sorted(_shipped().glob("*.py"))}
-        if path not in shipped:
+        known = shipped()
+        if path not in known:
             raise UserError(
-                f"--config={text}: there is no shipped config {path!r}: use one of {', '.join(shipped)}, "
-                "or a file, such as configs/mine.py"
+                f"--config={text}: there is no shipped config {path!r}{did_you_mean(path, known)}: use "
+                f"one of {', '.join(known)}, or a file, such as configs/mine.py"
             )
-        path = shipped[path]
+        path = known[path]
     elif not os.path.isfile(path):
         raise UserError(f"--config={text}: there is no file {path!r}")
     return path, argument if colon else None

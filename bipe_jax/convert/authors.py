@@ -5,7 +5,8 @@ tokens; the intra table has `train_scale` rows, of which offsets use the first 1
 for any config; ALiBi's slopes are multiplied by 96 for segments.
 """
 
-from bipe_jax.convert import llama
+from bipe_jax.convert import llama, scalings
+from bipe_jax.convert.values import value
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 from bipe_jax.segments import Rule
@@ -48,8 +49,11 @@ def config_of(theirs: dict, where: str) -> Plan:
             f"{where}: log_scale={theirs['log_scale']!r} is not supported: only False is"
         )
     c = llama.decoder(theirs, where)
-    llama.check_scaling(theirs, where)
-    c.sequence_length = llama.value(theirs, "train_scale", where)
+    if (scaling := scalings.kind_of(theirs, where)) != "default":
+        raise UserError(
+            f"{where}: rope scaling of the kind {scaling!r} is not supported: only 'default' is"
+        )
+    c.sequence_length = value(theirs, "train_scale", where)
     bilevel, relative = _ENCODINGS[kind]
     size = min(c.sequence_length, MOST_ROWS["model.embeds.0.weight"])
     c.position.absolute = (("learned", "offset", ("size", size)),) if bilevel else ()

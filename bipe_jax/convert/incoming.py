@@ -110,7 +110,7 @@ def _with_rule(config: Plan, spm: tokenizer.Tokenizer) -> Plan:
     """The config with this tokenizer's rule; warns if it differs from a rule that the format fixes."""
     pieces, name = spm.pieces(), config.segments.rule
     if config.rule is None:
-        return config.with_rule(segments.resolve(name, pieces))
+        return config.with_rule(segments.rule_of(config, pieces, spm.bos_id))
     fixed = config.rule.separators
     try:
         own = segments.resolve(name, pieces).separators

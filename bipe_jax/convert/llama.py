@@ -5,6 +5,8 @@ from typing import Any
 
 from bipe_jax import config as configs
 from bipe_jax import plan
+from bipe_jax.convert import scalings
+from bipe_jax.convert.values import value
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 from bipe_jax.segments import Rule
@@ -44,25 +46,9 @@ def config_of(theirs: dict, where: str) -> Plan:
     c = decoder(theirs, where)
     c.sequence_length = value(theirs, "max_position_embeddings", where)
     c.position.absolute = ()
-    c.position.relative = (("rope", "position", *_rope_options(theirs, where)),)
+    c.position.relative = (("rope", "position", *scalings.options_of(theirs, where)),)
     c.segments.rule = "sentence"
     return complete(c, where)
-
-
-def value(theirs: dict, key: str, where: str, kind: type = int, default: Any = None) -> Any:
-    """The value of a key; `default` if it is missing or null.
-
-    Raises:
-      UserError: it is of another type, or it is missing and has no default.
-    """
-    item = theirs.get(key)
-    item = default if item is None else item
-    if item is None:
-        raise UserError(f"{where} has no {key!r}")
-    kinds = (int, float) if kind is float else kind
-    if not isinstance(item, kinds) or isinstance(item, bool) != (kind is bool):
-        raise UserError(f"{where}: {key}={item!r} must be of the type {kind.__name__}")
-    return item
 
 
 def decoder(theirs: dict, where: str) -> Any:
@@ -110,30 +96,3 @@ def complete(c: Any, where: str, rule: Rule | None = None) -> Plan:
         return plan.of(configs.parse(c), rule)
     except UserError as error:
         raise UserError(f"{where} makes no config of ours: {error}") from None
-
-
-def check_scaling(theirs: dict, where: str) -> None:
-    """Raises UserError if they scale the angles of rope."""
-    scaling = _rope_parameters(theirs, where)
-    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind != "default":
-        raise UserError(
-            f"{where}: rope scaling of the kind {kind!r} is not supported: only 'default' is"
-        )
-
-
-def _rope_parameters(theirs: dict, where: str) -> dict:
-    """`rope_parameters` (transformers 5), or `rope_scaling` before it."""
-    return value(theirs, "rope_parameters", where, dict, {}) or value(
-        theirs, "rope_scaling", where, dict, {}
-    )
-
-
-def _rope_options(theirs: dict, where: str) -> tuple:
-    parameters = theirs | _rope_parameters(theirs, where)
-    share = value(parameters, "partial_rotary_factor", where, float, 1.0)
-    if share != 1:
-        raise UserError(f"{where}: partial_rotary_factor={share!r} is not supported: only 1.0 is")
-    theta = value(parameters, "rope_theta", where, float, 10000.0)
-    check_scaling(theirs, where)
-    return (("theta", theta),)

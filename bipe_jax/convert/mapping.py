@@ -4,7 +4,7 @@
 |----------------------------------|----------------------------------------------------------|
 | embed/table                      | model.embed_tokens.weight                                |
 | absolute/learned_COORDINATE/table| model.embeds.I.weight, I counts the learned tables       |
-| layers/..., stacked in front     | model.layers.LAYER....                                   |
+| layers/..., stacked in front     | model.layers.LAYER....; q_norm and k_norm as in Qwen3    |
 | norm/scale                       | model.norm.weight                                        |
 | output/kernel, if not tied       | lm_head.weight                                           |
 
@@ -30,6 +30,8 @@ EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # theirs
 _EMBED = {"embed/table": (EMBEDDING, 0)}
 _LAYER = {
     "layers/attention_norm/scale": ("input_layernorm.weight", 0),
+    "layers/attention/query_norm/scale": ("self_attn.q_norm.weight", 0),
+    "layers/attention/key_norm/scale": ("self_attn.k_norm.weight", 0),
     "layers/attention/query": ("self_attn.q_proj.weight", 1),
     "layers/attention/key": ("self_attn.k_proj.weight", 1),
     "layers/attention/value": ("self_attn.v_proj.weight", 1),
@@ -95,6 +97,7 @@ def pairs(config: Plan) -> list[Pair]:
             pair(name, f"model.layers.{layer}.{theirs}", inputs, layer)
             for layer in range(config.model.layers)
             for name, (theirs, inputs) in _LAYER.items()
+            if name in shapes
         ),
         *(pair(name, *row) for name, row in _END.items() if name in shapes),
     ]

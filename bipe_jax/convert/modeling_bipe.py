@@ -4,10 +4,10 @@ bipe_jax writes this file to the directory of the weights:
 
 model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
-An encoding is a *kind* (learned, sinusoidal, rope, alibi) applied to a *coordinate* of each token:
-`position`, its index without counting padding; `segment`, the number of separators before it; `offset`,
-its index in its segment. Coordinates are computed from the tokens, also in generation: the cache contains
-the tokens besides keys and values, so that reordering beams or cropping applies to both.
+Encodings (`positions_bipe.py`) apply to coordinates of the tokens: `position`, the index without counting
+padding; `segment`, the number of the segment; `offset`, the index there; and those of coarser levels
+(`segments_bipe.py`). They are computed from the tokens, also in generation: the cache contains the tokens
+besides keys and values, so that reordering beams or cropping applies to both.
 
 Shape letters: B batch, L new tokens, S new and cached tokens, N heads, H head width, D model width.
 """
@@ -21,6 +21,9 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .positions_bipe import alibi, learned, rotation_of, sinusoidal, turn
+from .segments_bipe import coordinates_of
+
 # The cache's name in generation, which transformers 5.24 changed.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -30,8 +33,9 @@ class BipeConfig(PretrainedConfig):
 
     Attributes:
       absolute_encodings, relative_encodings: dicts with "kind", "coordinate" and the kind's options.
-      segment_separators: ids of the tokens that end a segment.
-      segment_length: if above 0, the length of all segments, instead of separators.
+      segment_rule: where segments end, see `segments_bipe.py`.
+      qk_norm: whether queries and keys are normalised, as in Qwen3.
+      final_logit_softcapping: c, if logits z are c tanh(z / c), as in Gemma 2, or None.
     """
 
     model_type = "bipe_jax"
@@ -51,8 +55,9 @@ class BipeConfig(PretrainedConfig):
         tie_word_embeddings=False,
         absolute_encodings=(),
         relative_encodings=(),
-        segment_separators=(),
-        segment_length=0,
+        segment_rule=None,
+        qk_norm=False,
+        final_logit_softcapping=None,
         **kwargs,
     ):
         self.vocab_size = vocab_size
@@ -66,110 +71,10 @@ class BipeConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.absolute_encodings = list(absolute_encodings)
         self.relative_encodings = list(relative_encodings)
-        self.segment_separators = list(segment_separators)
-        self.segment_length = segment_length
+        self.segment_rule = segment_rule or {}
+        self.qk_norm = qk_norm
+        self.final_logit_softcapping = final_logit_softcapping
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
-
-
-def coordinates_of(tokens, real, separators, length):
-    """The coordinates of every token of whole texts.
-
-    Args:
-      tokens: (B, S). real: (B, S) booleans, False for padding, which is not counted.
-      separators, length: see `BipeConfig`.
-
-    Returns:
-      "position", "segment", "offset", each (B, S) int64; undefined for padding.
-    """
-    position = (real.cumsum(-1) - 1).clamp(min=0)
-    if length:
-        ends = position % length == length - 1
-    else:
-        ends = torch.isin(tokens, torch.tensor(separators, device=tokens.device))
-    ends &= real
-    segment = ends.cumsum(-1) - ends.long()
-    after_end = (ends * (position + 1)).cummax(-1).values
-    first = F.pad(after_end, (1, -1))  # position of the first token of each segment
-    return {"position": position, "segment": segment, "offset": (position - first).clamp(min=0)}
-
-
-def learned(table, coordinate, entry):
-    """Rows of a table. Beyond the table, the last row; for `position`, an error."""
-    rows = table.num_embeddings
-    if entry["coordinate"] == "position" and coordinate.max() >= rows:
-        raise ValueError(
-            f"the learned table of position ends at {rows} tokens: the model has nothing for "
-            f"{int(coordinate.max()) + 1} tokens"
-        )
-    return table(coordinate.clamp(max=rows - 1)).float()
-
-
-def sinusoidal(width, coordinate, entry):
-    """Sines in the first half, cosines in the second: (B, L) -> (B, L, D) float32."""
-    exponents = -torch.arange(0, width, 2, dtype=torch.float64) / width
-    frequencies = (entry["theta"] ** exponents).float().to(coordinate.device)
-    angles = coordinate[..., None].float() * frequencies
-    return entry["scale"] * torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def rope_frequencies(width, seen, entry):
-    """Angles of the pairs of a head per unit of the coordinate, and the magnitude of the rotation.
-
-    Args:
-      width: H. seen: (B, 1, 1, 1) float64 on the CPU, the coordinate's largest value plus 1.
-      entry: "theta" and, with scaling, "scaling", "factor" and "original".
-
-    Returns:
-      (H/2,) float64, with "dynamic-ntk" (B, 1, 1, H/2); the magnitude.
-    """
-    theta, scaling, factor = entry["theta"], entry.get("scaling", ""), entry.get("factor")
-    pairs = torch.arange(width // 2, dtype=torch.float64)
-    frequencies = theta ** (-2 * pairs / width)
-    if not scaling:
-        return frequencies, 1.0
-    if scaling == "linear":
-        return frequencies / factor, 1.0
-    if scaling == "ntk":
-        return frequencies * factor ** (-pairs / (width // 2 - 1)), 1.0
-    original = entry["original"]
-    if scaling == "dynamic-ntk":
-        stretch = 1 + factor * (seen - original).clamp(min=0) / original
-        return frequencies * stretch ** (-pairs / (width // 2 - 1)), 1.0
-    if scaling == "yarn":  # Peng et al. 2023: NTK by parts, and a temperature
-        turns = original * frequencies / (2 * math.pi)
-        unscaled = ((turns - 1) / 31).clamp(0, 1)
-        return (1 - unscaled) * frequencies / factor + unscaled * frequencies, 0.1 * math.log(
-            factor
-        ) + 1
-    raise ValueError(f"the rope scaling {scaling!r} is unknown to modeling_bipe.py")
-
-
-def rotation_of(width, coordinate, real, new, entry):
-    """Cosines and sines of the last `new` of all coordinates (B, S), (B, 1, L, H/2) float32 each."""
-    seen = coordinate.masked_fill(~real, 0).amax(-1)[:, None, None, None] + 1
-    frequencies, magnitude = rope_frequencies(width, seen.cpu().double(), entry)
-    angles = coordinate[:, None, -new:, None].float() * frequencies.float().to(coordinate.device)
-    return magnitude * angles.cos(), magnitude * angles.sin()
-
-
-def turn(x, cos, sin):
-    """Rotates the pairs (i, i + H/2) of x, (B, N, L, H), in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
-def alibi_slopes(heads):
-    """Press et al. 2022: 2^(-8i/N), with the released code's rule where N is no power of two."""
-    below = 2 ** math.floor(math.log2(heads))
-    slopes = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]
-    return slopes + [2.0 ** (-4.0 * i / below) for i in range(1, 2 * (heads - below), 2)]
-
-
-def alibi(heads, coordinate, new, entry):
-    """-slope * (coordinate of the query - that of the key): (B, S) -> (B, N, L, S) float32."""
-    distance = (coordinate[:, -new:, None] - coordinate[:, None, :]).float()
-    slopes = entry["slope_scale"] * torch.tensor(alibi_slopes(heads), dtype=torch.float64)
-    return -slopes.float().to(coordinate.device)[:, None, None] * distance[:, None]
 
 
 def mask_of(real, new, bias):
@@ -193,9 +98,9 @@ def mask_of(real, new, bias):
 
 
 class BipeRMSNorm(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, width):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = config.rms_norm_eps
 
     def forward(self, x):
@@ -214,6 +119,10 @@ class BipeAttention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
         self.v_proj = nn.Linear(width, self.kv_heads * self.head_width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
+        self.normalises = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = BipeRMSNorm(config, self.head_width)
+            self.k_norm = BipeRMSNorm(config, self.head_width)
 
     def forward(self, x, rotation, mask, cache):
         B, L, D = x.shape
@@ -221,6 +130,8 @@ class BipeAttention(nn.Module):
             project(x).view(B, L, -1, self.head_width).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.normalises:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = turn(q, *rotation), turn(k, *rotation)
         if cache is not None:
@@ -246,9 +157,9 @@ class BipeMLP(nn.Module):
 class BipeLayer(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        self.input_layernorm = BipeRMSNorm(config)
+        self.input_layernorm = BipeRMSNorm(config, config.hidden_size)
         self.self_attn = BipeAttention(config, layer)
-        self.post_attention_layernorm = BipeRMSNorm(config)
+        self.post_attention_layernorm = BipeRMSNorm(config, config.hidden_size)
         self.mlp = BipeMLP(config)
 
     def forward(self, x, rotation, mask, past_key_values):
@@ -274,7 +185,7 @@ class BipeModel(BipePreTrainedModel):
             if entry["kind"] == "learned"
         )
         self.layers = nn.ModuleList(BipeLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = BipeRMSNorm(config)
+        self.norm = BipeRMSNorm(config, config.hidden_size)
         self.post_init()
 
     def forward(
@@ -294,7 +205,7 @@ class BipeModel(BipePreTrainedModel):
             past_key_values = DynamicCache(config=config)
         new = input_ids.shape[1]
         tokens, real = self._all_tokens(input_ids, attention_mask, past_key_values)
-        coordinates = coordinates_of(tokens, real, config.segment_separators, config.segment_length)
+        coordinates = coordinates_of(tokens, real, config.segment_rule)
         if position_ids is not None:
             differs = (position_ids != coordinates["position"][:, -new:]) & real[:, -new:]
             if bool(differs.any()):
@@ -416,6 +327,8 @@ class BipeForCausalLM(BipePreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        if cap := self.config.final_logit_softcapping:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -1,7 +1,8 @@
 """A checkpoint of ours -> a directory that Hugging Face's transformers loads.
 
 A model whose only encoding is rope of position becomes a plain Llama. Any other includes
-`modeling_bipe.py`, for `trust_remote_code=True`. `tokenization_bipe.py` wraps SentencePiece.
+`modeling_bipe.py` and what that imports, for `trust_remote_code=True`. `tokenization_bipe.py` wraps
+SentencePiece.
 `config.json` contains our config under the key "bipe_jax", from which `from_hf` restores it.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable
 import sentencepiece
 from safetensors.numpy import save_file
 
-from bipe_jax import checkpoint
+from bipe_jax import checkpoint, segments
 from bipe_jax.convert import mapping
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
@@ -28,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 SHARD_BYTES = 5_000_000_000
 _HERE = os.path.dirname(__file__)
+_MODEL_CODE = ("modeling_bipe.py", "positions_bipe.py", "segments_bipe.py")
 
 # Kind of encoding in modeling_bipe.py -> its options and their defaults, which depend on the config.
 _OPTIONS: dict[str, Callable] = {
@@ -67,7 +69,7 @@ def convert(path: str, destination: str, shard_bytes: int = SHARD_BYTES) -> None
                 json.dump(content, file, indent=2, ensure_ascii=False)
         with open(os.path.join(unfinished, "tokenizer.model"), "wb") as file:
             file.write(tokenizer.model)
-        for code in ("tokenization_bipe.py", *([] if llama else ["modeling_bipe.py"])):
+        for code in ("tokenization_bipe.py", *(() if llama else _MODEL_CODE)):
             shutil.copyfile(os.path.join(_HERE, code), os.path.join(unfinished, code))
         _write_tensors(unfinished, config, params, shard_bytes)
         os.rename(unfinished, destination)
@@ -97,7 +99,8 @@ def is_llama(config: Plan) -> bool:
     """Whether a model is a plain Llama: its only encoding is rope of position, not scaled."""
     relative = config.encodings.relative
     return (
-        not config.encodings.absolute
+        not (config.model.qk_norm or config.model.logit_softcap)
+        and not config.encodings.absolute
         and [entry.name for entry in relative] == ["rope_position"]
         and not _exported(config, relative[0])["scaling"]
     )
@@ -172,7 +175,11 @@ def config_of(config: Plan, tokenizer: Tokenizer) -> dict:
             "rope_theta": rope["theta"],  # for transformers before 5
             **common,
         }
-    rule = config.segment_rule
+    if reading := next((name for name in segments.segmenters_of(config) if name), ""):
+        raise UserError(
+            f"the segment rule {reading!r} reads the text and cannot be converted: modeling_bipe.py sees "
+            "tokens alone"
+        )
     return {
         "architectures": ["BipeForCausalLM"],
         "model_type": "bipe_jax",
@@ -181,8 +188,9 @@ def config_of(config: Plan, tokenizer: Tokenizer) -> dict:
             "AutoModelForCausalLM": "modeling_bipe.BipeForCausalLM",
         },
         **encodings_of(config),
-        "segment_separators": list(rule.separators),
-        "segment_length": rule.length,
+        "segment_rule": segments.to_json(config.segment_rule),
+        "qk_norm": m.qk_norm,
+        "final_logit_softcapping": m.logit_softcap or None,
         **common,
     }
 

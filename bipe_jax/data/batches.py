@@ -9,7 +9,7 @@ import numpy as np
 
 from bipe_jax import segments
 from bipe_jax.config import Config
-from bipe_jax.config.spec import JSONL, PREPARED
+from bipe_jax.config.spec import FILES, PREPARED
 from bipe_jax.data import sources
 from bipe_jax.data.prefetch import Prefetcher
 from bipe_jax.data.prepared import Prepared
@@ -30,6 +30,10 @@ def annotate(
     *,
     separate: bool = True,
     coordinates: dict | None = None,
+    starts: np.ndarray | None = None,
+    learned: np.ndarray | None = None,
+    sets: np.ndarray | None = None,
+    among: np.ndarray | None = None,
 ) -> dict:
     """A model's inputs and targets from blocks that are one token longer than its length L.
 
@@ -40,10 +44,14 @@ def annotate(
       separate: separates documents: coordinates restart at each document, and its first token is not
         a target.
       coordinates: (..., L + 1) each; None computes them.
+      starts: (..., L + 1) of segments, see `segments.coordinates`.
+      learned: (..., L + 1), 0 for tokens that are no targets. None: all are.
+      sets, among: (..., L + 1), see `examples.sets_of`. Then the targets are the sets of the tokens
+        themselves, not the tokens that follow.
 
     Returns:
-      Arrays (..., L): "tokens", "position", "segment", "offset", "targets", "weights" (float32, 1
-      where the target counts), and "document_ids" if documents are separated.
+      Arrays (..., L): "tokens", the coordinates, "targets", "weights" (float32, 1 where the target
+      counts), "among" if there are sets, and "document_ids" if documents are separated.
     """
     inputs = tokens[..., :-1]
     block = {"tokens": inputs, "targets": tokens[..., 1:]}
@@ -55,10 +63,16 @@ def annotate(
             counts &= document_ids[..., 1:] == document_ids[..., :-1]
             block["document_ids"] = document_ids[..., :-1]
         weights = counts.astype(np.float32)
+    if sets is not None and among is not None:
+        block |= {"targets": sets[..., :-1], "among": among[..., :-1]}
+        weights = (among[..., :-1] != 0).astype(np.float32)
+    elif learned is not None:
+        weights *= learned[..., 1:] != 0
     if coordinates:
         block |= {name: array[..., :-1] for name, array in coordinates.items()}
     else:
-        block |= segments.coordinates(inputs, rule, block.get("document_ids"))
+        marks = None if starts is None else starts[..., :-1]
+        block |= segments.coordinates(inputs, rule, block.get("document_ids"), starts=marks)
     return block | {"weights": weights}
 
 
@@ -83,7 +97,7 @@ class _Streams:
         continued = config.data.cut_documents == "continue"
         paths: list[list[str] | None] = [None] * len(self.names)
         for i, shards in enumerate(config.shards):
-            if config.training.sources[i].kind == JSONL:
+            if config.training.sources[i].kind in FILES:
                 paths[i] = [shard.path for shard in shards]
         self._streams = [
             Stream(
@@ -96,6 +110,7 @@ class _Streams:
                 shard=shard,
                 workers=workers_of(config),
                 rule=config.segment_rule if continued else None,
+                segmenters=segments.segmenters_of(config),
             )
             for source, of_source in zip(config.training.sources, paths, strict=True)
         ]
@@ -108,6 +123,8 @@ class _Streams:
             i = int(np.argmax(deficits)) if len(deficits) > 1 else 0
             blocks.append(next(self._streams[i]))
             self._counts[i] += 1
+        if any("learned" in block for block in blocks):  # all of a text is learned
+            blocks = [{"learned": np.ones_like(block["tokens"])} | block for block in blocks]
         return {name: np.stack([block[name] for block in blocks]) for name in blocks[0]}
 
     def consumed(self) -> dict[str, tuple[int, float]]:
@@ -167,7 +184,7 @@ class Batches:
         self._tally = tally or sources.Tally()
         self._rule = config.segment_rule
         self._separate = config.data.separate_documents
-        self._needs_ids = self._separate or config.data.packing == "document"
+        self._needs_ids = self._separate or config.data.packing != "concat"
         self._shard, self._rows = shard, config.batch_size // shard[1]
         self._blocks: Prepared | _Streams
         if config.training.sources[0].kind == PREPARED:
@@ -181,10 +198,13 @@ class Batches:
     def _make(self) -> tuple:
         blocks = self._blocks.take(self._rows)
         tokens, ids = blocks.pop("tokens"), blocks.pop("document_ids")
+        rest = {name: blocks.pop(name, None) for name in ("starts", "learned", "sets", "among")}
         # Concatenated blocks have no padding and, unless documents are separated, need no ids.
         if not self._needs_ids and ids.all():
             ids = None
-        batch = annotate(tokens, self._rule, ids, separate=self._separate, coordinates=blocks)
+        batch = annotate(
+            tokens, self._rule, ids, separate=self._separate, coordinates=blocks, **rest
+        )
         return batch, self._blocks.get_state(), self._blocks.consumed()
 
     def __iter__(self):

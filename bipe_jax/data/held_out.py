@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
+from bipe_jax import synthetic
 from bipe_jax.config import spec
 from bipe_jax.config.spec import Shard, Source
 from bipe_jax.data import identity, lines, prepared, shards, sources
@@ -44,10 +45,12 @@ def sample(source: Source) -> list[Sample]:
     Raises:
       UserError: there is no such source.
     """
+    if source.kind == spec.SYNTHETIC:
+        return []  # its splits are drawn apart, and short examples are repeated by chance
     if source.kind == spec.PREPARED:
         samples = prepared.open_prepared(source).documents
         return [Sample(path, frozenset(map(tuple, digests))) for path, digests in samples]
-    if source.kind == spec.JSONL:
+    if source.kind in spec.FILES:
         paths, first = shards.find(source.path), _first_of_file
     else:
         opened = sources.open_source(source)
@@ -94,12 +97,34 @@ def check(config: Plan) -> None:
     Raises:
       UserError: it does; or a source does not exist.
     """
-    evaluated, sets = config.evaluated, config.data.sets
+    for evaluated in config.evaluated:
+        if evaluated.kind == spec.SYNTHETIC:
+            _check_split(config, evaluated)
+        else:
+            _check(config, evaluated)
+
+
+def _check_split(config: Plan, evaluated: Source) -> None:
+    """Raises UserError unless a synthetic task is evaluated on another split than it is trained on."""
+    for source in (evaluated, *config.training.sources):
+        if source.kind == spec.SYNTHETIC:
+            split = synthetic.parse(source.path).split
+            wanted = "test" if source is evaluated else "train"
+            if split != wanted:
+                key = "evaluation" if source is evaluated else "train"
+                raise UserError(
+                    f"config.data.{key} has the split {split!r} of {source.text!r}: set split={wanted}, so "
+                    "that the evaluation is held out"
+                )
+
+
+def _check(config: Plan, evaluated: Source) -> None:
+    sets = config.data.sets
     shards_of_evaluation, samples = _shards(evaluated), _samples(evaluated, sets)
     for source, known in zip(config.training.sources, config.shards, strict=True):
         if source.sets and evaluated.sets and not set(source.sets) & set(evaluated.sets):
             continue
-        read = {*(known if source.kind == spec.JSONL else _shards(source))}
+        read = {*(known if source.kind in spec.FILES else _shards(source))}
         shared = [shard.path for shard in shards_of_evaluation if shard.digest and shard in read]
         shared = shared or _repeated(samples, _samples(source, sets))
         if shared:
@@ -113,7 +138,7 @@ def _shards(source: Source) -> Sequence[Shard]:
     """The shards of text that a source reads, or was prepared from."""
     if source.kind == spec.PREPARED:
         return prepared.open_prepared(source).shards
-    return identity.of_source(source) if source.kind == spec.JSONL else ()
+    return identity.of_source(source) if source.kind in spec.FILES else ()
 
 
 def _samples(source: Source, sets: Sequence[str]) -> dict[str, frozenset[str]]:

@@ -16,7 +16,7 @@ from etils import epath
 
 from bipe_jax.config import spec
 from bipe_jax.config.spec import Shard, Source
-from bipe_jax.data import prepared, quickstart, shards, sources
+from bipe_jax.data import datasets, prepared, quickstart, shards, sources
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
@@ -41,14 +41,39 @@ def of_source(source: Source) -> tuple[Shard, ...]:
             for i, d in enumerate(quickstart.documents(source.path))
             for data in [d["text"].encode()]
         )
-    if source.kind == spec.JSONL:
+    if source.kind == spec.SYNTHETIC:
+        return (Shard(source.text, len(source.path), _digest(source.path.encode())),)
+    if source.kind in spec.FILES:
         paths = shards.find(source.path)
     elif source.kind == spec.PREPARED:
         paths = prepared.files(source)
+    elif source.kind != spec.TFDS:
+        return sources.of_plugin(source)[0]
     else:
         paths = _tfds_files(source)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return tuple(pool.map(_of_file, paths))
+
+
+def count_documents(source: Source, sets: Sequence[str] = ()) -> int | None:
+    """The number of documents of a source, where it is known without reading them; else None.
+
+    Args:
+      sets: names of sets to keep, besides the source's own; () keeps all.
+
+    Raises:
+      UserError: there is no such source.
+    """
+    if source.kind == spec.PREPARED:
+        return prepared.open_prepared(source, sets).document_count
+    if sets or source.sets:
+        return None
+    if source.kind == spec.QUICKSTART:
+        return sum(1 for _ in quickstart.documents(source.path))
+    if source.kind == spec.TFDS:
+        builder, split = datasets.tfds_builder(source)
+        return builder.info.splits[split].num_examples
+    return None
 
 
 def _digest(data: bytes) -> str:
@@ -71,7 +96,7 @@ def _of_file(path: str) -> Shard:
 
 
 def _tfds_files(source: Source) -> list[str]:
-    builder, split = sources.tfds_builder(source)
+    builder, split = datasets.tfds_builder(source)
     return sorted(map(os.fspath, builder.info.splits[split].filepaths))
 
 

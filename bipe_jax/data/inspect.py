@@ -7,13 +7,13 @@ page (inspection.html) with histograms of every set under every rule. The data i
 training, also prepared:DIR, which contains its tokenizer.
 """
 
-import argparse
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from bipe_jax import cli, segments
+from bipe_jax import cli, commands, segments
 from bipe_jax.config.fields import PACKINGS
 from bipe_jax.config.spec import PREPARED, parse_source
 from bipe_jax.data import page, prepared, sample, survey
@@ -27,36 +27,56 @@ _LOG = logging.getLogger("bipe_jax.data.inspect")
 RULES = ("sentence", "newline", "newline-and-spaced-period")
 
 
-def rules_of(names: str, pieces: list[str]) -> dict[str, segments.Rule]:
-    """Name -> rule, for names separated by commas; "" means those of RULES that have separators.
+def names_of(text: str) -> list[str]:
+    """Names of rules, separated by commas; a pattern, which may have some, is a name alone."""
+    if text.startswith(("regex:", "before:")):
+        return [text]
+    return text.split(",") if text else []
+
+
+def rules_of(
+    names: str, pieces: list[str], levels: str = "", bos_id: int = -1
+) -> dict[str, segments.Rule]:
+    """Name -> rule, for rules and for coarser levels, which end the segments of all rules.
+
+    Args:
+      names: of rules; "" means those of RULES that have separators. levels: rules, in ascending order.
+      pieces, bos_id: of the tokenizer, see `segments.resolve`.
 
     Raises:
       UserError: a rule is unknown or has no separator in this tokenizer.
     """
-    if names:
-        return {name: segments.resolve(name, pieces) for name in names.split(",")}
-    rules = {}
-    for name in RULES:
+    parsed = segments.parse_levels(names_of(levels))
+
+    def resolved(name):
+        return segments.resolve(name, pieces, bos_id, parsed)
+
+    rules = {name: resolved(name) for name in names_of(names)}
+    for name in () if names else RULES:
         try:
-            rules[name] = segments.resolve(name, pieces)
+            rules[name] = resolved(name)
         except UserError as error:
             _LOG.info(f"Left out: {error}")
     if not rules:
         raise UserError(
             "the tokenizer has no piece with a line or sentence end: use --rule=fixed:N"
         )
+    coarser = next(iter(rules.values())).coarser
+    for number, (name, rule) in enumerate(coarser):
+        rules[f"level {name}"] = dataclasses.replace(rule, coarser=coarser[number + 1 :])
     return rules
 
 
-def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128, blocks: int = 2,
-            sets: Sequence[str] = (), packing: str = "", documents: int = 20_000,
-            output: str = "") -> survey.Survey:  # fmt: skip
+def inspect(data: str, tokenizer: str = "", rule: str = "", *, levels: str = "",
+            length: int = 128, blocks: int = 2, sets: Sequence[str] = (), packing: str = "",
+            documents: int = 20_000, output: str = "") -> survey.Survey:  # fmt: skip
     """Prints blocks and statistics of a source, and writes the page.
 
     Args:
       data: a source, see `config.spec`.
       tokenizer: the file of a SentencePiece model; "" for prepared data, which contains it.
       rule: names of rules, separated by commas; the first is that of the blocks shown. "": RULES.
+      levels: rules of coarser levels, separated by commas, in ascending order.
       length: tokens of a block shown. blocks: number shown of each set. sets: to keep; () keeps all.
       packing: one of `config.fields.PACKINGS`; "" is "concat", or that of the prepared data.
       documents: number to read, or of prepared blocks of each set; 0: all.
@@ -79,8 +99,9 @@ def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128
         raise UserError(f"--packing={packing!r} must be {' or '.join(PACKINGS)}")
     if output:
         outputs.check(output)
-    for name in filter(None, rule.split(",")):
+    for name in names_of(rule):
         segments.check_rule(name)
+    segments.parse_levels(names_of(levels))
     source = parse_source(data)
     is_prepared = source.kind == PREPARED
     if is_prepared:
@@ -96,7 +117,7 @@ def inspect(data: str, tokenizer: str = "", rule: str = "", *, length: int = 128
             "tokenizer.model in its workdir)"
         )
     model = tokenizers.load(tokenizer)
-    rules = rules_of(rule, model.pieces())
+    rules = rules_of(rule, model.pieces(), levels, model.bos_id)
     kind = packing or "concat"
     if is_prepared:
         result = survey.of_prepared(source, rules, sets=sets, limit=documents)
@@ -162,24 +183,7 @@ def show(result: survey.Survey, blocks: dict) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.data.inspect", description=__doc__)
-    parser.add_argument("data", help="a source, such as 'texts/*.jsonl.zst', or prepared:DIR")
-    parser.add_argument("--tokenizer", default="", help="a SentencePiece .model")
-    parser.add_argument("--rule", default="", help=f"{','.join(RULES)}; blocks show the first")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a block shown (128)")
-    parser.add_argument("--blocks", type=int, default=2, help="blocks shown of each set (2)")
-    parser.add_argument("--sets", default="", help="names of sets, separated by | (all)")
-    parser.add_argument("--packing", default="", help=f"{' or '.join(PACKINGS)} (concat)")
-    parser.add_argument(
-        "--documents",
-        type=int,
-        default=20_000,
-        help="documents read, or prepared blocks of each set; 0: all (20000)",
-    )
-    parser.add_argument("--output", default="inspection.html", help="the page (inspection.html)")
-    args = vars(parser.parse_args())
-    args["sets"] = tuple(name for name in args["sets"].split("|") if name)
-    inspect(**args)
+    inspect(**vars(commands.parser("inspect").parse_args()))
 
 
 if __name__ == "__main__":

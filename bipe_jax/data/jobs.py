@@ -14,14 +14,13 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import sources, tokenizer
+from bipe_jax.data import marked, sources, tokenizer
 from bipe_jax.data.records import SetWriter, writing
-from bipe_jax.data.tokenizer import parts
 from bipe_jax.errors import UserError
 
 MOST_JOBS = 256  # and files per set
@@ -40,6 +39,7 @@ class Plan:
       output: the directory, which contains `tokenizer.model`.
       length: tokens of a block. packing: one of `config.fields.PACKINGS`. vocab_size: the tokenizer's.
       on_error, max_bad_share: see `sources.Policy`.
+      segmenters: of the levels, see `marked`; () for none.
     """
 
     input: str
@@ -50,6 +50,7 @@ class Plan:
     sets: tuple[str, ...] = ()
     on_error: str = "raise"
     max_bad_share: float = 0.0
+    segmenters: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -90,18 +91,20 @@ def _opened(plan: Plan) -> tuple:
     return _of_thread.opened
 
 
-def _texts(source: sources.Opened, shards: range) -> Iterator[list[tuple[str, str, bool]]]:
-    """Yields lists of (set, part of a text, whether it is the document's first), see `_TASK`."""
+def _texts(
+    source: sources.Opened, shards: range, segmenters: Sequence[str]
+) -> Iterator[list[tuple[str, marked.Part]]]:
+    """Yields lists of (set, part of a document), see `_TASK`."""
     task, size = [], 0
     for shard in shards:
         for document, _ in source.read(shard):
-            for i, text in enumerate(parts(document["text"])):
-                task.append((document["set"], text, i == 0))
-                size += len(text)
+            for part in marked.parts_of(document, segmenters):
+                task.append((document["set"], part))
+                size += len(part.text)
                 if size >= _TASK:
                     yield task
                     task, size = [], 0
-            del document, text  # frees them, which may be large, before the next is read
+            del document, part  # frees them, which may be large, before the next is read
     if task:
         yield task
 
@@ -128,20 +131,26 @@ def run(plan: Plan, number: int, report: Report = lambda documents, tokens: None
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
         writers: dict[str, SetWriter] = {}
         sizes = tokens.byte_lengths()
-        for task in _texts(source, shards_of(number, len(source.shards))):
-            encoded = tokens.encode_parts([t for _, t, _ in task], [f for _, _, f in task])
+        for task in _texts(source, shards_of(number, len(source.shards)), plan.segmenters):
+            encoded = marked.encode(tokens, [part for _, part in task])
             with writing(plan.output):
-                for ids, (name, text, first) in zip(encoded, task, strict=True):
+                for row, (name, part) in zip(encoded, task, strict=True):
                     if name not in writers:
                         path = os.path.join(scratch, f"{len(writers)}.array_record")
-                        writers[name] = SetWriter(path, plan.length, plan.vocab_size, plan.packing)
-                    piece_bytes = int(sizes[ids].sum())
-                    writers[name].add(ids, first, len(text.encode()), piece_bytes)
+                        writers[name] = SetWriter(
+                            path,
+                            plan.length,
+                            plan.vocab_size,
+                            plan.packing,
+                            len(plan.segmenters),
+                        )
+                    piece_bytes = int(sizes[row["tokens"]].sum())
+                    writers[name].add(row, part.first, len(part.text.encode()), piece_bytes)
             if len(writers) > _MOST_SETS:
                 raise UserError(
                     f"--input={plan.input} has more than {_MOST_SETS} sets: choose some by --sets"
                 )
-            report(sum(first for _, _, first in task), sum(map(len, encoded)))
+            report(sum(part.first for _, part in task), sum(len(r["tokens"]) for r in encoded))
         with writing(plan.output):
             counts = {name: writer.close() for name, writer in writers.items()}
             result = {

@@ -1,10 +1,12 @@
-"""Lines of JSONL shards: the document of a line, or why it has none."""
+"""Lines of JSONL shards: the document of a line, text or an example, or why it has none."""
 
 import json
 import re
 from typing import Any
 
 import orjson
+
+from bipe_jax.data import examples
 
 NO_SET = "documents"  # the set of documents without a set name
 # Bytes of memory that parsing a document may use: its line twice, and its characters.
@@ -60,7 +62,7 @@ def _loads(line: bytes | bytearray) -> Any:
 
 
 def parse(line: bytes | bytearray | None) -> dict:
-    """The document of a line: {"text", "set"}.
+    """The document of a line: {"text", "set", perhaps "segments"}, and of an example see `examples`.
 
     Args:
       line: None stands for one that is too long to be kept.
@@ -71,7 +73,10 @@ def parse(line: bytes | bytearray | None) -> dict:
     if line is None or not _fits(line, copies=1):
         raise BadLine("too_long")
     record = _loads(line)
-    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise BadLine("no_text")
+    own = {} if "text" in record else examples.of_record(record)
+    text = own.get("text", record.get("text"))
     if not isinstance(text, str):
         raise BadLine("no_text")
     if not _encodable(text):
@@ -83,7 +88,13 @@ def parse(line: bytes | bytearray | None) -> dict:
         except BadLine:
             meta = None
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return {"text": text, "set": name if isinstance(name, str) and _encodable(name) else NO_SET}
+    document = own | {
+        "text": text,
+        "set": name if isinstance(name, str) and _encodable(name) else NO_SET,
+    }
+    if "segments" in record:
+        document["segments"] = record["segments"]  # checked where it is used
+    return document
 
 
 def _encodable(text: str) -> bool:

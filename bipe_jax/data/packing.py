@@ -8,6 +8,8 @@ import bisect
 
 import numpy as np
 
+from bipe_jax.errors import UserError
+
 
 def concat(rows: dict, length: int, pad: bool = False) -> dict:
     """Concatenates the documents and cuts them into blocks (as in BiPE's paper).
@@ -42,10 +44,13 @@ def document(rows: dict, length: int) -> dict:
 
     Returns:
       As `concat`.
+
+    Raises:
+      UserError: an example, which is not to be cut, is longer than a block.
     """
-    ids = rows["document_ids"]
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1)) if len(ids) else np.zeros(0, int)
-    ends = np.append(starts[1:], len(ids)).astype(int)
+    starts, ends = _bounds(rows["document_ids"])
+    if "learned" in rows or "sets" in rows:
+        _check_sizes(ends - starts, length)
     # (block, offset in it, start of the piece, its tokens)
     pieces, rests, used = [], [], 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
@@ -75,6 +80,47 @@ def document(rows: dict, length: int) -> dict:
         for block, offset, start, size in pieces:
             packed[name][block, offset : offset + size] = array[start : start + size]
     return _numbered(packed)
+
+
+def row(rows: dict, length: int) -> dict:
+    """Blocks of one document each, with padding after it.
+
+    Documents longer than a block are cut into whole blocks and a rest.
+
+    Args:
+      rows, length: as `concat`.
+
+    Returns:
+      As `concat`.
+
+    Raises:
+      UserError: as `document`.
+    """
+    starts, ends = _bounds(rows["document_ids"])
+    if "learned" in rows or "sets" in rows:
+        _check_sizes(ends - starts, length)
+    pieces = [np.arange(start, end, length) for start, end in zip(starts, ends, strict=True)]
+    firsts = np.concatenate(pieces) if pieces else np.zeros(0, int)
+    sizes = np.diff(np.append(firsts, len(rows["tokens"])))
+    inside = np.arange(length) < sizes[:, None]
+    packed = {name: np.zeros(inside.shape, array.dtype) for name, array in rows.items()}
+    for name, array in rows.items():
+        packed[name][inside] = array
+    return _numbered(packed)
+
+
+def _check_sizes(sizes: np.ndarray, length: int) -> None:
+    if sizes.max(initial=0) > length:
+        raise UserError(
+            f"data: an example has {sizes.max():,} tokens, more than sequence_length + 1 = {length:,}, and "
+            "examples are not cut: make sequence_length longer, or leave it out"
+        )
+
+
+def _bounds(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the documents of these ids start, and where they end."""
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1)) if len(ids) else np.zeros(0, int)
+    return starts, np.append(starts[1:], len(ids)).astype(int)
 
 
 def _numbered(blocks: dict) -> dict:

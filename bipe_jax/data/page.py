@@ -108,7 +108,11 @@ def _rules(survey: Survey, pieces: list[str]) -> Iterator[tuple[str, str]]:
     """(name, text) of each rule, with its separators."""
     for name, rule in survey.rules.items():
         text = f"a segment every {rule.length} tokens"
-        if not rule.length:
+        if rule.segmenter:
+            text = "segments of a segmenter, which reads the whole text"
+        elif rule.automaton:
+            text = f"segments {'begin' if rule.before else 'end'} with the token that completes a match"
+        elif not rule.length:
             count = len(rule.separators)
             listed = (visible(pieces[i]).replace("\n", "") for i in rule.separators[:_SEPARATORS])
             text = Markup(f"{count:,} separators: ") + Markup(" ").join(
@@ -157,11 +161,10 @@ def _pictures(rows: Rows, bins, unit: str, of: str) -> dict[str, list[Figure]]:
             span = f"{low:,}" if low == high else f"{low:,}–{high:,}"
             title = f"{span} {unit}: {count:,} {of} ({count / h.total:.2%})"
             bars.append(charts.Bar(charts.short(low), count / h.total, title))
-        picture = charts.inline(charts.Bars(bars, top), f"{of} by {unit}")
         caption = (
             f"mean {h.mean:,.{1 if h.mean < 1000 else 0}f} · median {h.quantile(0.5):,} · "
             f"p99 {h.quantile(0.99):,} · max {h.max:,}"
         )
-        return Figure(name, picture, caption)
+        return charts.figure(name, charts.Bars(bars, top), f"{of} by {unit}", caption)
 
     return {title: [figure(*named) for named in row.items()] for title, row in rows.items()}

@@ -7,7 +7,6 @@ DIR becomes a TFDS dataset of blocks in ArrayRecord files, with one split per se
 source `prepared:DIR` trains on it; DIR/bipe.json describes it. After a stop, the same command resumes.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -20,14 +19,14 @@ from typing import Any, NoReturn
 import tqdm
 from etils import epath
 
-from bipe_jax import cli
-from bipe_jax.config.fields import ON_ERROR, PACKINGS
-from bipe_jax.config.spec import parse_source
-from bipe_jax.data import held_out, identity, jobs, on_beam, sources, tokenizer
+from bipe_jax import cli, commands
+from bipe_jax.config.spec import OF_EXAMPLES, parse_source
+from bipe_jax.data import held_out, identity, jobs, on_beam, sources, tokenizer, vocabulary
 from bipe_jax.data.prepared import COMPLETE, FORMAT, PREPARING
 from bipe_jax.data.records import describe_for_tfds, file_name, layout, writing
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import cores
+from bipe_jax.segments import segmenters as finder
 from bipe_jax.workdir import json_files
 from bipe_jax.workdir.files import locked
 
@@ -43,6 +42,7 @@ _FLAGS = {
     "sets": "--sets",
     "sequence_length": "--length",
     "packing": "--packing",
+    "segmenters": "--segmenters",
     "vocab_size": "--tokenizer",
     "tokenizer_sha256": "--tokenizer",
 }
@@ -50,7 +50,7 @@ _FLAGS = {
 
 def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packing: str = "concat",
             sets: Sequence[str] = (), workers: int = 0, on_error: str = "raise",
-            max_bad_share: float = 0.0, runner: str = "",
+            max_bad_share: float = 0.0, segmenters: Sequence[str] = (), runner: str = "",
             beam_options: Sequence[str] = ()) -> dict:  # fmt: skip
     """Writes the blocks of a source to a directory, or resumes that.
 
@@ -61,6 +61,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
       packing: one of `config.fields.PACKINGS`. sets: names of sets to keep; () keeps all.
       workers: number of processes; 0: one per core; 1: this process.
       on_error, max_bad_share: see `sources.Policy`.
+      segmenters: of the levels of segments, see `segments.segmenters_of`; () for none.
       runner: of Apache Beam, "" for none; beam_options: its options.
 
     Returns:
@@ -71,9 +72,15 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
     """
     options = on_beam.options(runner, beam_options) if runner else None
     tokens = tokenizer.load(tokenizer_path)
+    for name in filter(None, segmenters):
+        finder.check(name, "--segmenters")
+    segmenters = [finder.of_level(name, level) for level, name in enumerate(segmenters)]
+    if parse_source(input).kind in OF_EXAMPLES:
+        raise UserError(f"--input={input}: examples are not prepared: train on them as they are")
     plan = jobs.Plan(
-        input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share
-    )
+        input, output, length + 1, packing, tokens.vocab_size, tuple(sets), on_error, max_bad_share,
+        tuple(segmenters),
+    )  # fmt: skip
     policy = sources.Policy(on_error, max_bad_share)
     source = sources.open_source(parse_source(input), plan.sets, policy)
     shards = identity.of_source(parse_source(input))
@@ -84,6 +91,7 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
         "sets": list(plan.sets),
         "sequence_length": length,
         "packing": packing,
+        "segmenters": list(segmenters),
         "vocab_size": tokens.vocab_size,
         "tokenizer_sha256": hashlib.sha256(tokens.model).hexdigest(),
     }
@@ -92,6 +100,8 @@ def prepare(input: str, output: str, tokenizer_path: str, length: int, *, packin
             _clear(plan)
             _LOG.info(f"{output} is complete already")
             return done
+        for remark in vocabulary.remarks_on(tokens, [source.source], plan.sets, policy):
+            _LOG.info(remark)
         with writing(output):
             plan.path("tokenizer.model").write_bytes(tokens.model)
         count = jobs.count(len(source.shards))
@@ -170,6 +180,7 @@ def _decisive(old: dict, new: dict) -> tuple[dict, dict]:
     If the shards have the same content, their paths do not count. A directory of an earlier version has
     the paths alone.
     """
+    old = {"segmenters": [], **old}  # of an earlier version
     if "shards" not in old:
         return old, {name: value for name, value in new.items() if name != "shards"}
     old, new = ({**s, "shards": [shard[1:] for shard in s["shards"]]} for s in (old, new))
@@ -247,8 +258,9 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
                 "files": files,
                 "file_blocks": [counts["blocks"] for _, counts in of_set],
             }
-        describe_for_tfds(plan.path(), plan.length, plan.vocab_size, list(sets.values()))
-        record, fields = layout(plan.length, plan.vocab_size)
+        levels = len(plan.segmenters)
+        describe_for_tfds(plan.path(), plan.length, plan.vocab_size, levels, list(sets.values()))
+        record, fields = layout(plan.length, plan.vocab_size, levels)
         kinds = sorted({kind for r in results for kind in r["faults"]})
         description = {
             "format": FORMAT,
@@ -276,22 +288,10 @@ def _finish(plan: jobs.Plan, settings: dict, count: int) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bipe_jax.data.prepare", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--input", required=True, help="globs of shards, or tfds:NAME[:SPLIT]")
-    parser.add_argument("--output", required=True, help="the directory to write")
-    parser.add_argument("--tokenizer", required=True, help="a SentencePiece .model")
-    parser.add_argument("--length", required=True, type=int, help="the sequence_length to train at")
-    parser.add_argument("--packing", default="concat", choices=PACKINGS)
-    parser.add_argument("--sets", default="", help="sets to keep, separated by | (all)")
-    parser.add_argument("--workers", default=0, type=int, help="processes (one a core)")
-    parser.add_argument("--on_error", default="raise", choices=ON_ERROR)
-    parser.add_argument("--max_bad_share", default=0.01, type=float, help="of lines, and shards")
-    parser.add_argument("--runner", default="", help="Apache Beam's; its options may follow")
+    parser = commands.parser("prepare")
     args, rest = parser.parse_known_args()
-    if rest and not args.runner:
-        raise UserError(f"unexpected argument {rest[0]!r} (options of Beam need --runner)")
+    if not args.runner:  # whose options these are
+        parser.refuse(rest)
     for name, low in (("length", 2), ("workers", 0)):
         if getattr(args, name) < low:
             raise UserError(f"--{name}={getattr(args, name)} must be at least {low}")
@@ -304,10 +304,11 @@ def main():
             args.tokenizer,
             args.length,
             packing=args.packing,
-            sets=tuple(name for name in args.sets.split("|") if name),
+            sets=args.sets,
             workers=args.workers,
             on_error=args.on_error,
             max_bad_share=args.max_bad_share,
+            segmenters=tuple(args.segmenters.split(",")) if args.segmenters else (),
             runner=args.runner,
             beam_options=rest,
         )

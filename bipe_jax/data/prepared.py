@@ -7,6 +7,7 @@ are therefore the same for any number of processes.
 
 import dataclasses
 import hashlib
+import itertools
 import resource
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from bipe_jax import segments
 from bipe_jax.config import Config, spec
 from bipe_jax.config.spec import Mixture, Source
 from bipe_jax.data.mixing import integer_weights, permuted, source_counts
@@ -38,7 +40,7 @@ class Dataset:
       source: the source that was opened. path: its directory.
       settings: of its preparation, see `prepare.prepare`.
       blocks: number of blocks. length: tokens of each.
-      files: names of the files of its sets.
+      files: names of the files of its sets. document_count: number of their documents.
       shards, documents: of the text, see `prepare.prepare`; () in data of an earlier version.
     """
 
@@ -50,6 +52,7 @@ class Dataset:
         self._record = description["record"]
         chosen = [description["sets"][name] for name in sets]
         self.files = [name for counts in chosen for name in counts["files"]]
+        self.document_count = sum(counts["documents"] for counts in chosen)
         self._file_blocks = [n for counts in chosen for n in counts["file_blocks"]]
         self._ends = np.cumsum(self._file_blocks)
         self.blocks = int(self._ends[-1])
@@ -76,7 +79,7 @@ class Dataset:
           numbers: (n,) integers from 0 to `blocks` - 1.
 
         Returns:
-          {"tokens", "document_ids"}: (n, length) int32.
+          {"tokens", "document_ids", perhaps "starts"}: (n, length) int32.
 
         Raises:
           UserError: a file is missing or damaged.
@@ -97,10 +100,8 @@ class Dataset:
                     f"data: {self.path / self.files[i]} is damaged ({reason}): fetch it again, or "
                     f"prepare {self.path} again"
                 ) from None
-        return {
-            name: read_field(records, self._record[name], self.length)
-            for name in ("tokens", "document_ids")
-        }
+        names = [name for name in ("tokens", "document_ids", "starts") if name in self._record]
+        return {name: read_field(records, self._record[name], self.length) for name in names}
 
     def close(self) -> None:
         for reader in self._readers:
@@ -181,16 +182,23 @@ def files(source: Source) -> list[str]:
     return [str(dataset.path / name) for name in (COMPLETE, *dataset.files)]
 
 
-def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iterator[dict]:
+def documents(
+    source: Source, sets: Sequence[str], tokenizer: Tokenizer, segmenters: Sequence[str] = ()
+) -> Iterator[dict]:
     """Yields {"set": str, "tokens": (T,) int32, "bytes": (T,)} of each document, block by block.
+
+    With `segmenters` (of the levels, see `segments.segmenters_of`) there is "starts" too.
 
     A document that was cut comes in parts, each no longer than a block. "bytes" are those of the text that
     each token stands for: those of its piece, times the ratio of both in the whole set.
 
     Raises:
-      UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer.
+      UserError: as `open_prepared` and `Dataset.read`; or it was prepared with another tokenizer, or
+        other segmenters.
     """
-    check_tokenizer(open_prepared(source, sets), tokenizer)
+    opened = open_prepared(source, sets)
+    check_tokenizer(opened, tokenizer)
+    _check_segmenters(opened, segmenters)
     of_sets = _description(epath.Path(source.path))["sets"]
     for name in source.sets or list(of_sets):
         if sets and name not in sets:
@@ -202,11 +210,12 @@ def documents(source: Source, sets: Sequence[str], tokenizer: Tokenizer) -> Iter
         part = open_prepared(dataclasses.replace(source, sets=(name,)))
         for start in range(0, part.blocks, _READ_AT_ONCE):
             rows = part.read(np.arange(start, min(start + _READ_AT_ONCE, part.blocks)))
-            for tokens, ids in zip(rows["tokens"], rows["document_ids"], strict=True):
-                cuts = np.flatnonzero(np.diff(ids)) + 1
-                for piece, number in zip(np.split(tokens, cuts), ids[[0, *cuts]], strict=True):
-                    if number:  # 0 is padding
-                        yield {"set": name, "tokens": piece, "bytes": sizes[piece]}
+            for number, ids in enumerate(rows.pop("document_ids")):
+                bounds = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)]
+                for first, last in itertools.pairwise(bounds):
+                    if ids[first]:  # 0 is padding
+                        piece = {name: of[number, first:last] for name, of in rows.items()}
+                        yield {"set": name, "bytes": sizes[piece["tokens"]], **piece}
         part.close()
 
 
@@ -299,6 +308,17 @@ def _check(source: Dataset, config: Config, tokenizer: Tokenizer) -> None:
             f"{source.path} has blocks only: use 'restart', or the shards themselves"
         )
     check_tokenizer(source, tokenizer)
+    _check_segmenters(source, segments.segmenters_of(config))
+
+
+def _check_segmenters(source: Dataset, segmenters: Sequence[str]) -> None:
+    """Raises UserError if a source does not carry the segments of these segmenters."""
+    before = tuple(source.settings.get("segmenters", ()))
+    if segmenters and tuple(segmenters) != before:
+        raise UserError(
+            f"config.segments has the segmenters {','.join(segmenters)!r}, but {source.path} was prepared "
+            f"with --segmenters={','.join(before)!r}: prepare another directory"
+        )
 
 
 def check_tokenizer(source: Dataset, tokenizer: Tokenizer) -> None:

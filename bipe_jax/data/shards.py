@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import zstandard
 from etils import epath
 
+from bipe_jax.config.spec import hint
 from bipe_jax.errors import UserError
 
 START = (0, 0)
@@ -67,7 +68,7 @@ def find(spec: str) -> list[str]:
         if not matches and os.path.exists(pattern):  # a name that is no glob, such as x[1].jsonl
             matches = [pattern]
         if not matches:
-            raise UserError(f"data: no file matches {pattern!r}")
+            raise UserError(f"data: no file matches {pattern!r}{hint(pattern)}")
         paths += matches
         paths += _unmatched(pattern, matches)
     return sorted(set(paths))

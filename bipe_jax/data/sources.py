@@ -1,27 +1,27 @@
-"""Sources of documents: JSONL shards of the Pile's kind, TFDS datasets, and the quickstart's corpus.
+"""Sources of documents: JSONL shards of text or examples, TFDS datasets, synthetic tasks, the quickstart.
 
-A document is {"text": str, "set": str}. A source is a list of shards. Each is read in a fixed order,
-which can resume after any document. A JSONL shard has one JSON object per line with `text` and, as in
-the Pile, `meta` with `pile_set_name` (an object, or an object as a JSON string).
+A document is {"text": str, "set": str}, perhaps with "segments" (see `segments.segmenters`). A source is a
+list of shards. Each is read in a fixed order, which can resume after any document. A JSONL shard has one
+JSON object per line with `text` and, as in the Pile, `meta` with `pile_set_name` (an object, or an object as
+a JSON string).
 """
 
 import collections
 import dataclasses
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bipe_jax.config import Config, spec
-from bipe_jax.config.spec import Source
-from bipe_jax.data import lines, quickstart
+from bipe_jax.config.spec import Shard, Source
+from bipe_jax.data import datasets, examples, lines
 from bipe_jax.data import shards as files
+from bipe_jax.data.datasets import ReadShard
 from bipe_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-_TFDS_SHARDS = 64
 _LOST = ("corrupt_frames", "truncated_shards", "unreadable_shards")
 _JUDGED_FROM = 1000  # lines of a shard before its share of bad lines is judged
 _REMEMBERED = 1 << 16  # documents that are searched for duplicates
@@ -109,9 +109,6 @@ def policy_of(config: Config, tally: Tally | None = None) -> Policy:
     return Policy(config.data.on_error, config.data.max_bad_share, tally or Tally())
 
 
-ReadShard = Callable[..., Iterator[tuple[dict, Any]]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Opened:
     """A source whose shards are known.
@@ -138,8 +135,8 @@ def open_source(
     """Opens a source of text, without reading documents.
 
     Args:
-      source: the quickstart's corpus, a TFDS dataset (its name or directory, in ArrayRecord files) or
-        JSONL shards.
+      source: the quickstart's corpus, a TFDS dataset (its name or directory, in ArrayRecord files), a
+        synthetic task, JSONL shards, or the source of a plug-in.
       sets: names of sets to keep, besides the source's own; () keeps all.
       policy: for the faults of JSONL shards.
       paths: of the JSONL shards, in their order; None: those that match the source's globs.
@@ -149,17 +146,24 @@ def open_source(
     """
     policy = policy or Policy()
     if source.kind == spec.QUICKSTART:
-        shards, read = _quickstart(source.path)
+        shards, read = datasets.of_quickstart(source.path)
     elif source.kind == spec.TFDS:
-        shards, read = _tfds(source)
+        shards, read = datasets.of_tfds(source)
+    elif source.kind == spec.SYNTHETIC:
+        shards, read = datasets.of_task(source)
     elif source.kind == spec.PREPARED:
         raise UserError(f"data: {source.text} is prepared data, and text is needed here")
+    elif source.kind not in spec.FILES:
+        known, read = of_plugin(source)
+        shards = [shard.path for shard in known]
     else:
         shards, read = _jsonl(list(paths or files.find(source.path)), policy)
 
     def read_filtered(shard, cursor=None):
         def keep(item):
             document, after = item
+            if examples.is_example(document) != (source.kind in spec.OF_EXAMPLES):
+                raise _of_the_other_kind(source)
             name = document["set"]
             if (
                 not document["text"]
@@ -174,6 +178,31 @@ def open_source(
         return filter(keep, read(shard, cursor))
 
     return Opened(source, tuple(sets), shards, read_filtered)
+
+
+def of_plugin(source: Source) -> tuple[tuple[Shard, ...], ReadShard]:
+    """The shards of a plug-in's source, and what reads them, see `Opened.read`.
+
+    Raises:
+      UserError: it is not installed, or broken.
+    """
+    plugin = spec.plugin_of(source)
+    if plugin is None:
+        raise UserError(f"data: {source.text}: no installed package has a source {source.kind!r}")
+    opened = plugin.call(source.path)
+    good = isinstance(opened, tuple) and len(opened) == 2 and callable(opened[1])
+    if not good or not all(isinstance(shard, Shard) for shard in opened[0]):
+        plugin.refuse(
+            "must give (shards, read): a sequence of bipe_jax.config.spec.Shard, and a function"
+        )
+    shards, read = opened
+
+    def read_named(shard: int, cursor: Any = None) -> Iterator[tuple[dict, Any]]:
+        return (
+            ({"set": source.kind, **document}, after) for document, after in read(shard, cursor)
+        )
+
+    return tuple(shards), read_named
 
 
 def _jsonl(paths: list[str], policy: Policy) -> tuple[list[str], ReadShard]:
@@ -284,57 +313,13 @@ def read_shard(
         tally.add("empty_shards", path)
 
 
-def _quickstart(split: str) -> tuple[list[str], ReadShard]:
-    """The quickstart's corpus. Each document is a shard, so that they are shuffled one by one."""
-    texts = list(quickstart.documents(split))
-
-    def read(shard, cursor):
-        if cursor is None:
-            yield texts[shard], 1
-
-    return [f"{spec.QUICKSTART}:{split}[{i}]" for i in range(len(texts))], read
-
-
-def tfds_builder(source: Source) -> tuple[Any, str]:
-    """The TFDS builder of a source, and the name of its split. Raises UserError."""
-    import tensorflow_datasets as tfds
-
-    name, _, split = source.path.partition(":")
-    try:
-        builder: Any = (
-            tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
+def _of_the_other_kind(source: Source) -> UserError:
+    if source.kind in spec.OF_EXAMPLES:
+        return UserError(
+            f"data: {source.text!r} holds text, not prompts and completions: name it "
+            f"{source.text.removeprefix(spec.EXAMPLES + ':')!r}"
         )
-    except Exception as error:  # of many kinds
-        raise _not_opened(source, error) from None
-    return builder, split or "train"
-
-
-def _not_opened(source: Source, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"data: {spec.TFDS}:{source.path} cannot be opened as a TFDS dataset: {reason}"
+        f"data: {source.text!r} holds prompts and completions, not text: name it "
+        f"'{spec.EXAMPLES}:{source.text}'"
     )
-
-
-def _tfds(source: Source) -> tuple[list[str], ReadShard]:
-    """A TFDS dataset with a feature `text`; ranges of its documents are the shards."""
-    builder, split = tfds_builder(source)
-    path = f"{spec.TFDS}:{source.path}"
-    try:
-        texts = builder.as_data_source(split=split)
-    except Exception as error:  # of many kinds
-        raise _not_opened(source, error) from None
-    if "text" not in builder.info.features:
-        known = ", ".join(builder.info.features)
-        raise UserError(f"data: {path} has no feature 'text', but {known}")
-    size = -(-len(texts) // _TFDS_SHARDS)
-    starts = range(0, len(texts), max(size, 1))
-
-    def read(shard, cursor):
-        for i in range(cursor or starts[shard], min(starts[shard] + size, len(texts))):
-            text = texts[i]["text"]
-            if isinstance(text, bytes):
-                text = text.decode("utf-8", errors="replace")
-            yield {"text": text, "set": builder.info.name}, i + 1
-
-    return [f"{path}[{start}:{min(start + size, len(texts))}]" for start in starts], read

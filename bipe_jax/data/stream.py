@@ -7,16 +7,16 @@ taken; resuming computes one window again. The first windows are small, so that 
 
 import concurrent.futures
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from bipe_jax import segments
-from bipe_jax.data import packing
+from bipe_jax.data import marked, packing
 from bipe_jax.data.prefetch import Prefetcher, ordered_map
 from bipe_jax.data.sources import Opened, no_documents
-from bipe_jax.data.tokenizer import Tokenizer, parts
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 
 _SHARDS_AT_ONCE = 8  # shards that documents are taken from in turn
@@ -98,6 +98,7 @@ class Stream:
       seed: of the order. shard: (index, count) of the part of the source's shards to read.
       workers: threads that tokenise, besides the one that reads and packs.
       rule: adds the coordinates of whole documents to the blocks, also where documents are cut.
+      segmenters: of the levels, see `segments.segmenters_of`; they add "starts" to the blocks.
 
     Attributes:
       epochs: passes over the source so far.
@@ -118,6 +119,7 @@ class Stream:
         shard: tuple[int, int] = (0, 1),
         workers: int = 0,
         rule: segments.Rule | None = None,
+        segmenters: Sequence[str] = (),
     ):
         if len(source.shards) < shard[1]:
             raise UserError(
@@ -126,6 +128,7 @@ class Stream:
                 "(python -m bipe_jax.data.prepare)"
             )
         self._source, self._tokenizer, self._rule = source, tokenizer, rule
+        self._segmenters = segmenters
         self._length, self._window, self._kind = length, window, kind
         self._seed, self._shard = seed, shard
         self._pool = concurrent.futures.ThreadPoolExecutor(workers) if workers else None
@@ -181,25 +184,25 @@ class Stream:
         return block
 
     def _texts(self, begin: dict):
-        """Yields (text, position) of each part of the documents."""
+        """Yields (part, position) of each part of the documents."""
         documents = Documents(self._source, self._seed, self._shard, begin["documents"])
         first = begin["part"]
         while True:
             state = documents.state
             document = next(documents)
-            for i, text in enumerate(parts(document["text"])):
+            for i, part in enumerate(marked.parts_of(document, self._segmenters)):
                 if i >= first:
-                    yield text, {"documents": state, "part": i}
+                    yield part, {"documents": state, "part": i}
             first = 0
-            del document, text  # frees them, which may be large, before the next is read
+            del document, part  # frees them, which may be large, before the next is read
 
     def _tasks(self, begin: dict):
-        """Yields lists of (text, position) of `_TASK` characters or more."""
+        """Yields lists of (part, position) of `_TASK` characters or more."""
         task, size = [], 0
         try:
-            for text, position in self._texts(begin):
-                task.append((text, position))
-                size += len(text)
+            for part, position in self._texts(begin):
+                task.append((part, position))
+                size += len(part.text)
                 if size >= _TASK:
                     yield task
                     task, size = [], 0
@@ -208,9 +211,8 @@ class Stream:
             raise
 
     def _encode(self, task):
-        texts = [text for text, _ in task]
-        tokens = self._tokenizer.encode_parts(texts, [at["part"] == 0 for _, at in task])
-        return [(t, at) for t, (_, at) in zip(tokens, task, strict=True)]
+        rows = marked.encode(self._tokenizer, [part for part, _ in task])
+        return [(row, at) for row, (_, at) in zip(rows, task, strict=True)]
 
     def _make_windows(self, begin: dict):
         """Yields (position where a window begins, its shuffled blocks, epochs read)."""
@@ -226,34 +228,41 @@ class Stream:
             size = min(self._window, _FIRST_WINDOW << min(number, 24)) * self._length
             pieces, total = [], 0
             while True:
-                tokens, position = piece
-                pieces.append((tokens[skip:], position["part"] == 0 and skip == 0))
-                total += len(tokens) - skip
-                if total >= size:
+                row, position = piece
+                row = {name: array[skip:] for name, array in row.items()}
+                pieces.append((row, position["part"] == 0 and skip == 0))
+                total += len(row["tokens"])
+                is_full = total >= size
+                of_examples = "learned" in row or "sets" in row  # are not cut between windows
+                if is_full and not of_examples:
                     break
                 piece, skip = next(encoded), 0
+                if is_full and piece[1]["part"] == 0:
+                    break
             # The rest of the last concatenated document begins the next window.
             rest = total - size if self._kind == "concat" else 0
             firsts = np.cumsum([is_first for _, is_first in pieces]) + (not pieces[0][1])
             rows = {
-                "tokens": np.concatenate([tokens for tokens, _ in pieces])[: total - rest],
-                "document_ids": np.repeat(firsts, [len(tokens) for tokens, _ in pieces]),
+                name: np.concatenate([row[name] for row, _ in pieces])[: total - rest]
+                for name in pieces[0][0]
             }
-            rows["document_ids"] = rows["document_ids"][: total - rest].astype(np.int32)
+            ids = np.repeat(firsts, [len(row["tokens"]) for row, _ in pieces])
+            rows["document_ids"] = ids[: total - rest].astype(np.int32)
             if rest:
-                skip = len(piece[0]) - rest
-            else:
+                skip = len(piece[0]["tokens"]) - rest
+            elif not of_examples:
                 piece, skip = next(encoded), 0
             if self._rule:
+                starts = rows.pop("starts", None)
                 coordinates = segments.coordinates(
-                    rows["tokens"], self._rule, rows["document_ids"], start
+                    rows["tokens"], self._rule, rows["document_ids"], start, starts, states=True
                 )
                 start = None
                 if skip or piece[1]["part"]:  # the next token continues the document
                     last = {name: int(array[-1]) for name, array in coordinates.items()}
                     after = segments.advance(last, rows["tokens"][-1], self._rule)
                     start = {name: int(value) for name, value in after.items()}
-                rows |= coordinates
+                rows |= {name: x for name, x in coordinates.items() if not segments.is_state(name)}
             packed = getattr(packing, self._kind)(rows, self._length)
             random = np.random.RandomState([self._seed, self._shard[0], number])
             shuffled = random.permutation(len(packed["tokens"]))

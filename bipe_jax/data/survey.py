@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from bipe_jax import hardware, segments
 from bipe_jax.config.spec import Source
-from bipe_jax.data import packing, prepared, sources, stream
+from bipe_jax.data import marked, packing, prepared, sources, stream
 from bipe_jax.data.prefetch import ordered_map
-from bipe_jax.data.tokenizer import Tokenizer, parts
+from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 
 BLOCK = 1024  # tokens, for the number of segments in a block
@@ -85,40 +85,52 @@ class Statistics:
       rows: arrays "tokens", "document_ids" that samples are taken from.
     """
 
-    def __init__(self, rules: dict, kind: str = "concat"):
+    def __init__(self, rules: dict, kind: str = "concat", segmenters: Sequence[str] = ()):
         self.documents = self.text_bytes = self.tokens = 0
         self.lengths = Histogram()
         self.segments = {name: Histogram() for name in rules}
         self.per_block = {name: Histogram() for name in rules}
-        self._rules, self._kind = rules, kind
-        self._buffer: list[tuple[np.ndarray, bool]] = []  # tokens to be packed; a document's first
+        self._rules, self._kind, self._segmenters = rules, kind, segmenters
+        self._buffer: list[tuple[dict, bool]] = []  # rows to be packed; a document's first
         self._length = 0  # tokens so far of the document that was begun
         self._open = dict.fromkeys(rules, 0)  # and of its last segment
+        self._next: dict[str, dict] = {}  # rule -> coordinates of its next token
         self.rows: dict = {}
 
-    def add(self, tokens: np.ndarray, text_bytes: int, last: bool = True) -> None:
+    def coordinates(self, row: dict, rule: segments.Rule, **options) -> dict:
+        """The coordinates of tokens under a rule, see `segments.coordinates`."""
+        starts = marked.for_rule(row.get("starts"), self._segmenters, rule)
+        return segments.coordinates(row["tokens"], rule, starts=starts, **options)
+
+    def add(self, row: dict, text_bytes: int, last: bool = True) -> None:
         """A document, or the next part of one.
 
         Args:
-          tokens: (L,). text_bytes: of the part. last: whether the document ends with it.
+          row: "tokens", (L,), and perhaps "starts", see `marked`.
+          text_bytes: of the part. last: whether the document ends with it.
         """
-        self._buffer.append((tokens, not self._length))
+        tokens = row["tokens"]
+        self._buffer.append((row, not self._length))
         self.documents += not self._length
         self.text_bytes += text_bytes
         self.tokens += len(tokens)
-        for name, rule in self._rules.items():
-            ends = rule.ends(tokens, self._length + np.arange(len(tokens)))
-            ends[-1:] |= last
-            at = np.flatnonzero(ends)
-            self.segments[name].add(np.diff(at, prepend=-1 - self._open[name]))
-            self._open[name] = (
-                len(tokens) - 1 - at[-1] if len(at) else self._open[name] + len(tokens)
-            )
+        for name, rule in self._rules.items() if len(tokens) else ():
+            coordinates = self.coordinates(row, rule, start=self._next.get(name), states=True)
+            of_last = {key: int(values[-1]) for key, values in coordinates.items()}
+            self._next[name] = segments.advance(of_last, tokens[-1], rule)
+            begins = coordinates["offset"] == 0
+            begins[0] &= self._open[name] > 0  # what is open there ends, if anything is
+            at = np.flatnonzero(begins)
+            self.segments[name].add(np.diff(at, prepend=-self._open[name]))
+            self._open[name] = len(tokens) - at[-1] if len(at) else self._open[name] + len(tokens)
+        if last:
+            for name, size in self._open.items():
+                self.segments[name].add([size] if size else [])
         self._length += len(tokens)
         if last:
             self.lengths.add([self._length])
-            self._length, self._open = 0, dict.fromkeys(self._rules, 0)
-        if sum(len(tokens) for tokens, _ in self._buffer) >= _WINDOW:
+            self._length, self._open, self._next = 0, dict.fromkeys(self._rules, 0), {}
+        if sum(len(row["tokens"]) for row, _ in self._buffer) >= _WINDOW:
             self.pack()
 
     def pack(self) -> None:
@@ -129,33 +141,35 @@ class Statistics:
         """
         if not self._buffer:
             return
-        parts = [tokens for tokens, _ in self._buffer]
-        rows = {
-            "tokens": np.concatenate(parts),
-            "document_ids": np.repeat(
-                np.cumsum([first for _, first in self._buffer]), list(map(len, parts))
-            ),
-        }
+        parts = [row for row, _ in self._buffer]
+        rows = {name: np.concatenate([row[name] for row in parts]) for name in parts[0]}
+        rows["document_ids"] = np.repeat(
+            np.cumsum([first for _, first in self._buffer]), [len(row["tokens"]) for row in parts]
+        )
         rows["document_ids"] += rows["document_ids"][0] == 0  # it begins within a document
         size, rest = len(rows["tokens"]), 0
         if self._kind == "concat":
             rest = size % BLOCK
         elif self._length:
             rest = int((rows["document_ids"] == rows["document_ids"][-1]).sum()) % BLOCK
-        self._buffer = [(rows["tokens"][size - rest :], True)] if rest else []
+        left = {n: x[size - rest :] for n, x in rows.items() if n != "document_ids"}
+        self._buffer = [(left, True)] if rest else []
         self.rows = self.rows or rows
         packed = {name: array[: size - rest] for name, array in rows.items()}
         blocks = getattr(packing, self._kind)(packed, BLOCK)
-        self.add_blocks(blocks["tokens"], blocks["document_ids"])
+        self.add_blocks(blocks)
 
-    def add_blocks(self, tokens: np.ndarray, ids: np.ndarray) -> None:
+    def add_blocks(self, blocks: dict) -> None:
         """Counts the segments of blocks (n, L); coordinates run through each, as training's default."""
-        for name, rule in self._rules.items() if len(tokens) else ():
-            segment = segments.coordinates(tokens, rule)["segment"]
-            self.per_block[name].add(np.where(ids > 0, segment, 0).max(axis=1) + 1)
+        for name, rule in self._rules.items() if len(blocks["tokens"]) else ():
+            segment = self.coordinates(blocks, rule)["segment"]
+            self.per_block[name].add(
+                np.where(blocks["document_ids"] > 0, segment, 0).max(axis=1) + 1
+            )
 
-    def add_pieces(self, tokens: np.ndarray, ids: np.ndarray) -> None:
+    def add_pieces(self, blocks: dict) -> None:
         """Counts the lengths of the parts of documents, and of segments, in blocks (n, L)."""
+        ids = blocks["document_ids"]
         real = ids.ravel() > 0
 
         def lengths(offset):
@@ -165,7 +179,7 @@ class Statistics:
 
         position = None
         for name, rule in self._rules.items():
-            coordinates = segments.coordinates(tokens, rule, ids)
+            coordinates = self.coordinates(blocks, rule, document_ids=ids)
             self.segments[name].add(lengths(coordinates["offset"]))
             position = coordinates["position"]  # the same for all rules
         self.lengths.add(lengths(position))
@@ -202,25 +216,27 @@ def _shuffled(source: sources.Opened) -> Iterator[dict]:
             shards += [source.read(i) for i in itertools.islice(waiting, 1)]
 
 
-def _encoded(documents: Iterable[dict], tokenizer: Tokenizer) -> Iterator[tuple]:
-    """Yields (set, tokens, bytes of text, whether a document ends) of each part of the documents, in order.
+def _encoded(
+    documents: Iterable[dict], tokenizer: Tokenizer, segmenters: Sequence[str]
+) -> Iterator[tuple]:
+    """Yields (set, row, bytes of text, whether a document ends) of each part of the documents, in order.
 
     They are tokenised by one thread per core.
     """
 
     def of_documents():
         for document in documents:
-            some = iter(parts(document["text"]))
-            part, first = next(some), True
+            some = marked.parts_of(document, segmenters)
+            part = next(some)
             for following in some:
-                yield document["set"], part, first, False
-                part, first = following, False
-            yield document["set"], part, first, True
+                yield document["set"], part, False
+                part = following
+            yield document["set"], part, True
             del document, part, some  # frees them, which may be large, before the next is read
 
     def encode(item):
-        name, part, first, last = item
-        return name, tokenizer.encode_parts([part], [first])[0], len(part.encode()), last
+        name, part, last = item
+        return name, marked.encode(tokenizer, [part])[0], len(part.text.encode()), last
 
     workers = hardware.cores()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -251,10 +267,11 @@ def of_text(
     by_set: dict[str, Statistics] = {}
     taken = itertools.islice(documents, limit or None)
     bar = tqdm(taken, unit=" documents", disable=None)
-    for name, tokens, text_bytes, last in _encoded(bar, tokenizer):
+    names = _segmenters(rules)
+    for name, row, text_bytes, last in _encoded(bar, tokenizer, names):
         if name not in by_set:
-            by_set[name] = Statistics(rules, kind)
-        by_set[name].add(tokens, text_bytes, last)
+            by_set[name] = Statistics(rules, kind, names)
+        by_set[name].add(row, text_bytes, last)
     faults = policy.tally.counts()
     if not any(s.tokens for s in by_set.values()):
         error = sources.no_documents(source, sets)
@@ -286,6 +303,13 @@ def of_prepared(
       UserError: as `prepared.open_prepared` and `Dataset.read`.
     """
     dataset = prepared.open_prepared(source, sets)
+    names = tuple(dataset.settings.get("segmenters", ()))
+    for rule, missing in ((r, set(_segmenters({r: rules[r]})) - set(names)) for r in rules):
+        if missing:
+            raise UserError(
+                f"the segment rule {rule!r} reads the text, and {dataset.path} was prepared without "
+                "--segmenters of it"
+            )
     length = dataset.length - 1
     description = json.loads((dataset.path / prepared.COMPLETE).read_text())
     by_set, read, blocks = {}, 0, 0
@@ -293,15 +317,15 @@ def of_prepared(
         if (sets and name not in sets) or (source.sets and name not in source.sets):
             continue
         part = prepared.open_prepared(dataclasses.replace(source, sets=(name,)))
-        statistics = by_set[name] = Statistics(rules)
+        statistics = by_set[name] = Statistics(rules, segmenters=names)
         for field in ("documents", "text_bytes", "tokens"):
             setattr(statistics, field, counts[field])
         size = min(limit or part.blocks, part.blocks)
         numbers = np.arange(size) * part.blocks // size
         for some in np.array_split(numbers, -(-size * length // _WINDOW)):
             rows = {n: array[:, :length] for n, array in part.read(some).items()}
-            statistics.add_pieces(rows["tokens"], rows["document_ids"])
-            statistics.add_blocks(rows["tokens"], rows["document_ids"])
+            statistics.add_pieces(rows)
+            statistics.add_blocks(rows)
             statistics.rows = statistics.rows or rows
         part.close()
         read, blocks = read + size, blocks + part.blocks
@@ -309,6 +333,12 @@ def of_prepared(
     return Survey(
         _sorted(by_set), rules, description["faults"], note if read < blocks else "", length, False
     )
+
+
+def _segmenters(rules: dict[str, segments.Rule]) -> tuple[str, ...]:
+    """The segmenters of all levels of some rules."""
+    names = [own.segmenter for rule in rules.values() for _, own in rule.levels if own.segmenter]
+    return tuple(dict.fromkeys(names))
 
 
 def _sorted(by_set: dict[str, Statistics]) -> dict[str, Statistics]:

@@ -8,6 +8,7 @@ import numpy as np
 import sentencepiece as spm
 from etils import epath
 
+from bipe_jax.data import symbols
 from bipe_jax.errors import UserError
 
 # Largest piece that text is cut into: SentencePiece skips longer "sentences".
@@ -35,6 +36,7 @@ class Tokenizer:
       bos_id: the id before each document: BOS, or EOS of a model without BOS; -1 if it has neither.
       eos_id: the id after the last token of a text, or -1 if the model has none.
       ends: ids that end a generated document: BOS (of the next document) and EOS.
+      is_of_words: whether its pieces are given words, see `symbols`, and texts have no others.
     """
 
     def __init__(self, model: bytes, name: str = "tokenizer"):
@@ -49,30 +51,23 @@ class Tokenizer:
         bos, eos = self._processor.bos_id(), self._processor.eos_id()
         self.bos_id, self.eos_id = bos if bos >= 0 else eos, eos
         self.ends = frozenset({bos, eos} - {-1})
+        self.is_of_words = symbols.is_model(model)
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of one document, `bos_id` first where there is one: (L,) int32."""
         return self.encode_parts([text], [True])[0]
 
-    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of one document, as from `encode`, and the bytes of the text that each stands for.
+    def text_bytes(self, text: str, tokens: np.ndarray) -> np.ndarray:
+        """The bytes of a text that each of its tokens stands for, (L,) int32.
 
-        The bytes sum up to those of the text, also where the model replaces text (<unk>, a normaliser).
+        They sum up to those of the text, also where the model replaces text (<unk>, a normaliser).
 
-        Returns:
-          Two arrays (L,) int32.
+        Args:
+          text: that was encoded at once. tokens: of the text.
         """
-        ids, sizes = [], []
-        for i, part in enumerate(parts(text)):
-            of_part = self.encode_parts([part], [i == 0])[0]
-            ids.append(of_part)
-            sizes.append(self._byte_lengths[of_part])
-            if sizes[-1].sum() != len(part.encode()):
-                sizes[-1] = self._text_bytes(part, len(of_part))
-        return np.concatenate(ids), np.concatenate(sizes)
-
-    def _text_bytes(self, text: str, count: int) -> np.ndarray:
-        """The bytes of a text from the start of each of its `count` tokens to that of the next."""
+        sizes, count = self._byte_lengths[tokens], len(tokens)
+        if sizes.sum() == len(text.encode()):
+            return sizes
         mapping = self._processor.encode(text, return_type="offset_mapping", return_bytes=True)
         starts = [start for start, _ in mapping["offsets"]]
         if not starts:  # all of the text is lost
@@ -101,11 +96,32 @@ class Tokenizer:
         The call releases the interpreter's lock.
         """
         encoded = self._processor.encode(texts, return_type="numpy", num_threads=1)
+        if self.is_of_words:
+            self._check_words(texts, encoded)
         bos = [self.bos_id] if self.bos_id >= 0 else []
         return [
             np.concatenate([bos if first else [], ids]).astype(np.int32)
             for first, ids in zip(firsts, encoded, strict=True)
         ]
+
+    def _check_words(self, texts: list[str], encoded: list[np.ndarray]) -> None:
+        unknown = self._processor.unk_id()
+        for text, ids in zip(texts, encoded, strict=True):
+            if (ids == unknown).any():
+                known = set(self.ids())
+                word = next(word for word in text.split() if word not in known)
+                raise UserError(f"{self.name} has no word {word!r}, which the data has: add it")
+
+    @property
+    def end_id(self) -> int:
+        """The id after a completion: EOS, or BOS of a model without EOS. Raises UserError without either."""
+        if not self.ends:
+            raise UserError(f"{self.name} has neither EOS nor BOS, and one must end completions")
+        return self.eos_id if self.eos_id >= 0 else self.bos_id
+
+    def ids(self) -> dict[str, int]:
+        """The ids of words, of a tokenizer of words."""
+        return {piece.strip(): i for i, piece in enumerate(self._pieces) if piece}
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -148,9 +164,14 @@ class Tokenizer:
 def load(path: str) -> Tokenizer:
     """Reads a SentencePiece `.model`, local or (with the extra `gcs` or `s3`) remote.
 
+    Args:
+      path: of the file, or "symbols:WORD WORD ..." for a tokenizer of these words.
+
     Raises:
       UserError: the file cannot be read, or is not a SentencePiece model.
     """
+    if path.startswith(symbols.PREFIX):
+        return Tokenizer(symbols.model(path), f"tokenizer.path={path!r}")
     try:
         model = epath.Path(path).read_bytes()
     except (OSError, ImportError) as error:

@@ -1,14 +1,15 @@
 """The choice of a run's tokenizer: the checkpoint's, a file's, or one trained on the run's text."""
 
+import dataclasses
 import itertools
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from bipe_jax.config.spec import PREPARED
-from bipe_jax.data import sources
+from bipe_jax import synthetic
+from bipe_jax.config.spec import PREPARED, SYNTHETIC, Source
+from bipe_jax.data import sources, symbols
 from bipe_jax.data.tokenizer import Tokenizer, load, train
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
@@ -17,6 +18,7 @@ from bipe_jax.workdir import Workdir, files
 _LOG = logging.getLogger(__name__)
 
 _SAMPLED, _SAMPLED_CHARACTERS = 64, 16384  # documents of a source, and characters of each
+_SEARCHED = 10_000  # documents of a source in which those are sought
 
 
 def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
@@ -31,7 +33,7 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
     Raises:
       UserError: it cannot be read or trained, or does not match the checkpoint or the config.
     """
-    configured = config.tokenizer.path or _path_in_prepared(config)
+    configured = config.tokenizer.path or _path_in_prepared(config) or _words_of_tasks(config)
     path = configured or Workdir(workdir).tokenizer
     if configured:
         chosen = load(path)
@@ -44,7 +46,7 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
             )
     elif saved:
         chosen = saved
-    elif os.path.exists(path):
+    elif files.exists(path):
         chosen = load(path)
     else:
         _LOG.info(
@@ -63,32 +65,47 @@ def choose(config: Plan, workdir: str, saved: Tokenizer | None) -> Tokenizer:
 
 
 def remarks(config: Plan, tokens: Tokenizer) -> list[str]:
-    """What a user should know of a tokenizer: what separates documents, and how much text it replaces."""
+    """As `remarks_on`, of a run's text, or of that of its evaluation if it has none."""
+    read = [source for source in config.training.sources if source.kind != PREPARED]
+    read = read or [source for source in config.evaluated if source.kind != PREPARED]
+    return remarks_on(tokens, read, config.data.sets, sources.policy_of(config))
+
+
+def remarks_on(
+    tokens: Tokenizer, read: Sequence[Source], sets: Sequence[str], policy: sources.Policy
+) -> list[str]:
+    """What a user should know of a tokenizer: what separates documents, and how much text it replaces.
+
+    Args:
+      read: sources of text, of which the first documents are read. sets, policy: see `sources.open_source`.
+    """
     lines = []
     if tokens.bos_id < 0:
         lines.append("The tokenizer has neither BOS nor EOS: nothing separates documents")
     elif tokens.bos_id == tokens.eos_id:
         lines.append("The tokenizer has no BOS: each document begins with EOS")
-    read = replaced = 0
-    for text in _first_texts(config):
-        read += len(text.encode())
+    total = replaced = 0
+    for text in itertools.chain.from_iterable(_first_texts(s, sets, policy) for s in read):
+        total += len(text.encode())
         replaced += tokens.replaced_bytes(text)
     if replaced:
         lines.append(
-            f"The tokenizer replaces {replaced / read:.2%} of the text (by <unk>, or by a normaliser), by "
-            f"{read:,} bytes of it"
+            f"The tokenizer replaces {replaced / total:.2%} of the text (by <unk>, or by a normaliser), by "
+            f"{total:,} bytes of it"
         )
     return lines
 
 
-def _first_texts(config: Plan) -> Iterator[str]:
-    """The beginnings of the first documents of each source of text, or of the evaluation if there is none."""
-    training = [source for source in config.training.sources if source.kind != PREPARED]
-    for source in training or [config.evaluated]:
-        if source.kind != PREPARED:
-            documents = sources.documents(source, config.data.sets, sources.policy_of(config))
-            for document in itertools.islice(documents, _SAMPLED):
-                yield document["text"][:_SAMPLED_CHARACTERS]
+def _first_texts(source: Source, sets: Sequence[str], policy: sources.Policy) -> Iterator[str]:
+    """The beginnings of a source's first documents of the sets; none of those that come very late."""
+    everything = sources.documents(dataclasses.replace(source, sets=()), (), policy)
+    documents = (
+        document
+        for document in itertools.islice(everything, _SEARCHED)
+        if all(not chosen or document["set"] in chosen for chosen in (sets, source.sets))
+    )
+    for document in itertools.islice(documents, _SAMPLED):
+        yield document["text"][:_SAMPLED_CHARACTERS]
 
 
 def _path_in_prepared(config: Plan) -> str:
@@ -103,6 +120,16 @@ def _path_in_prepared(config: Plan) -> str:
             "python -m bipe_jax.data.prepare writes one"
         )
     return str(path)
+
+
+def _words_of_tasks(config: Plan) -> str:
+    """The tokenizer of the words of synthetic tasks; "" where there is other text."""
+    words: dict[str, None] = {}
+    for source in config.training.sources:
+        if source.kind != SYNTHETIC:
+            return ""
+        words |= dict.fromkeys(synthetic.parse(source.path).words)
+    return symbols.PREFIX + " ".join(words)
 
 
 def _sample_texts(config: Plan, size: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from bipe_jax import model, processes, segments, sharding
 from bipe_jax.attention.chunked import CHUNK, scores
 from bipe_jax.attention.scoring import Side
 from bipe_jax.config.spec import parse_source
-from bipe_jax.data import sources
+from bipe_jax.data import marked, sources
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, perplexity
 from bipe_jax.plan import Plan
@@ -96,11 +96,13 @@ def _measures(config, counts, params, inputs) -> dict:
     return model.run(config, params, inputs, attend_and_measure(config, inputs, counts))[2]
 
 
-def measure(loaded_model: loaded.LoadedModel, blocks: np.ndarray) -> tuple[dict, dict, dict]:
+def measure(
+    loaded_model: loaded.LoadedModel, blocks: np.ndarray, starts: np.ndarray | None = None
+) -> tuple[dict, dict, dict]:
     """Measures attention by distance, averaged over the blocks and their queries.
 
     Args:
-      blocks: (M, L) token ids, of one document each.
+      blocks: (M, L) token ids, of one document each. starts: of their segments, see `segments.coordinates`.
 
     Returns:
       The bins of each coordinate in BY. The measures: {coordinate: (layers, N, bins), "entropy" and
@@ -108,7 +110,7 @@ def measure(loaded_model: loaded.LoadedModel, blocks: np.ndarray) -> tuple[dict,
       {coordinate: (bins,)}.
     """
     config, mesh = loaded_model.config, loaded_model.mesh
-    coordinates = segments.coordinates(blocks, loaded_model.rule)
+    coordinates = segments.coordinates(blocks, loaded_model.rule, starts=starts)
     bins = {name: bins_to(int(coordinates[name].max())) for name in BY}
     counts = {name: len(some) for name, some in bins.items()}
     run = jax.jit(
@@ -153,24 +155,23 @@ def _uniform(coordinate: np.ndarray, bins: Sequence[tuple[int, int]]) -> np.ndar
 
 
 def choose(
-    documents: Iterable[dict], encode: Callable[[str], np.ndarray], longest: int, limit: int
-) -> np.ndarray:
+    documents: Iterable[dict], encode: Callable[[dict], dict], longest: int, limit: int
+) -> list[dict]:
     """The first `longest` tokens of at most `limit` documents, taken from the sets in turn.
 
     Args:
-      documents: {"set": str, "text": str} each. encode: text -> (T,) token ids.
+      documents: {"set": str, ...} each. encode: document -> {"tokens", ...}, (T,) each.
 
     Returns:
-      (M, longest) int32, M at most `limit`; M is 0 if no document is long enough.
+      What `encode` gives, (longest,) each; none if no document is long enough.
     """
     sets: dict[str, list] = {}
     for document in documents:
         of_set = sets.setdefault(document["set"], [])
-        if len(of_set) < limit and len(tokens := encode(document["text"])) >= longest:
-            of_set.append(tokens[:longest])
+        if len(of_set) < limit and len((encoded := encode(document))["tokens"]) >= longest:
+            of_set.append({name: array[:longest] for name, array in encoded.items()})
     turns = itertools.chain.from_iterable(itertools.zip_longest(*sets.values()))
-    chosen = list(itertools.islice((tokens for tokens in turns if tokens is not None), limit))
-    return np.array(chosen, np.int32).reshape(-1, longest)
+    return list(itertools.islice((encoded for encoded in turns if encoded), limit))
 
 
 def analyse(
@@ -210,11 +211,17 @@ def analyse(
     directory = Workdir(output)
     outputs.check_directory(output, Workdir.attention, Workdir.report)
     documents = sources.documents(parse_source(data), config.data.sets, sources.policy_of(config))
-    chosen = choose(documents, loaded_model.tokenizer.encode, lengths[-1], blocks)
-    if not len(chosen):
+    names = segments.segmenters_of(config)
+
+    def encode(document: dict) -> dict:
+        return marked.encode_whole(loaded_model.tokenizer, document, names)[0]
+
+    chosen = choose(documents, encode, lengths[-1], blocks)
+    if not chosen:
         raise UserError(
             f"data: no document of {data!r} has {lengths[-1]} tokens: use shorter --lengths"
         )
+    rows = {name: np.stack([encoded[name] for encoded in chosen]) for name in chosen[0]}
     result = {
         "kind": "attention",
         "name": os.path.basename(os.path.abspath(output)),
@@ -229,7 +236,8 @@ def analyse(
         "uniform": [],
     }
     for length in lengths:
-        bins, means, uniform = measure(loaded_model, chosen[:, :length])
+        cut = {name: array[:, :length] for name, array in rows.items()}
+        bins, means, uniform = measure(loaded_model, cut["tokens"], cut.get("starts"))
         _add(result, length, bins, means, uniform)
         _LOG.info(f"{length} tokens: {len(chosen)} blocks")
     if processes.is_first():

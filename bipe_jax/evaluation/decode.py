@@ -11,7 +11,6 @@ width, V vocabulary.
 import functools
 from collections import abc
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,57 +23,14 @@ from bipe_jax.attention.chunked import in_parts
 from bipe_jax.attention.scoring import Side
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded, room
+from bipe_jax.evaluation.sampling import Sampling, check_sampling, sample
+from bipe_jax.output import Output
 from bipe_jax.plan import Plan
 from bipe_jax.positions import LayerEncodings
 
 PIECE = 256  # tokens of a prompt that are computed at a time
 _SMALLEST = 64  # tokens of the smallest cache
 _NEVER = np.iinfo(np.int32).max  # the index of an empty slot: no query comes after it
-
-
-class Sampling(NamedTuple):
-    """How the next token is sampled.
-
-    Attributes:
-      temperature: divides the logits; 0 takes the most probable token.
-      top_k: only the k most probable tokens; 0: all.
-      top_p: only the most probable tokens that reach this probability together, at least one (Holtzman
-        et al. 2020, section 3.1).
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError if a value is out of its range."""
-    temperature, top_k, top_p = sampling
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature={temperature} must be a number of at least 0")
-    if top_k < 0:
-        raise UserError(f"top_k={top_k} must be at least 0 (0: all tokens)")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p} must be above 0 and at most 1")
-
-
-def probabilities(sampling: Sampling, logits: jax.Array) -> jax.Array:
-    """The probabilities (B, V) that tokens are sampled with, from logits (B, V) float32."""
-    B, V = logits.shape
-    if sampling.temperature == 0:
-        return jax.nn.one_hot(logits.argmax(axis=-1), V)
-    order = jnp.argsort(-logits, axis=-1)  # stable: of equal tokens the first comes first
-    ranked = jax.nn.softmax(
-        jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature, axis=-1
-    )
-    if sampling.top_k:
-        ranked = jnp.where(jnp.arange(V) < min(sampling.top_k, V), ranked, 0)
-        ranked /= ranked.sum(axis=-1, keepdims=True)
-    if sampling.top_p < 1:
-        before = jnp.cumsum(ranked, axis=-1) - ranked
-        ranked = jnp.where(before < sampling.top_p, ranked, 0)
-        ranked /= ranked.sum(axis=-1, keepdims=True)
-    return jnp.zeros_like(ranked).at[jnp.arange(B)[:, None], order].set(ranked)
 
 
 def bucket(length: int) -> int:
@@ -87,7 +43,8 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
     """A cache without tokens.
 
     Returns:
-      "length": (B,) number of tokens. "next": coordinates of the next token, (B,) int32 each.
+      "length": (B,) number of tokens. "next": coordinates of the next token as far as they are known
+      before it, and states of automata, (B,) int32 each.
       "coordinates": those that encodings that act on logits need, (B, S) int32 each. "layers": "key" and
       "value" (layers, B, K, S, H) in `model.dtype`, keys as attention sees them; and "features" that layers
       computed for such encodings, (layers, B, S, ...).
@@ -97,7 +54,7 @@ def empty_cache(config: Plan, rows: int, size: int) -> dict:
     features = config.encodings.features_of_layers(rows, size)
     return {
         "length": jnp.zeros(rows, jnp.int32),
-        "next": segments.start((rows,)),
+        "next": segments.start((rows,), config.segment_rule),
         "coordinates": {
             name: jnp.zeros((rows, size), jnp.int32)
             for name in config.encodings.scoring_coordinates
@@ -150,8 +107,8 @@ def extend(
         k = jnp.concatenate([k, jnp.zeros((*k.shape[:-1], excess.shape[-1]), k.dtype)], axis=-1)
         return mixed, {"key": k, "value": v, "features": own}
 
-    x, kernel, added = model.run(config, params, inputs, attend, cache["layers"])
-    logits = after_last(x, kernel, counts)
+    x, output, added = model.run(config, params, inputs, attend, cache["layers"])
+    logits = after_last(x, output, counts)
 
     # Padding lies after each row's length, where nothing is read before it is written again.
     rows = jnp.arange(B)[:, None]
@@ -189,24 +146,25 @@ def _last(features: dict, length) -> dict:
     return jax.tree.map(last, features)
 
 
-def after_last(x: jax.Array, kernel: jax.Array, counts: jax.Array) -> jax.Array:
+def after_last(x: jax.Array, output: Output, counts: jax.Array) -> jax.Array:
     """Logits (B, V) after the last of each row's `counts` tokens, from hidden states (B, T, D)."""
     last = jnp.maximum(counts - 1, 0)[:, None, None]
-    return model.logits(jnp.take_along_axis(x, last, axis=1), kernel)[:, 0]
+    return output.logits(jnp.take_along_axis(x, last, axis=1))[:, 0]
 
 
 def step(
     config: Plan, params: dict, rule: segments.Rule, cache: dict, tokens: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """Adds one token (B,) to each row; its coordinates are the cache's "next".
+    """Adds one token (B,) to each row; its coordinates follow from the cache's "next".
 
     Returns:
       Logits (B, V) float32 of the token after it, and the cache.
     """
-    inputs = {name: array[:, None] for name, array in cache["next"].items()}
+    coordinates = segments.enter(cache["next"], tokens, rule)
+    inputs = {name: array[:, None] for name, array in coordinates.items()}
     counts = jnp.ones_like(tokens)
     logits, added = extend(config, params, cache, inputs | {"tokens": tokens[:, None]}, counts)
-    return logits, added | {"next": segments.advance(cache["next"], tokens, rule)}
+    return logits, added | {"next": segments.advance(coordinates, tokens, rule)}
 
 
 class Generator:
@@ -250,7 +208,7 @@ class Generator:
             functools.partial(step, config), static_argnums=1, donate_argnums=2, out_shardings=both
         )
         self._sample = jax.jit(
-            _sample, static_argnums=0, out_shardings=sharding.replicated(loaded_model.mesh)
+            sample, static_argnums=0, out_shardings=sharding.replicated(loaded_model.mesh)
         )
 
     def __call__(
@@ -261,13 +219,17 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008  (immutable)
         stop: frozenset[int] = frozenset(),
         seed: int = 0,
+        starts: Sequence[np.ndarray | None] = (),
     ) -> list[np.ndarray]:
         """The tokens that follow each prompt, (at most max_new_tokens,) int32.
 
         A row ends before the first token in `stop`. The arguments are those of `stream`.
         """
         answers: list[list[int]] = [[] for _ in prompts]
-        for tokens in self.stream(prompts, max_new_tokens, sampling=sampling, stop=stop, seed=seed):
+        steps = self.stream(
+            prompts, max_new_tokens, sampling=sampling, stop=stop, seed=seed, starts=starts
+        )
+        for tokens in steps:
             for answer, token in zip(answers, tokens, strict=True):
                 if token is not None:
                     answer.append(token)
@@ -281,6 +243,7 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008
         stop: frozenset[int] = frozenset(),
         seed: int = 0,
+        starts: Sequence[np.ndarray | None] = (),
     ) -> abc.Generator[list[int | None], None, None]:
         """Yields the next token of every prompt, None for those that have ended, until all have.
 
@@ -289,6 +252,8 @@ class Generator:
           max_new_tokens: after which a row ends.
           sampling: how tokens are sampled. seed: of the samples, which are independent for each row.
           stop: tokens that end a row, and are not yielded.
+          starts: of the prompts' segments, see `segments.coordinates`; (L,) each, or None. By a rule that
+            reads the text no segment begins in what is generated.
 
         Raises:
           UserError: a prompt is empty, has unknown token ids, or does not fit into the cache; a setting
@@ -303,9 +268,11 @@ class Generator:
         rows = -(-(1 << (len(prompts) - 1).bit_length()) // shards) * shards
         padded = [np.asarray(p, np.int32) for p in prompts]
         padded += [padded[0][:1]] * (rows - len(prompts))
+        marks = [np.asarray(s, np.int32) for s in starts if s is not None]
+        marks += [s[:1] for s in marks[:1]] * (rows - len(prompts))
         ended = [False] * len(prompts)
         with jax.set_mesh(loaded_model.mesh):
-            logits, cache = self._prefill(padded)
+            logits, cache = self._prefill(padded, marks)
         for number in range(max_new_tokens):
             continues = number + 1 < max_new_tokens
             with jax.set_mesh(loaded_model.mesh):
@@ -322,8 +289,9 @@ class Generator:
             yield [None if e else t for e, t in zip(ended, sampled.tolist(), strict=False)]
             if continues and not self._cacheable:
                 padded = [np.append(p, t) for p, t in zip(padded, sampled, strict=True)]
+                marks = [np.append(s, np.int32(0)) for s in marks]
                 with jax.set_mesh(loaded_model.mesh):
-                    logits, cache = self._prefill(padded)
+                    logits, cache = self._prefill(padded, marks)
 
     def _check(self, prompts, max_new_tokens: int) -> None:
         if not prompts:
@@ -343,14 +311,14 @@ class Generator:
             if min(prompt) < 0 or max(prompt) >= vocab_size:
                 raise UserError(f"prompt {number} has token ids outside of 0 … {vocab_size - 1}")
 
-    def _prefill(self, prompts: list[np.ndarray]):
+    def _prefill(self, prompts: list[np.ndarray], starts: Sequence[np.ndarray] = ()):
         """Logits (B, V) after each prompt, and a new cache with the prompts."""
         loaded_model = self._model
         longest = max(map(len, prompts))
         piece = min(PIECE, 1 << (longest - 1).bit_length()) if self._cacheable else self.size
         rows, width = len(prompts), -(-longest // piece) * piece
         lengths = np.array([len(p) for p in prompts], np.int32)
-        inputs = loaded.padded(prompts, width, loaded_model.rule)
+        inputs = loaded.padded(prompts, width, loaded_model.rule, starts)
         if not self._cacheable:
             return self._whole(loaded_model.params, loaded_model.shard(inputs), lengths), None
         cache = self._empty(rows, self.size)
@@ -378,15 +346,3 @@ class Generator:
 def _whole(config, params, inputs, counts):
     """Logits (B, V) after the last of each row's `counts` tokens, without a cache."""
     return after_last(*model.hidden(config, params, inputs), counts)
-
-
-def _sample(sampling: Sampling, logits, seed, number):
-    """Samples tokens (B,) int32 from logits (B, V), independently for each row."""
-    if sampling.temperature == 0:
-        return logits.argmax(axis=-1).astype(jnp.int32)
-    chances = jnp.log(probabilities(sampling, logits))
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), number))(
-        jnp.arange(len(logits))
-    )
-    return jax.vmap(jax.random.categorical)(keys, chances).astype(jnp.int32)

@@ -3,18 +3,17 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from bipe_jax import processes
-from bipe_jax.config import Config, spec
-from bipe_jax.data import prepared, sources
+from bipe_jax.config import spec
 from bipe_jax.data.tokenizer import Tokenizer
-from bipe_jax.evaluation import loaded, perplexity
+from bipe_jax.errors import UserError
+from bipe_jax.evaluation import documents, loaded, perplexity
 from bipe_jax.evaluation.protocols import SAME_TOKENS, protocol
+from bipe_jax.evaluation.targets import Targets, digest
 from bipe_jax.plan import Plan
-from bipe_jax.report import page, pictures
+from bipe_jax.report import comparing, page, pictures
 from bipe_jax.report.results import Evaluation, read_file
 from bipe_jax.workdir import Workdir, outputs
 
@@ -32,17 +31,28 @@ class Settings:
       lengths: in tokens; by default 1 … 16 times the training length, as far as the model can be run.
       data: a source, see `config.spec`.
       sets: names of the data sets.
-      windows: number of windows of the shortest length, for each data set.
+      context: the largest length that may score the targets; by default the longest of the config's
+        lengths. What is to be compared needs the same.
+      tokens: targets of each set, about; 0: all that can be scored. None takes the config's.
       protocol: see `protocols`.
       extend: a scaling of the rotary encoding, see `positions.extend`; "" for none.
+      draws: draws coordinates as in training (`position.draws`) instead of the true ones.
     """
 
     lengths: tuple[int, ...] = ()
     data: str = ""
     sets: tuple[str, ...] = ()
-    windows: int = 0
+    context: int = 0
+    tokens: int | None = None
     protocol: str = SAME_TOKENS
     extend: str = ""
+    draws: bool = False
+
+
+def default_context(config: Plan) -> int:
+    """The context of a config: the longest of its lengths unless it says so, see `protocols`."""
+    multiples = [config.sequence_length * multiple for multiple in MULTIPLES]
+    return config.evaluation.context or max(config.evaluation.lengths or multiples)
 
 
 def resolve(settings: Settings, config: Plan) -> Settings:
@@ -58,53 +68,30 @@ def resolve(settings: Settings, config: Plan) -> Settings:
         lengths=lengths or perplexity.default_lengths(config, MULTIPLES),
         data=settings.data or config.data.evaluation,
         sets=settings.sets or tuple(config.data.sets),
-        windows=settings.windows or evaluation.windows,
+        context=settings.context or default_context(config),
+        tokens=evaluation.tokens if settings.tokens is None else settings.tokens,
     )
     perplexity.check_lengths(config, settings.lengths)
-    protocol(settings.protocol, settings.lengths)
+    protocol(settings.protocol, settings.lengths, settings.context)
     if settings.extend:  # checked here; the mean number of segments is measured later
         loaded.extended(config, settings.extend, {"segment": 1.0})
-    spec.parse_evaluation(settings.data, "--data")
+    if spec.parse_evaluation(settings.data, "--data")[0].kind in spec.OF_EXAMPLES:
+        raise UserError(
+            f"{settings.data!r} are examples, and perplexity at several lengths, such as by --follow and "
+            "config.evaluation.every, is of text: leave those out"
+        )
+    if settings.draws and not config.encodings.draws:
+        raise UserError("--draws: the model has no config.position.draws: leave it out")
     return settings
 
 
-def documents(config: Config, tokenizer: Tokenizer, settings: Settings) -> Iterator[dict]:
-    """Yields the documents to evaluate on: {"set": str, "tokens": (T,) int32, "bytes": (T,)} each.
-
-    "bytes" are those of the text that each token stands for.
-
-    Args:
-      config: its `data.on_error` applies. settings: resolved.
-
-    Raises:
-      UserError: the source cannot be read, has none of the sets, or was prepared with another
-        tokenizer.
-    """
-    source, sets = spec.parse_evaluation(settings.data, "--data"), settings.sets
-    if source.kind == spec.PREPARED:
-        source_documents = prepared.documents(source, sets, tokenizer)
-    else:
-        texts = sources.documents(source, sets, sources.policy_of(config))
-        source_documents = (_encoded(document, tokenizer) for document in texts)
-    present = set()
-    for document in source_documents:
-        present.add(document["set"])
-        yield document
-    if missing := [name for name in sets if name not in present]:
-        _LOG.info(f"{settings.data} has no document of the set {' or '.join(map(repr, missing))}")
-
-
-def _encoded(document: dict, tokenizer: Tokenizer) -> dict:
-    tokens, sizes = tokenizer.encode_with_bytes(document["text"])
-    # Most are small: half the memory.
-    sizes = sizes.astype(np.min_scalar_type(int(sizes.max(initial=0))))
-    return {"set": document["set"], "tokens": tokens, "bytes": sizes}
+def _reader(config: Plan, tokenizer: Tokenizer, settings: Settings) -> documents.Reader:
+    source = spec.parse_evaluation(settings.data, "--data")[0]
+    return documents.reader(config, tokenizer, source, settings.sets)
 
 
 def check_documents(config: Plan, tokenizer: Tokenizer, settings: Settings) -> None:
     """Checks that there is a document to evaluate on, as cheaply as possible.
-
-    Documents are read until one is long enough.
 
     Args:
       settings: resolved.
@@ -112,9 +99,28 @@ def check_documents(config: Plan, tokenizer: Tokenizer, settings: Settings) -> N
     Raises:
       UserError: the source cannot be read, or no document is long enough.
     """
-    longest = max(settings.lengths)
-    if not any(len(d["tokens"]) > longest for d in documents(config, tokenizer, settings)):
-        raise perplexity.too_short(longest)
+    documents.check(_reader(config, tokenizer, settings), settings.context)
+
+
+def read_targets(config: Plan, tokenizer: Tokenizer, settings: Settings) -> list[Targets]:
+    """The targets of an evaluation, see `documents.read`; sets that are missing are logged.
+
+    Args:
+      settings: resolved, with `tokens`.
+
+    Raises:
+      UserError: the source cannot be read, or no document is long enough.
+    """
+    targets = documents.read(
+        _reader(config, tokenizer, settings),
+        protocol(settings.protocol, settings.lengths, settings.context),
+        settings.context,
+        settings.tokens or 0,
+    )
+    if missing := [s for s in settings.sets if s not in {of_set.set for of_set in targets}]:
+        names = " or ".join(map(repr, missing))
+        _LOG.info(f"{settings.data} has no document of the set {names} to score")
+    return targets
 
 
 class Evaluator:
@@ -130,17 +136,17 @@ class Evaluator:
     def __init__(self, loaded_model: loaded.LoadedModel, settings: Settings):
         config, tokenizer = loaded_model.config, loaded_model.tokenizer
         self.settings = settings = resolve(settings, config)
-        held_out = list(documents(config, tokenizer, settings))
+        targets = read_targets(config, tokenizer, settings)
         if settings.extend:
-            config = _extended(config, settings, held_out)
+            config = _extended(config, settings, targets)
             loaded_model = dataclasses.replace(loaded_model, config=config)
         self._evaluation = perplexity.Evaluation(
             loaded_model,
-            held_out,
+            targets,
             settings.lengths,
-            protocol(settings.protocol, settings.lengths),
+            protocol(settings.protocol, settings.lengths, settings.context),
             _LOG.info,
-            settings.windows,
+            settings.draws,
         )
         self._head = {
             "kind": "perplexity",
@@ -149,6 +155,9 @@ class Evaluator:
             "segment_rule": config.segments.rule,
             "data": settings.data,
             "protocol": settings.protocol,
+            "context": settings.context,
+            "tokenizer": digest(tokenizer.model),
+            "draws": settings.draws,
             "bos_rule": BOS_RULE,
         }
 
@@ -157,10 +166,11 @@ class Evaluator:
         return {"name": name, "step": step, **self._head, **self._evaluation(params)}
 
 
-def _extended(config: Plan, settings: Settings, held_out: list[dict]) -> Plan:
+def _extended(config: Plan, settings: Settings, targets: Sequence[Targets]) -> Plan:
     """The config with its rotary encoding scaled by the mean number of segments in training blocks."""
-    tokens = [document["tokens"] for document in held_out]
-    blocks = perplexity.training_range(tokens, config.sequence_length, config.segment_rule)
+    scored = [document for of_set in targets for document in of_set.documents]
+    tokens, starts = [d.tokens for d in scored], [d.starts for d in scored]
+    blocks = perplexity.training_range(tokens, config.sequence_length, config.segment_rule, starts)
     return loaded.extended(config, settings.extend, {"segment": blocks["segments"]})
 
 
@@ -177,7 +187,8 @@ def write(result: dict, output: str) -> None:
     outputs.write_json(directory.evaluation, result)
     with pictures.by_product(directory.extrapolation):
         evaluation = read_file(output, Evaluation)
-        pictures.perplexity([(result["name"], evaluation)], directory.extrapolation)
+        groups = comparing.alone([(result["name"], evaluation)])
+        pictures.perplexity(groups, directory.extrapolation)
     with pictures.by_product(directory.report):
         page.write([output], directory.report)
 

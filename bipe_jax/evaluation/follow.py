@@ -8,12 +8,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from bipe_jax import checkpoint, processes
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import loaded
 from bipe_jax.evaluation.evaluator import Evaluator, Settings, check_output, write
-from bipe_jax.workdir import Workdir, files, outputs
+from bipe_jax.plan import Plan
+from bipe_jax.workdir import Workdir, bucket, bucket_lock, files, outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,7 +23,12 @@ _PAUSE = 2.0  # seconds between listings of the directory
 _DELETION = 10.0  # seconds that deleting a checkpoint may take
 
 
-def follow(path: str, settings: Settings, output: str = "") -> None:
+def follow(
+    path: str,
+    settings: Settings,
+    output: str = "",
+    show: Callable[[Plan, dict], object] = lambda config, result: None,
+) -> None:
     """Evaluates every complete checkpoint, existing and new, until the run's last step.
 
     Checkpoints that are deleted before they are read are logged and skipped. evaluation.json,
@@ -30,11 +37,12 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     Args:
       path: the run's workdir, which may not exist yet.
       output: directory for the files; "" takes `path`.
+      show: called with the run's config and each result, after it is written.
 
     Raises:
       UserError: a wrong input, several processes, or another follower that writes to the directory.
     """
-    if os.path.isdir(os.path.join(path, "params")):
+    if files.is_directory(os.path.join(path, "params")):
         raise UserError(f"{path} is one checkpoint, not a run: give the run's workdir to follow it")
     if processes.name():
         raise UserError("--follow runs in one process, beside the training: start it by itself")
@@ -48,11 +56,20 @@ def follow(path: str, settings: Settings, output: str = "") -> None:
     lock = os.path.join(directory, ".lock")
     with contextlib.ExitStack() as stack:
         with outputs.writing(lock):
-            stack.enter_context(files.locked(lock, refusal))
-        _follow(path, settings, output, directory)
+            if bucket.holds(lock):
+                stack.enter_context(bucket_lock.locked(lock, lambda _: UserError(refusal)))
+            else:
+                stack.enter_context(files.locked(lock, refusal))
+        _follow(path, settings, output, directory, show)
 
 
-def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
+def _follow(
+    path: str,
+    settings: Settings,
+    output: str,
+    directory: str,
+    show: Callable[[Plan, dict], object],
+) -> None:
     done = _evaluated(directory)
     name, evaluator, last = os.path.basename(os.path.abspath(output)), None, None
     waiting = False
@@ -77,6 +94,7 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
             write(result, output)
             record = os.path.join(directory, f"{step}.json")
             outputs.write_json(record, result)
+            show(model.config, result)
         elif last is None and done and (model := _load(path, max(done))):
             last = model.config.steps
         elif last in done:
@@ -92,7 +110,7 @@ def _follow(path: str, settings: Settings, output: str, directory: str) -> None:
 def _evaluated(directory: str) -> set[int]:
     """The steps with results in a directory; what is no result is set aside, to be computed again."""
     done: set[int] = set()
-    for name in os.listdir(directory):
+    for name in files.names(directory):
         step, suffix = os.path.splitext(name)
         if suffix != ".json" or not step.isdecimal():
             continue

@@ -88,17 +88,28 @@ def _shardings(config: Plan, mesh: jax.sharding.Mesh, params: dict) -> dict:
     )
 
 
-def padded(rows: Sequence[np.ndarray], width: int, rule: segments.Rule) -> dict:
+def padded(
+    rows: Sequence[np.ndarray],
+    width: int,
+    rule: segments.Rule,
+    starts: Sequence[np.ndarray | None] = (),
+) -> dict:
     """Token sequences (L,) of different lengths as one batch.
 
     Padding follows each sequence, where causal attention does not see it, and has the coordinates of
     the last token, so that no coordinate is larger than the sequence's own.
 
+    Args:
+      rows: (L,) token ids each. starts: of their segments, see `segments.coordinates`; (L,) each, or None.
+
     Returns:
-      "tokens" and the coordinates: (rows, width) int32 each.
+      "tokens", the coordinates, and the states of the rule's automata: (rows, width) int32 each.
     """
     tokens = np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
-    coordinates = segments.coordinates(tokens.astype(np.int32), rule)
+    marks = [np.pad(row, (0, width - len(row))) for row in starts if row is not None]
+    coordinates = segments.coordinates(
+        tokens.astype(np.int32), rule, starts=np.stack(marks) if marks else None, states=True
+    )
     last = np.array([[len(row) - 1] for row in rows])
     inside = np.arange(width) <= last
     coordinates = {

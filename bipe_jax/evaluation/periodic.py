@@ -49,7 +49,9 @@ class PeriodicEvaluation:
     """
 
     def __init__(self, config: Plan, mesh: jax.sharding.Mesh, tokenizer: Tokenizer):
-        settings = evaluator.resolve(evaluator.Settings(lengths=lengths(config)), config)
+        chosen = lengths(config)
+        context = max(evaluator.default_context(config), *chosen)
+        settings = evaluator.resolve(evaluator.Settings(chosen, context=context), config)
         for length in settings.lengths:
             if length % mesh.shape["context"]:
                 raise UserError(
@@ -59,9 +61,9 @@ class PeriodicEvaluation:
                 )
         self._evaluation = perplexity.Evaluation(
             loaded.LoadedModel(loaded.with_exact_encodings(config), {}, mesh, tokenizer),
-            list(evaluator.documents(config, tokenizer, settings)),
+            evaluator.read_targets(config, tokenizer, settings),
             settings.lengths,
-            protocol(settings.protocol, settings.lengths),
+            protocol(settings.protocol, settings.lengths, settings.context),
             _LOG.info,
         )
 
@@ -74,12 +76,12 @@ class PeriodicEvaluation:
         """
         return [
             {
-                "set": part.name,
-                "length": part.length,
-                "loss": part.loss(losses),
-                "tokens": len(losses),
+                "set": targets.set,
+                "length": length,
+                "loss": tally.loss,
+                "tokens": sum(targets.to_json()["tokens"]),
             }
-            for part, losses in self._evaluation.scores(params)
+            for targets, length, tally in self._evaluation.tallies(params)
         ]
 
 

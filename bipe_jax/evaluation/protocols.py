@@ -1,25 +1,27 @@
-"""Protocols: which tokens of held-out documents are scored, and with how much context.
+"""Protocols: in which parts of documents targets lie, and with how much context each length scores them.
 
-A *window* is a part of one document that the model reads at once; its last targets are scored. In each
-protocol all lengths score exactly the same tokens, so that their results compare. Only documents long
-enough for the longest length are used.
+A *stretch* is a run of consecutive targets in one document. Stretches depend on the protocol and on
+`context`, the largest length that may score them, and not on the lengths themselves. A *window* is a part of
+a document that the model reads at once; its last targets are scored. At each length the windows of a
+stretch score each of its targets once.
 
-| protocol        | context of a target at length l                                              |
-|-----------------|------------------------------------------------------------------------------|
-| same-tokens     | up to l tokens, in blocks that end with the same targets                     |
-| non-overlapping | the tokens before it in its block of l tokens: none at the start (as papers) |
-| sliding:S       | l - S + 1 to l tokens, or the document's start; windows are S tokens apart   |
+| protocol        | stretch                          | context of a target at length l                     |
+|-----------------|----------------------------------|-----------------------------------------------------|
+| same-tokens     | 1/16 of `context`, after at      | l - s + 1 to l tokens, s the tokens of the stretch  |
+|                 | least `context` tokens, with it  | (1 to l where l < s)                                |
+| non-overlapping | `context` tokens                 | the tokens before it in its block of l tokens: none |
+|                 |                                  | at the start (as papers)                            |
+| sliding:S       | `context` tokens                 | l - S + 1 to l tokens, or the document's start;     |
+|                 |                                  | windows are S tokens apart                          |
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from bipe_jax.errors import UserError
 
 SAME_TOKENS, NON_OVERLAPPING, SLIDING = "same-tokens", "non-overlapping", "sliding"
+_PARTS = 16  # of the context, one of which is a stretch of same-tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +36,59 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A protocol.
+    """A protocol, for targets with at most so much context.
 
     Attributes:
       name: such as "sliding:128".
-      windows: (tokens of each document, a length, all lengths, limit) -> list of Window. The limit is the
-        largest number of windows of the shortest length, which are spread evenly over documents.
+      size: the targets of a stretch.
+      before: the tokens of a document that precede the first token a target is predicted from, at least.
+      stride: the most targets of a window; None: the window's length.
+      overlapping: whether a window begins before its targets.
     """
 
     name: str
-    windows: Callable[[Sequence[int], int, Sequence[int], int], list[Window]]
+    size: int
+    before: int
+    stride: int | None
+    overlapping: bool
+
+    def stretches(self, tokens: int) -> range:
+        """The places f of a document's stretches, whose targets are its tokens f + 1 … f + size.
+
+        Args:
+          tokens: of the document.
+        """
+        return range(self.before, max(tokens - self.size, 0), self.size)
+
+    def windows(self, document: int, first: int, length: int) -> Iterator[Window]:
+        """The windows of at most `length` tokens that score a stretch of a document."""
+        last = first + self.size
+        stride = min(self.stride or length, length)
+        for start in range(first, last, stride):
+            end = min(start + stride, last)
+            read_from = max(end - length, 0) if self.overlapping else start
+            yield Window(document, read_from, end, end - start)
 
 
-def protocol(name: str, lengths: Sequence[int]) -> Protocol:
-    """The protocol of a name. Raises UserError if it is unknown, or its stride is out of range."""
+def protocol(name: str, lengths: Sequence[int], context: int) -> Protocol:
+    """The protocol of a name.
+
+    Args:
+      lengths: in tokens. context: the largest length that may score the targets.
+
+    Raises:
+      UserError: it is unknown, its stride is out of range, or a length exceeds the context.
+    """
+    if (longest := max(lengths)) > context:
+        raise UserError(
+            f"--lengths: {longest:,} tokens are more than the context of {context:,} that targets have: set "
+            f"--context={longest} (config.evaluation.context); all that is to be compared needs the same"
+        )
     if name == SAME_TOKENS:
-        return Protocol(name, _same_tokens)
+        size = max(context // _PARTS, 1)
+        return Protocol(name, size, context - size, size, True)
     if name == NON_OVERLAPPING:
-        return Protocol(name, _non_overlapping)
+        return Protocol(name, context, 0, None, False)
     kind, colon, stride = name.partition(":")
     if kind != SLIDING:
         raise UserError(
@@ -62,52 +99,4 @@ def protocol(name: str, lengths: Sequence[int]) -> Protocol:
             f"--protocol={name}: the stride must be a number of tokens from 1 to the shortest length "
             f"({min(lengths)}), as in {SLIDING}:{max(min(lengths) // 2, 1)}"
         )
-    return Protocol(name, functools.partial(_sliding, int(stride)))
-
-
-def _spread(candidates: list, limit: int) -> list:
-    """At most `limit` candidates, evenly spaced."""
-    if len(candidates) <= limit:
-        return candidates
-    indices = np.linspace(0, len(candidates) - 1, limit).round().astype(int)
-    return [candidates[i] for i in indices]
-
-
-def _same_tokens(document_lengths, length, lengths, limit) -> list[Window]:
-    shortest, longest = min(lengths), max(lengths)
-    ends = [
-        (document, end)
-        for document, size in enumerate(document_lengths)
-        for end in range(longest, size, shortest)
-    ]
-    return [Window(document, end - length, end, shortest) for document, end in _spread(ends, limit)]
-
-
-def _stretches(document_lengths, lengths, limit) -> list[tuple[int, int]]:
-    """(document, first) of parts with the targets first + 1 … first + the longest length."""
-    longest = max(lengths)
-    candidates = [
-        (document, first)
-        for document, size in enumerate(document_lengths)
-        for first in range(0, size - longest, longest)
-    ]
-    return _spread(candidates, max(limit * min(lengths) // longest, 1))
-
-
-def _non_overlapping(document_lengths, length, lengths, limit) -> list[Window]:
-    longest = max(lengths)
-    return [
-        Window(document, start, end := min(start + length, first + longest), end - start)
-        for document, first in _stretches(document_lengths, lengths, limit)
-        for start in range(first, first + longest, length)
-    ]
-
-
-def _sliding(stride, document_lengths, length, lengths, limit) -> list[Window]:
-    longest = max(lengths)
-    return [
-        Window(document, max(end - length, 0), end, end - before)
-        for document, first in _stretches(document_lengths, lengths, limit)
-        for before in range(first, first + longest, stride)
-        for end in [min(before + stride, first + longest)]
-    ]
+    return Protocol(name, context, 0, int(stride), True)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from bipe_jax import segments
 from bipe_jax.collectives import look_up
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
@@ -31,10 +32,10 @@ class Learned(Absolute):
 
     @staticmethod
     def check(config: Config, coordinate: str, *, size: int | None = None) -> None:
-        if coordinate == "segment":
+        if coordinate != "position" and not segments.restarts(coordinate):
             raise UserError(
-                "position.absolute: ('learned', 'segment') needs a table as long as the number of "
-                "segments, which has no bound: use 'sinusoidal', or a relative encoding of 'segment'"
+                f"position.absolute: ('learned', {coordinate!r}) needs a table as long as the number of "
+                f"segments, which has no bound: use 'sinusoidal', or a relative encoding of {coordinate!r}"
             )
         if size is not None and size < 1:
             raise UserError(f"position.absolute: learned size={size} must be at least 1")

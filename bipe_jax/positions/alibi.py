@@ -33,6 +33,7 @@ class Alibi(Relative):
     the product of an exact integer difference and a float32 slope.
     """
 
+    offsets_refused = "would reward distance"
     options = {"slope_scale": float}
     width = COLUMNS
 
@@ -45,11 +46,6 @@ class Alibi(Relative):
     def check(config: Config, coordinate: str, *, slope_scale: float = 1.0) -> None:
         if slope_scale <= 0:
             raise UserError(f"position.relative: alibi slope_scale={slope_scale} must be above 0")
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('alibi', 'offset') would reward distance, since offsets fall back "
-                "to 0 at each segment: use 'position' or 'segment'"
-            )
 
     def bias(self, query: jax.Array, key: jax.Array, heads: jax.Array) -> jax.Array:
         """(B, L) and (B, S) integers, (N,) heads -> (B, N, L, S) float32."""

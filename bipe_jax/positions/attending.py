@@ -35,7 +35,7 @@ def attend(
 
     Args:
       relative: entries (kind, coordinate, (option, value), ...), as `config.position.relative` has them.
-      coordinates: name -> (B, L) integers.
+      coordinates: name -> (B, L) integers; also those of levels, such as "paragraph".
       q: (B, L, N, H). k, v: (B, L, K, H), with N a multiple of K.
       params: name of an encoding, such as "t5_position" -> its parameters by name. What is left out has
         its initial value, drawn from `seed`.
@@ -58,7 +58,7 @@ def attend(
     }
     changes = {**shape, "sequence_length": max(L, 2), "position.relative": tuple(relative)}
     config = configs.replace(configs.parse(configs.defaults()), changes)
-    encodings = all_encodings.parse(config)
+    encodings = all_encodings.parse(config, coordinates)
     modules = encodings.make_layer(jax.random.key(seed))
     _set(modules, params or {})
     layer = encodings.of_layer(0, modules, coordinates, {})

@@ -29,6 +29,7 @@ class Cope(Relative):
     well: `divided`. Biases of other encodings are in the logits that the gates are of.
     """
 
+    offsets_refused = "would count all tokens but the first of each segment"
     options = {"positions": int, "divided": bool}
     shared = False
     running = True
@@ -50,11 +51,6 @@ class Cope(Relative):
     def check(
         config: Config, coordinate: str, *, positions: int = 64, divided: bool = False
     ) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('cope', 'offset') would count all tokens but the first of each "
-                "segment: use 'position' or 'segment'"
-            )
         if positions < 2:
             raise UserError(f"position.relative: cope positions={positions} must be at least 2")
 

@@ -28,6 +28,7 @@ class Dape(Relative):
     linear layers. It mixes the heads, which therefore must not be sharded (mesh.tensor).
     """
 
+    offsets_refused = "has no value for distances below 0"
     options = {"bias": str, "hidden": int}
     shared = False
 
@@ -63,7 +64,6 @@ class Dape(Relative):
                 f"position.relative: dape mixes the heads, which mesh.tensor={config.mesh.tensor} shards: "
                 "use mesh.tensor=1"
             )
-        BIASES[bias].check(config, coordinate)
 
     def logits(
         self,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
 from bipe_jax.positions.registry import parse_options
+from bipe_jax.suggest import did_you_mean
 
 _MOST = 1 << 24  # up to which float32 has all integers
 
@@ -89,7 +90,9 @@ def parse_draws(config: Config, coordinates: Sequence[str]) -> tuple[Draw, ...]:
             raise UserError(f"{key}: {written!r} must be (draw, coordinate, (option, value))")
         kind, coordinate, *options = written
         if not isinstance(kind, str) or kind not in DRAWS:
-            raise UserError(f"{key}: {kind!r} is unknown: use one of {', '.join(DRAWS)}")
+            raise UserError(
+                f"{key}: {kind!r} is unknown{did_you_mean(str(kind), DRAWS)}: use one of {', '.join(DRAWS)}"
+            )
         if coordinate not in coordinates:
             raise UserError(
                 f"{key}: coordinate {coordinate!r} is unknown: use one of {', '.join(coordinates)}"
@@ -119,7 +122,11 @@ def _check_tables(config: Config, draw: Draw) -> None:
 
 
 def apply(
-    draws: Sequence[Draw], seed: int, step: jax.Array | int, inputs: Mapping[str, jax.Array]
+    draws: Sequence[Draw],
+    seed: int,
+    step: jax.Array | int,
+    inputs: Mapping[str, jax.Array],
+    rows: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Inputs of the model with drawn coordinates.
 
@@ -128,6 +135,7 @@ def apply(
 
     Args:
       inputs: (B, L) arrays by name.
+      rows: (B,) numbers of the rows; None: 0, 1, ...
     """
     drawn = dict(inputs)
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -135,7 +143,7 @@ def apply(
         coordinate = inputs[draw.coordinate]
         of_draw = jax.random.fold_in(key, number)
         keys = jax.vmap(lambda row, k=of_draw: jax.random.fold_in(k, row))(
-            jnp.arange(coordinate.shape[0])
+            jnp.arange(coordinate.shape[0]) if rows is None else rows
         )
 
         def of_row(key: jax.Array, row: jax.Array, draw: Draw = draw) -> jax.Array:

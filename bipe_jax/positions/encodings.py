@@ -282,19 +282,28 @@ class Encodings:
         return tuple(layer for layer in entry.layers if layer < self.period)
 
 
-def parse(config: Config) -> Encodings:
+def parse(config: Config, more: Iterable[str] = ()) -> Encodings:
     """The encodings that a config names.
+
+    Args:
+      more: names of coordinates that tokens have besides those of the config's levels.
 
     Raises:
       UserError: an entry is malformed, makes no sense, or cannot be combined with another.
     """
-    coordinates = segments.coordinate_names(config)
+    coordinates = tuple(dict.fromkeys((*segments.coordinate_names(config), *more)))
     layers = config.model.layers
     absolute = parse_entries("position.absolute", config.position.absolute, coordinates, layers)
     relative = parse_entries("position.relative", config.position.relative, coordinates, layers)
     for entry in absolute:
         ABSOLUTE[entry.kind].check(config, entry.coordinate, **entry.options)
     for entry in relative:
+        reason = RELATIVE[entry.kind].offsets_refused
+        if reason and segments.restarts(entry.coordinate):
+            raise UserError(
+                f"position.relative: ({entry.kind!r}, {entry.coordinate!r}) {reason}, since it falls back to "
+                "0 at each segment: use 'position' or 'segment'"
+            )
         RELATIVE[entry.kind].check(config, entry.coordinate, **entry.options)
     _check_turns(config, relative)
     return Encodings(config, absolute, relative, parse_draws(config, coordinates))

@@ -23,6 +23,7 @@ class Fire(Relative):
     threshold_scale = 1, and f as PyTorch draws linear layers.
     """
 
+    offsets_refused = "has no value for distances below 0"
     options = {"hidden": int, "threshold": float}
     shared = False
 
@@ -49,11 +50,6 @@ class Fire(Relative):
     def check(
         config: Config, coordinate: str, *, hidden: int = 32, threshold: float = 512.0
     ) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('fire', 'offset') has no value for distances below 0, and offsets "
-                "fall back to 0 at each segment: use 'position' or 'segment'"
-            )
         if hidden < 1:
             raise UserError(f"position.relative: fire hidden={hidden} must be at least 1")
         if threshold <= 0:

@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from bipe_jax.attention.columns import sum_columns, sum_width
 from bipe_jax.config import Config
-from bipe_jax.errors import UserError
 from bipe_jax.positions.kind import Relative
 from bipe_jax.sharding import parameter
 
@@ -27,6 +26,7 @@ class Fox(Relative):
     exact in float32, and the coordinate.
     """
 
+    offsets_refused = "would count all tokens but the first of each segment"
     shared = False
     reads_input = True
     running = True
@@ -38,14 +38,6 @@ class Fox(Relative):
         self.gate_bias = parameter(jnp.zeros(N), P("tensor"))
         self.group, self.head_width = N // config.model.kv_heads, D // N
         self.width = sum_width(self.group, self.head_width)
-
-    @staticmethod
-    def check(config: Config, coordinate: str) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('fox', 'offset') would count all tokens but the first of each segment: "
-                "use 'position' or 'segment'"
-            )
 
     def features(
         self, coordinate: jax.Array, x: jax.Array | None = None, before: Any = None

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bipe_jax.config import Config
-from bipe_jax.errors import UserError
 from bipe_jax.positions.clamping import clamped
 from bipe_jax.positions.kind import Relative
 from bipe_jax.sharding import parameter
@@ -22,6 +21,7 @@ class KerpleLog(Relative):
     U(0, 1), as in the released code.
     """
 
+    offsets_refused = "has no value for distances below 0"
     _START = 2.0, 1.0  # p and a are drawn between 0 and these
 
     def __init__(self, config: Config, coordinate: str, key: jax.Array):
@@ -29,10 +29,6 @@ class KerpleLog(Relative):
         shape, (p, a) = (config.model.heads,), self._START
         self.p = parameter(jax.random.uniform(p_key, shape, maxval=p), P("tensor"))
         self.a = parameter(jax.random.uniform(a_key, shape, maxval=a), P("tensor"))
-
-    @staticmethod
-    def check(config: Config, coordinate: str) -> None:
-        _refuse_offset("kerple-log", coordinate)
 
     def bias(self, query: jax.Array, key: jax.Array, heads: jax.Array) -> jax.Array:
         """Coordinates (B, L) and (B, S) -> (B, N, L, S) float32."""
@@ -55,20 +51,8 @@ class KerplePower(KerpleLog):
     _START = 1.0, 2.0
 
     @staticmethod
-    def check(config: Config, coordinate: str) -> None:
-        _refuse_offset("kerple-power", coordinate)
-
-    @staticmethod
     def _kernel(distance: jax.Array, p: jax.Array, a: jax.Array) -> jax.Array:
         # At 0 the power is 0 for all a, and so is its gradient; its formula takes a logarithm of 0.
         apart = distance > 0
         power = jnp.where(apart, distance, 1) ** clamped(a, _LOWEST, _LARGEST_POWER)
         return -clamped(p, _LOWEST) * jnp.where(apart, power, 0)
-
-
-def _refuse_offset(kind: str, coordinate: str) -> None:
-    if coordinate == "offset":
-        raise UserError(
-            f"position.relative: ({kind!r}, 'offset') has no value for distances below 0, and offsets fall "
-            "back to 0 at each segment: use 'position' or 'segment'"
-        )

@@ -62,6 +62,8 @@ class Relative(Kind):
     the model's query heads are computed, and parameters whose axes name `tensor` hold those alone.
 
     Attributes:
+      offsets_refused: why a coordinate that falls back to 0 within a document, as `offset` does, makes no
+        sense; "" if it does.
       shared: whether one set of parameters serves all layers. A config may say otherwise.
       reads_input: whether `features` needs `x`, which makes it a computation of each layer.
       running: whether `features` needs those of the token before.
@@ -75,6 +77,7 @@ class Relative(Kind):
     `attention.scoring`.
     """
 
+    offsets_refused: ClassVar[str] = ""
     shared: ClassVar[bool] = True
     reads_input: ClassVar[bool] = False
     running: ClassVar[bool] = False

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bipe_jax import plugins
 from bipe_jax.errors import UserError
 from bipe_jax.positions.absolute import Learned, Sinusoidal
 from bipe_jax.positions.alibi import Alibi
@@ -22,6 +23,7 @@ from bipe_jax.positions.t5 import T5
 from bipe_jax.positions.temperature import SSMax, Temperature
 from bipe_jax.positions.window import Window
 from bipe_jax.positions.xpos import XPos
+from bipe_jax.suggest import did_you_mean
 
 ABSOLUTE: dict[str, type[Absolute]] = {"learned": Learned, "sinusoidal": Sinusoidal}
 RELATIVE: dict[str, type[Relative]] = {
@@ -40,6 +42,7 @@ RELATIVE: dict[str, type[Relative]] = {
     "cope": Cope,
     "dape": Dape,
 }
+OWN = frozenset({*ABSOLUTE, *RELATIVE})  # those of plug-ins are added when a config names them
 
 # Options that every relative entry may have; the kinds do not know of them.
 _COMMON = {"layers": str, "shared": bool}
@@ -105,18 +108,39 @@ def _parse(key: str, entry: Any, coordinates: Sequence[str], layers: int) -> Ent
     kind, coordinate, *options = entry
     if not isinstance(kind, str) or not isinstance(coordinate, str):
         raise UserError(f"{key}: {entry!r} must be {shape}")
+    _register(kind)
     if kind not in registry:
-        hint = "belongs to the other list" if kind in other else "is unknown"
-        raise UserError(f"{key}: kind {kind!r} {hint}: use one of {', '.join(registry)}")
+        known = list(dict.fromkeys((*registry, *(n for n in plugins.names(plugins.KINDS)))))
+        hint = (
+            "belongs to the other list"
+            if kind in other
+            else f"is unknown{did_you_mean(kind, known)}"
+        )
+        raise UserError(f"{key}: kind {kind!r} {hint}: use one of {', '.join(known)}")
     if coordinate not in coordinates:
         raise UserError(
-            f"{key}: coordinate {coordinate!r} is unknown: use one of {', '.join(coordinates)}"
+            f"{key}: coordinate {coordinate!r} is unknown{did_you_mean(coordinate, coordinates)}: use "
+            f"one of {', '.join(coordinates)}"
         )
     known = registry[kind].options | (_COMMON if relative else {})
     parsed = parse_options(key, kind, options, known)
     own_layers = _parse_layers(key, kind, parsed.pop("layers", ""), layers)
     shared = parsed.pop("shared", getattr(registry[kind], "shared", True))
     return Entry(f"{kind}_{coordinate}", kind, coordinate, parsed, own_layers, shared)
+
+
+def _register(kind: str) -> None:
+    """Adds the kind of this name to the registry, if a plug-in has one. Raises UserError: it is broken."""
+    plugin = plugins.find(plugins.KINDS, kind, OWN)
+    if plugin is None:
+        return
+    cls = plugin.value
+    if isinstance(cls, type) and issubclass(cls, Relative):
+        RELATIVE[kind] = cls
+    elif isinstance(cls, type) and issubclass(cls, Absolute):
+        ABSOLUTE[kind] = cls
+    else:
+        plugin.refuse("is no subclass of bipe_jax.positions.kind.Absolute or Relative")
 
 
 def parse_options(
@@ -141,7 +165,8 @@ def parse_options(
         wanted = known.get(name)
         if wanted is None:
             raise UserError(
-                f"{key}: {kind!r} has no option {name!r}: use one of {', '.join(known)}"
+                f"{key}: {kind!r} has no option {name!r}{did_you_mean(name, known)}: use one of "
+                f"{', '.join(known)}"
             )
         if complaint := _complaint(value, wanted):
             raise UserError(f"{key}: {kind} {name}={value!r} must be {complaint}")

@@ -42,6 +42,7 @@ class T5(Relative):
     which T5's own are not, so the table starts at N(0, init_std).
     """
 
+    offsets_refused = "would put all that lies ahead into one bucket"
     options = {"buckets": int, "distance": int}
 
     def __init__(
@@ -61,11 +62,6 @@ class T5(Relative):
 
     @staticmethod
     def check(config: Config, coordinate: str, *, buckets: int = 32, distance: int = 128) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('t5', 'offset') would put all that lies ahead into one bucket, since "
-                "offsets fall back to 0 at each segment: use 'position' or 'segment'"
-            )
         if buckets < 4 or buckets % 2:
             raise UserError(
                 f"position.relative: t5 buckets={buckets} must be an even number of at least 4"

@@ -13,6 +13,8 @@ from bipe_jax.sharding import parameter
 
 _START = 0.168  # about 1 / mean(ln n) for n up to 1024, so that logits begin as they are without
 
+_REFUSED = "would scale by the place in a segment, which does not say how much a query sees"
+
 
 class SSMax(Relative):
     """Scalable softmax (Nakanishi 2025, equation 3): queries times s ln n, with n = coordinate + 1.
@@ -21,6 +23,7 @@ class SSMax(Relative):
     starts at 0.168, and with `bias` its own b: s ln n + b. Biases of other encodings are not scaled.
     """
 
+    offsets_refused = _REFUSED
     options = {"bias": bool}
     shared = False
 
@@ -30,10 +33,6 @@ class SSMax(Relative):
         self.has_bias = bias
         if bias:
             self.b = parameter(jnp.zeros(heads), P("tensor"))
-
-    @staticmethod
-    def check(config: Config, coordinate: str, *, bias: bool = False) -> None:
-        _refuse_offset("ssmax", coordinate)
 
     def features(
         self, coordinate: jax.Array, x: jax.Array | None = None, before: jax.Array | None = None
@@ -55,6 +54,7 @@ class Temperature(Relative):
     has first 0, and its original length as unit.
     """
 
+    offsets_refused = _REFUSED
     options = {"beta": float, "unit": float, "first": int}
 
     def __init__(
@@ -78,7 +78,6 @@ class Temperature(Relative):
         unit: float = 8192.0,
         first: int = 1,
     ) -> None:
-        _refuse_offset("temperature", coordinate)
         if unit <= 0:
             raise UserError(f"position.relative: temperature unit={unit:g} must be above 0")
         if first < 0:
@@ -93,11 +92,3 @@ class Temperature(Relative):
 
     def queries(self, q: jax.Array, features: jax.Array) -> jax.Array:
         return (q * features).astype(q.dtype)
-
-
-def _refuse_offset(kind: str, coordinate: str) -> None:
-    if coordinate == "offset":
-        raise UserError(
-            f"position.relative: ({kind!r}, 'offset') would scale by the place in a segment, which does "
-            "not say how much a query sees: use 'position' or 'segment'"
-        )

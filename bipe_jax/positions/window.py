@@ -17,6 +17,7 @@ class Window(Relative):
     at the multiples of `size`, and a query sees the keys of its own chunk (Llama 4, released code).
     """
 
+    offsets_refused = "would hide keys by their place in other segments"
     options = {"size": int, "chunked": bool}
 
     def __init__(
@@ -32,11 +33,6 @@ class Window(Relative):
 
     @staticmethod
     def check(config: Config, coordinate: str, *, size: int = 0, chunked: bool = False) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('window', 'offset') would hide keys by their place in other "
-                "segments: use 'position' or 'segment'"
-            )
         if size < 1:
             raise UserError(
                 f"position.relative: window size={size} must be at least 1, as in ('size', 1024)"

@@ -25,6 +25,7 @@ class XPos(Relative):
     may lie at any coordinate. `base` is in units of the coordinate; 512 is meant for tokens.
     """
 
+    offsets_refused = "would grow with the distance"
     options = {"theta": float, "base": float}
 
     def __init__(
@@ -49,11 +50,6 @@ class XPos(Relative):
     def check(
         config: Config, coordinate: str, *, theta: float = 10000.0, base: float = 512.0
     ) -> None:
-        if coordinate == "offset":
-            raise UserError(
-                "position.relative: ('xpos', 'offset') would grow with the distance, since offsets fall "
-                "back to 0 at each segment: use 'position' or 'segment'"
-            )
         if base <= 0:
             raise UserError(f"position.relative: xpos base={base:g} must be above 0")
         Rope.check(config, coordinate, theta=theta)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bipe_jax.report import charts
-from bipe_jax.report.charts import Cell, Curve, Field, Lines, Point, Style
+from bipe_jax.report.cells import Cell, Field
+from bipe_jax.report.charts import Curve, Lines, Point, Style
 from bipe_jax.report.results import Attention, Head, HeadAttention, Run
 from bipe_jax.report.webpage import Figure
 
@@ -60,7 +61,7 @@ def _means(run: str, attention: Attention, by: str, styles: dict[int, Style]) ->
     title = f"{name.capitalize()}, mean of all heads"
     ticks = {int(p.x) for curve in curves for p in curve.points}
     lines = Lines(curves, name, "weight", ticks, scale=charts.DOUBLING_BINS, shares=True)
-    return Figure(title, charts.inline(lines, f"{run}: {title}"))
+    return charts.figure(title, lines, f"{run}: {title}")
 
 
 def _map(run: str, attention: Attention, by: str, length: int) -> Figure:
@@ -79,11 +80,11 @@ def _map(run: str, attention: Attention, by: str, length: int) -> Figure:
     shares = [part.weight for part in uniform[0]] if uniform else []
     name = _BY.get(by, by)
     title = f"{run}: attention by {name} in each layer and head, at {length:,} tokens"
-    picture = charts.inline(Field(*_axes(rows), cells, top=top, uniform=shares), title)
+    field = Field(*_axes(rows), cells, top=top, uniform=shares)
     line = "; the lines: the same weight for all tokens" if shares else ""
     ranges = ", ".join(map(str, rows[0].bins))
     caption = f"Bars from left to right: {ranges}. Full height: {top:.0%}{line}."
-    return Figure(name.capitalize(), picture, caption)
+    return charts.figure(name.capitalize(), field, title, caption)
 
 
 def _heads(run: str, rows: Sequence[Head]) -> list[Figure]:
@@ -98,7 +99,7 @@ def _heads(run: str, rows: Sequence[Head]) -> list[Figure]:
             cells[row.layer, row.head] = Cell(text, value / top, f"{value * factor:.1f}")
         heat = Field(*_axes(rows), cells, wide=32)
         text = f"{run}: {title} at {rows[0].length:,} tokens"
-        shown.append(Figure(title, charts.inline(heat, text)))
+        shown.append(charts.figure(title, heat, text))
     return shown
 
 

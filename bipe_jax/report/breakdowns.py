@@ -76,7 +76,7 @@ def _of_sets(styled: Sequence[tuple[Style, str, Breakdown, Evaluation]], axis: s
         lines = Lines(
             curves, axis, "loss (nats)", ticks, trained, charts.DOUBLINGS_OF_NEXT, x_reach=[top]
         )
-        figures.append(Figure(name, charts.inline(lines, f"{name}: loss by {axis}")))
+        figures.append(charts.figure(name, lines, f"{name}: loss by {axis}"))
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Charts: lines with error bars, bars, and fields of cells.
+"""Charts: lines with error bars, and bars; `cells` has fields of cells.
 
 A chart has a `size`, the width, height and margins of its panel, and draws itself on the panel's axes.
 `inline` makes SVG for a page, `pictures` makes files.
@@ -6,9 +6,8 @@ A chart has a `size`, the width, height and margins of its panel, and draws itse
 
 import dataclasses
 import functools
-import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from markupsafe import Markup
@@ -16,15 +15,17 @@ from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path
+from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 
-from bipe_jax.report import figures, palette
+from bipe_jax.report import downloads, figures, palette
 from bipe_jax.report.figures import LETTER, Margins, label, tip
 from bipe_jax.report.palette import colour
+from bipe_jax.report.webpage import Figure
 
 _MARKERS = "osD^vP"
+LONGEST_NAME = 24  # letters of a curve's name
+LINE = 13  # points, between the names of two curves
 _HIGHEST = 1e100  # of a value that an axis can show, with room around it
 
 
@@ -65,29 +66,75 @@ def key(style: Style) -> Markup:
     return figures.inline(figure, "", fixed=True)
 
 
+class Chart(Protocol):
+    """What a panel shows. fixed: whether a page keeps its size if there is less room."""
+
+    fixed: ClassVar[bool]
+
+    def size(self) -> tuple[float, float, Margins]:
+        """Width, height and margins of the panel."""
+        ...
+
+    def draw(self, axes: Axes) -> None:
+        """Draws the chart on the panel's axes."""
+        ...
+
+    def table(self) -> list[tuple]:
+        """What is drawn as a table, with its heads."""
+        ...
+
+
 @figures.drawing()
-def inline(chart: "Lines | Bars | Field", title: str) -> Markup:
+def inline(chart: "Chart", title: str) -> Markup:
     """The SVG of a chart for a page, with a title for screen readers."""
     figure, (axes,) = figures.panels(*chart.size())
     chart.draw(axes)
-    return figures.inline(figure, title, fixed=isinstance(chart, Field))
+    return figures.inline(figure, title, fixed=chart.fixed)
+
+
+def figure(name: str, chart: "Chart", title: str, caption: str = "", kind: str = "") -> Figure:
+    """A chart on a page, with links to its files.
+
+    Args:
+      name: above the picture. title: for screen readers, and of the files.
+      caption, kind: see `webpage.Figure`.
+    """
+    picture = inline(chart, title)
+    return Figure(name, picture, downloads.links(title, picture, chart.table()), caption, kind)
 
 
 class Point(NamedTuple):
-    """A point of a curve. error: half the height of its bar; 0: no bar."""
+    """A point of a curve.
+
+    Attributes:
+      error: half the height of its bar; 0: no bar. ends: of a bar that is not symmetric.
+      dots: values it is the mean of.
+    """
 
     x: float
     y: float
     title: str
     error: float = 0.0
+    dots: tuple[float, ...] = ()
+    ends: tuple[float, float] | None = None
+
+    @property
+    def bar(self) -> tuple[float, float] | None:
+        """The lower and upper end of its bar; None: no bar, or one that no axis can show."""
+        if self.ends or not self.error or not abs(self.error) < _HIGHEST:
+            return self.ends
+        return self.y - self.error, self.y + self.error
 
 
 class Curve(NamedTuple):
-    """Points with one style."""
+    """Points with one style. name: written at the curve's end; "": none."""
 
     style: Style
     points: Sequence[Point]
+    name: str = ""
 
+
+_NONE = Curve(OTHER, ())
 
 # Arguments of `set_xscale`: logarithmic; logarithmic with room for 0, which makes doubling bins equal;
 # logarithmic in the number + 1.
@@ -102,7 +149,7 @@ class Lines:
 
     Attributes:
       x_name, y_name: of the axes, with units.
-      ticks: whole numbers, of which as many are labelled as there is room for.
+      ticks: numbers, of which as many are labelled as there is room for.
       trained: training lengths, which are marked on the x axis.
       scale: of the x axis, one of the above.
       log: whether the y axis is logarithmic.
@@ -110,32 +157,43 @@ class Lines:
       x_reach, y_reach: further numbers that the axes include, without ticks.
     """
 
+    fixed: ClassVar[bool] = False
     curves: Sequence[Curve]
     x_name: str
     y_name: str
-    ticks: Collection[int]
-    trained: Collection[int] = ()
+    ticks: Collection[float]
+    trained: Collection[float] = ()
     scale: Mapping = dataclasses.field(default_factory=lambda: DOUBLINGS)
     log: bool = False
     shares: bool = False
     x_reach: Collection[float] = ()
     y_reach: Collection[float] = ()
 
+    def table(self) -> list[tuple]:
+        of_points = [
+            (p.x, p.y, p.error or "", *(p.bar or ("", "")), p.title)
+            for curve in self.curves
+            for p in curve.points
+        ]
+        return [(self.x_name, self.y_name, "error", "low", "high", "point"), *of_points]
+
     def size(self) -> tuple[float, float, Margins]:
-        return 360, 240, Margins(44, 6, 34, 38)
+        names = max(len(label(curve.name, LONGEST_NAME)) for curve in self.curves or [_NONE])
+        right = 6 + (LETTER * names + 8 if names else 0)
+        return 354 + right, 240, Margins(44, right, 34, 38)
 
     def draw(self, axes: Axes) -> None:
         low = 0 if self.log else -_HIGHEST
         curves = [
-            Curve(style, [p for p in points if low < p.y < _HIGHEST])
-            for style, points in self.curves
+            curve._replace(points=[p for p in curve.points if low < p.y < _HIGHEST])
+            for curve in self.curves
         ]
         points = [p for curve in curves for p in curve.points]
         self._x_axis(axes)
         self._y_axis(axes, points)
         low, high = axes.get_xlim()
         for length in sorted({length for length in self.trained if low <= length <= high}):
-            _dotted(axes, length, 12)
+            dotted(axes, length, 12)
             is_left = axes.transData.transform((length, 1))[0] - axes.bbox.x0 < axes.bbox.width / 2
             axes.annotate(
                 f"trained to {length:,}", (length, 1), (4 if is_left else -4, 5), color=colour("soft"),
@@ -143,9 +201,10 @@ class Lines:
                 ha="left" if is_left else "right",
             )  # fmt: skip
         # Error bars are drawn side by side.
-        shift = min(4, 14 / len(curves)) if any(p.error for p in points) else 0
+        shift = min(4, 14 / len(curves)) if any(p.bar for p in points) else 0
         for number, curve in enumerate(curves):
             _draw_curve(axes, curve, (number - (len(curves) - 1) / 2) * shift)
+        _name_ends(axes, [curve for curve in curves if curve.name and curve.points])
 
     def _x_axis(self, axes: Axes) -> None:
         values = sorted(set(self.ticks))
@@ -167,8 +226,8 @@ class Lines:
         axes.set_xlabel(label(self.x_name), labelpad=6)
 
     def _y_axis(self, axes: Axes, points: Sequence[Point]) -> None:
-        errors = [p.error if abs(p.error) < _HIGHEST else 0 for p in points]
-        ends = [p.y + sign * e for p, e in zip(points, errors, strict=True) for sign in (-1, 1)]
+        ends = [end for p in points for end in p.bar or (p.y,)]
+        ends += [y for p in points for y in p.dots if y < _HIGHEST]
         ends = [end for end in (*ends, *self.y_reach) if end > 0 or not self.log] or [1.0]
         ends += [0.0] if self.shares else []
         axes.set_yscale("log" if self.log else "linear")
@@ -190,12 +249,41 @@ class Lines:
         corner_name(axes, label(self.y_name), self.size()[2].left, 22)
 
 
-def short(number: int) -> str:
+def short(number: float) -> str:
     """16384 -> "16k", 1000 -> "1,000"."""
     for size, letter in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= size and number % size == 0:
-            return f"{number // size}{letter}"
-    return f"{number:,}"
+            return f"{number // size:g}{letter}"
+    return f"{number:,.10g}"
+
+
+def _name_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Writes the names of curves to the right of the axes, at the heights of their ends."""
+    at = [float(axes.transData.transform((c.points[-1].x, c.points[-1].y))[1]) for c in curves]
+    for curve, height in zip(curves, apart(at, LINE), strict=True):
+        axes.annotate(
+            label(curve.name, LONGEST_NAME), (1, (height - axes.bbox.y0) / axes.bbox.height), (8, 0),
+            xycoords="axes fraction", textcoords="offset points", va="center",
+            color=colour(curve.style.name), annotation_clip=False,
+        )  # fmt: skip
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places that are at least `gap` apart, in the same order, as near as possible to the given ones."""
+    blocks: list[
+        list[float]
+    ] = []  # of places that touch: [their first, how many, ...their own firsts]
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    for i in order:
+        blocks.append([places[i], 1, places[i]])
+        while len(blocks) > 1 and blocks[-2][0] + gap * blocks[-2][1] > blocks[-1][0]:
+            _, count, *others = blocks.pop()
+            block = blocks[-1]
+            block[2:] += [first - gap * block[1] for first in others]
+            block[1] += count
+            block[0] = sum(block[2:]) / len(block[2:])
+    moved = [first + gap * n for first, count, *_ in blocks for n in range(int(count))]
+    return [moved[order.index(i)] for i in range(len(places))]
 
 
 def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
@@ -211,9 +299,11 @@ def _draw_curve(axes: Axes, curve: Curve, shift: float) -> None:
         add([p.x for p in points], [p.y for p in points], marker="")
     small = {"markersize": 3.6} if len(points) > 12 else {}
     for p in points:
-        parts = [add([p.x], [p.y], linestyle="none", **small)]
-        if p.error and abs(p.error) < _HIGHEST:
-            ends = np.clip([p.y - p.error, p.y + p.error], *axes.get_ylim())
+        dots = [y for y in p.dots if axes.get_ylim()[0] <= y < _HIGHEST]
+        parts = [add([p.x] * len(dots), dots, linestyle="none", marker="o", markersize=2.4)]
+        parts += [add([p.x], [p.y], linestyle="none", **small)]
+        if p.bar:
+            ends = np.clip(p.bar, *axes.get_ylim())
             parts.append(add([p.x, p.x], ends, marker="_", markersize=6, linewidth=1))
         # An invisible marker that is easier to point at.
         parts.append(add([p.x], [p.y], linestyle="none", marker="s", markersize=18, alpha=0))
@@ -232,8 +322,12 @@ class Bar(NamedTuple):
 class Bars:
     """Bars of shares. top: the share at the full height."""
 
+    fixed: ClassVar[bool] = False
     bars: Sequence[Bar]
     top: float
+
+    def table(self) -> list[tuple]:
+        return [("bar", "share", "title"), *((b.label, b.share, b.title) for b in self.bars)]
 
     def size(self) -> tuple[float, float, Margins]:
         return 320, 150, Margins(34, 10, 12, 22)
@@ -250,112 +344,17 @@ class Bars:
         gap, least = count / axes.bbox.width, self.top / axes.bbox.height
         for i, bar in enumerate(self.bars):
             high = max(bar.share, least) if bar.share else 0  # small shares stay visible
-            hit = _rectangle(axes, i, 0, 1, self.top, alpha=0)
-            tip(bar.title, hit, _rectangle(axes, i + gap, 0, 1 - 2 * gap, high, fc=colour("bar")))
+            hit = rectangle(axes, i, 0, 1, self.top, alpha=0)
+            tip(bar.title, hit, rectangle(axes, i + gap, 0, 1 - 2 * gap, high, fc=colour("bar")))
 
 
-class Cell(NamedTuple):
-    """A cell with a colour of strength 0 … 1 and a text, or with a chart of small bars."""
-
-    title: str
-    strength: float = 0.0
-    text: str = ""
-    shares: Sequence[float] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """Cells in rows and columns: a heat map, or small bar charts with one scale.
-
-    Attributes:
-      rows, columns: keys and their labels, from the top and from the left.
-      names: of the rows and of the columns.
-      cells: by the keys of row and column; others are empty.
-      wide: width of a cell without bars.
-      after: number of columns before a vertical line; 0: none.
-      top: the share at the full height of a cell with bars.
-      uniform: shares that are drawn as lines in each cell with bars.
-    """
-
-    rows: Mapping
-    columns: Mapping
-    names: tuple[str, str]
-    cells: Mapping[tuple, Cell]
-    wide: float = 46
-    after: int = 0
-    top: float = 1.0
-    uniform: Sequence[float] = ()
-
-    def size(self) -> tuple[float, float, Margins]:
-        wide, tall, _ = self._cell_size()
-        left, across = 12 + LETTER * max(map(len, self.rows.values())), wide * len(self.columns)
-        width = math.ceil(left + max(across + 2, LETTER * len(self.names[1])))
-        return width, tall * len(self.rows) + 40, Margins(left, width - left - across, 34, 6)
-
-    def _cell_size(self) -> tuple[float, float, int]:
-        """Width and height of a cell, and the distance between its bars."""
-        if bars := max((len(cell.shares) for cell in self.cells.values()), default=0):
-            step = max(60 // bars, 4)
-            return step * bars + 8, 40, step
-        return self.wide, 24, 0
-
-    def draw(self, axes: Axes) -> None:
-        wide, tall, step = self._cell_size()
-        rows = {key: tall * i for i, key in enumerate(self.rows)}
-        columns = {key: wide * i for i, key in enumerate(self.columns)}
-        # Data units are points.
-        axes.set(xlim=(0, wide * len(columns)), ylim=(tall * len(rows), 0))
-        axes.xaxis.tick_top()
-        axes.xaxis.set_label_position("top")
-        axes.set_xticks([x + wide / 2 for x in columns.values()], self.columns.values())
-        axes.set_yticks([y + tall / 2 for y in rows.values()], self.rows.values())
-        axes.tick_params(length=0, pad=5)
-        axes.set_xlabel(self.names[1], loc="left", labelpad=6)
-        corner_name(axes, self.names[0], self.size()[2].left, 8)
-        gap = 2 if step else 0.5
-        for (row, column), cell in self.cells.items():
-            x, y = columns[column], rows[row]
-            fill = (colour("heat"), min(max(cell.strength, 0.0), 1.0))
-            look = {"fc": fill, "ec": colour("line")}
-            parts: list[Artist] = [
-                _rectangle(axes, x + gap, y + gap, wide - 2 * gap, tall - 2 * gap, **look)
-            ]
-            if cell.shares:
-                parts += self._draw_bars(axes, x + 4, y + tall - 3, step, cell.shares)
-            else:
-                of_text = colour("on-heat" if cell.strength > 0.85 else "ink")
-                middle = x + wide / 2, y + tall / 2 + 4
-                text = axes.text(*middle, cell.text, ha="center", color=of_text, zorder=2)
-                parts.append(text)
-            tip(cell.title, *parts)
-        if self.after:
-            _dotted(axes, wide * self.after, 4)
-
-    def _draw_bars(self, axes: Axes, x: float, floor: float, step: float, shares) -> list:
-        """The bars, from their lower left corner, and the lines of `uniform`."""
-
-        def tops(shares):
-            heights = (34 * min(share / self.top, 1) for share in shares)
-            return [(x + step * (n + 0.5), floor - height) for n, height in enumerate(heights)]
-
-        def segments(ends, **look):
-            path = Path(np.reshape(ends, (-1, 2)), [Path.MOVETO, Path.LINETO] * len(ends))
-            return axes.add_artist(PathPatch(path, fill=False, clip_on=False, zorder=2, **look))
-
-        bars = [((m, floor), (m, top)) for m, top in tops(shares) if floor - top >= 0.05]
-        lines = [((m - step / 2, top), (m + step / 2, top)) for m, top in tops(self.uniform)]
-        return [
-            segments(bars, ec=colour("bar"), lw=step - 1),
-            segments(lines, ec=(colour("ink"), 0.55), lw=1),
-        ]
-
-
-def _rectangle(axes: Axes, x: float, y: float, width: float, height: float, **look) -> Artist:
+def rectangle(axes: Axes, x: float, y: float, width: float, height: float, **look) -> Artist:
+    """Draws a rectangle; `look` are arguments of matplotlib."""
     look = {"fc": colour("line"), "clip_on": False, "zorder": 2} | look
     return axes.add_artist(Rectangle((x, y), width, height, **look))
 
 
-def _dotted(axes: Axes, x: float, beyond: float) -> None:
+def dotted(axes: Axes, x: float, beyond: float) -> None:
     """A vertical line that exceeds the upper end by `beyond`."""
     dots = {"linewidth": 1, "linestyle": (0, (2, 3)), "color": colour("soft")}
     axes.axvline(x, 0, 1 + beyond / axes.bbox.height, clip_on=False, **dots)

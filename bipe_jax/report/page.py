@@ -1,14 +1,25 @@
 """One page of the evaluations of a run, or of several that are compared.
 
-It shows evaluation.json (bipe_jax.evaluate), tasks.json (bipe_jax.tasks) and attention.json
-(bipe_jax.analyse) of each directory, as far as they exist.
+It shows evaluation.json (bipe_jax.evaluate), tasks.json (bipe_jax.tasks), attention.json (bipe_jax.analyse)
+and metrics.jsonl (of the training) of each directory, as far as they exist.
 """
 
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from bipe_jax.report import attention, breakdowns, charts, perplexity, results, tasks, webpage
+from bipe_jax.report import (
+    attention,
+    breakdowns,
+    charts,
+    comparing,
+    perplexity,
+    results,
+    tasks,
+    training,
+    webpage,
+)
+from bipe_jax.report.comparing import Group
 from bipe_jax.report.results import Position, Run
 from bipe_jax.report.text import visible
 from bipe_jax.report.webpage import Table
@@ -18,6 +29,8 @@ def build(
     directories: Sequence[str],
     names: Sequence[str] = (),
     title: str = "",
+    baseline: str = "",
+    groups: Sequence[Group] = (),
     template: str = "report.html",
     **values,
 ) -> str:
@@ -26,16 +39,22 @@ def build(
     Args:
       names: of the runs, if not their directories'.
       title: of the page; "" makes one from the names.
+      baseline: name of the run that the others are compared with; "": none.
+      groups: whose perplexities are compared, if not those of the runs.
       template: "report.html", or one that extends it and uses `values`.
 
     Raises:
-      UserError: see `results.read`.
+      UserError: see `results.read`; the runs scored other targets, or the baseline is none of them.
     """
     runs = results.read(directories, names)
+    groups = groups or comparing.alone([(r.name, r.evaluation) for r in runs if r.evaluation])
     listed = ", ".join(run.name for run in runs)
     title = title or (f"Comparison of {listed}" if len(runs) > 1 else f"Evaluation of {listed}")
     sections = {
-        "perplexity": perplexity.section(runs),
+        "perplexity": perplexity.section(groups, baseline),
+        "training": training.section(
+            {run.name: training.read(d) for run, d in zip(runs, directories, strict=True)}
+        ),
         "breakdowns": breakdowns.section(runs),
         "unseen": breakdowns.unseen(runs),
         "tasks": tasks.section(runs),
@@ -75,6 +94,7 @@ def _facts(run: Run) -> dict[str, str]:
         facts |= {
             "Data": run.evaluation.data,
             "Protocol": run.evaluation.protocol,
+            "Context": run.evaluation.context,
             "BOS": run.evaluation.bos_rule,
         }
     if run.tasks:
@@ -98,5 +118,4 @@ def _overview(runs: Sequence[Run]) -> dict:
     return {
         "facts": [(n, facts[0][n]) for n in common],
         "overview": Table(["run", *own], rows, 1 + len(own)) if len(runs) > 1 else None,
-        "differing": " and ".join(n for n in own if n in ("Data", "Protocol", "BOS")),
     }

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir, json_files
+from bipe_jax.workdir import Workdir, files, json_files
 
 _MOST = (
     2**53
@@ -81,13 +81,27 @@ class Perplexity:
     perplexity_error: Error
     loss: Statistic = None
     bits_per_byte: Statistic = None
+    bits_per_byte_error: Statistic = None
     tokens: Statistic = None
     documents: Statistic = None
-    documents_too_short: Statistic = None
+    documents_of_set: Statistic = None
     segment_tokens_mean: Statistic = None
     segment_tokens_p99: Statistic = None
     segments_per_block: Statistic = None
     segment_max: Statistic = None
+    document_losses: tuple[Number, ...] = ()  # nats, of the documents of the set's targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Which tokens of a data set were scored: digests, and the targets of each document."""
+
+    set: Text
+    targets: Text
+    collection: Text  # of all documents of the set
+    documents: tuple[Text, ...]
+    tokens: tuple[Count, ...]
+    bytes: tuple[Size, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +196,25 @@ class Evaluation(_File):
     results: tuple[Perplexity, ...]
     breakdowns: tuple[Breakdown, ...] = ()
     unseen: tuple[Unseen, ...] = ()
+    targets: tuple[Targets, ...] = ()
+    tokenizer: object = None  # a digest
+    context: object = None
     protocol: object = None
     bos_rule: object = None
+
+    @property
+    def sets(self) -> set[str]:
+        """The names of the data sets."""
+        return {row.set for row in self.results}
+
+    def row(self, of_set: str, length: int) -> Perplexity | None:
+        """The result of a set at a length."""
+        rows = (row for row in self.results if (row.set, row.length) == (of_set, length))
+        return next(rows, None)
+
+    def targets_of(self, of_set: str) -> Targets | None:
+        """The targets of a set."""
+        return next((targets for targets in self.targets if targets.set == of_set), None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,25 +256,36 @@ class Run:
     attention: Attention | None = None
 
 
+def names_of(directories: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """The names of runs: those given, else their directories'; where several are alike, their paths.
+
+    Raises:
+      UserError: there are other numbers of names and of runs.
+    """
+    paths = [files.absolute(directory) for directory in directories]
+    if names and len(names) != len(paths):
+        raise UserError(f"--names: {len(names)} names for {len(paths)} runs: give one for each")
+    names = list(names) or [os.path.basename(path) for path in paths]
+    return [n if names.count(n) == 1 else path for n, path in zip(names, paths, strict=True)]
+
+
 def read(directories: Sequence[str], names: Sequence[str] = ()) -> list[Run]:
-    """Reads each directory's files. names: of the runs, if not their directories'.
+    """Reads each directory's files. names: see `names_of`.
 
     Raises:
       UserError: a directory is given twice, has no such file, or has a malformed one.
     """
-    paths = [os.path.abspath(directory) for directory in directories]
+    paths = [files.absolute(directory) for directory in directories]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path} is given twice: name each run once")
-    names = names or [os.path.basename(path) for path in paths]
     runs = []
-    for name, path in zip(names, paths, strict=True):
-        if not os.path.isdir(path):
+    for name, path in zip(names_of(directories, names), paths, strict=True):
+        if not files.is_directory(path):
             raise UserError(f"{path}: no such directory")
-        name = name if names.count(name) == 1 else path
-        files = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
-        runs.append(Run(name, *files))
-        if not any(files):
+        contents = _read(path, Evaluation), _read(path, Tasks), _read(path, Attention)
+        runs.append(Run(name, *contents))
+        if not any(contents):
             listed = ", ".join(of.file for of in (Evaluation, Tasks, Attention))
             raise UserError(f"{path} has none of {listed}: evaluate that run first")
     return runs
@@ -276,11 +318,25 @@ def _read(directory: str, of: type[F]) -> F | None:
         raise UserError(f"{path} must be of the kind {of.kind!r}, and is {kind}")
     try:
         result = _parsed(content, of, "")
+        _check_documents(result)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not result.results:
         raise UserError(f"{path}: results is empty")
     return result
+
+
+def _check_documents(result: object) -> None:
+    """Raises ValueError unless all lists of documents are equally long."""
+    if not isinstance(result, Evaluation):
+        return
+    for i, targets in enumerate(result.targets):
+        if not len(targets.documents) == len(targets.tokens) == len(targets.bytes):
+            raise ValueError(f"targets[{i}] must have tokens and bytes of each document")
+    for i, row in enumerate(result.results):
+        targets = result.targets_of(row.set)
+        if targets and row.document_losses and len(row.document_losses) != len(targets.documents):
+            raise ValueError(f"results[{i}].document_losses must have one of each document")
 
 
 def _parsed(value: Any, kind: Any, where: str) -> Any:

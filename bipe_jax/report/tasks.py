@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from bipe_jax.report import charts
-from bipe_jax.report.charts import Cell, Curve, Field, Lines, Point, Style
+from bipe_jax.report.cells import Cell, Field
+from bipe_jax.report.charts import Curve, Lines, Point, Style
 from bipe_jax.report.results import Accuracy, Run, Tasks
 from bipe_jax.report.webpage import Figure
 
@@ -18,18 +19,17 @@ def section(runs: Sequence[Run]) -> dict | None:
     for task in dict.fromkeys(row.task for *_, tasks in styled for row in tasks.results):
         shown = groups.setdefault(task if several else "", [])
         if several:
-            lines = charts.inline(_lines(styled, task), f"{task}: accuracy")
-            shown.append(Figure("All depths together", lines, kind="line-chart"))
+            lines, of_task = _lines(styled, task), f"{task}: accuracy"
+            shown.append(charts.figure("All depths together", lines, of_task, kind="line-chart"))
         for _, run, tasks in styled:
             rows = [row for row in tasks.results if row.task == task]
             if rows:
-                picture = charts.inline(
-                    heat(run, tasks, rows, rows), f"{run}: accuracy by depth and length"
-                )
                 counts = sorted({row.samples for row in rows})
                 ends = dict.fromkeys((f"{counts[0]:,}", f"{counts[-1]:,}"))
                 caption = f"{'–'.join(ends)} samples a cell"
-                shown.append(Figure(run if several else task, picture, caption))
+                title = f"{run}, {task}: accuracy by depth and length"
+                field = heat(run, tasks, rows, rows)
+                shown.append(charts.figure(run if several else task, field, title, caption))
     legend = [(charts.key(style), run) for style, run, _ in styled if several]
     return {"legend": legend, "groups": groups}
 

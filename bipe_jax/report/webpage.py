@@ -22,10 +22,16 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture with a title and a caption. kind: its CSS class."""
+    """A picture with a title and a caption.
+
+    Attributes:
+      downloads: links to its files, see `downloads`.
+      kind: its CSS class.
+    """
 
     title: str
     picture: Markup
+    downloads: Markup
     caption: str = ""
     kind: str = ""
 

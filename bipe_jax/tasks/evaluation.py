@@ -107,12 +107,15 @@ def prompts(
     hay: haystack.Haystack,
     length: int,
     settings: Settings,
+    segmenters: Sequence[str] = (),
 ) -> Iterator[Prompt]:
     """Yields all samples of one length, in a fixed order."""
     for one in tasks:
         for depth in sorted(set(settings.depths)):
             for index in range(settings.samples):
-                sample = samples.make(one, tokenizer, hay, length, depth, settings.seed, index)
+                sample = samples.make(
+                    one, tokenizer, hay, length, depth, settings.seed, index, segmenters
+                )
                 yield Prompt(one, depth, index, sample)
 
 
@@ -134,9 +137,14 @@ def answer(
     tokenizer = loaded_model.tokenizer
     generator = decode.Generator(loaded_model, length)
     for batch in _batches(samples, rows):
-        texts = [one.sample.tokens for one in batch]
-        texts += [texts[-1]] * (rows - len(texts))  # one shape, compiled once
-        answers = generator(texts, batch[0].sample.room, stop=tokenizer.ends)
+        some = [one.sample for one in batch]
+        some += [some[-1]] * (rows - len(some))  # one shape, compiled once
+        answers = generator(
+            [sample.tokens for sample in some],
+            some[0].room,
+            stop=tokenizer.ends,
+            starts=[sample.starts for sample in some],
+        )
         for one, tokens in zip(batch, answers, strict=False):
             yield one, tokenizer.decode(tokens)
 
@@ -145,6 +153,7 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
     """The content of tasks.json, without the run's name. Raises UserError as `evaluate`."""
     tasks = check(settings)
     config, tokenizer = loaded_model.config, loaded_model.tokenizer
+    names = segments.segmenters_of_text(config)
     lengths = fitting_lengths(settings, tasks, config, tokenizer)
     room.check(loaded_model, lengths[-1])
     hay = haystack.noise()
@@ -157,11 +166,14 @@ def measure(loaded_model: loaded.LoadedModel, settings: Settings) -> dict:
         rows = 1 << (most.bit_length() - 1)  # the generator rounds up to a power of two
         _LOG.info(f"{length:,} tokens: {count:,} prompts")
         cells: dict[tuple[str, float], list[tuple]] = {}
-        of_length = prompts(tasks, tokenizer, hay, length, settings)
+        of_length = prompts(tasks, tokenizer, hay, length, settings, names)
         for one, text in answer(loaded_model, of_length, length, rows):
             sample = one.sample
             score = one.task.score(sample.answers, text)
-            count = segments.coordinates(sample.tokens, loaded_model.rule)["segment"][-1] + 1
+            coordinates = segments.coordinates(
+                sample.tokens, loaded_model.rule, starts=sample.starts
+            )
+            count = coordinates["segment"][-1] + 1
             cell = cells.setdefault((one.task.name, one.depth), [])
             cell.append((score, len(sample.tokens), count))
             if (length, one.depth, one.index) == (lengths[0], min(settings.depths), 0):

@@ -10,8 +10,11 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import NamedTuple
 
+from bipe_jax import plugins
 from bipe_jax.errors import UserError
+from bipe_jax.suggest import did_you_mean
 from bipe_jax.tasks.haystack import NOISE
 
 _MOST = 64  # keys, values, queries or hops
@@ -165,19 +168,46 @@ class Task:
     score: Callable[[Sequence[str], str], float]
 
 
-# Name -> (rng, depth, number) -> Draft, the default number (0: the task takes none), score.
+class Family(NamedTuple):
+    """Tasks that differ by a number.
+
+    Attributes:
+      draw: (random numbers, depth, number) -> Draft.
+      number: the default; 0: the task takes none.
+      score: of `Task`.
+    """
+
+    draw: Callable[[Random, float, int], Draft]
+    number: int
+    score: Callable[[Sequence[str], str], float]
+
+
 TASKS = {
-    "passkey": (lambda rng, depth, _: passkey(rng, depth), 0, first_number),
-    "niah-single": (lambda rng, depth, _: niah(rng, depth), 0, share_found),
-    "niah-multikey": (lambda rng, depth, n: niah(rng, depth, keys=n), 4, share_found),
-    "niah-multivalue": (lambda rng, depth, n: niah(rng, depth, values=n), 4, share_found),
-    "niah-multiquery": (lambda rng, depth, n: niah(rng, depth, keys=n, queries=n), 4, share_found),
-    "variable-tracking": (
-        lambda rng, depth, n: variable_tracking(rng, depth, hops=n),
-        4,
-        share_found,
+    "passkey": Family(lambda rng, depth, _: passkey(rng, depth), 0, first_number),
+    "niah-single": Family(lambda rng, depth, _: niah(rng, depth), 0, share_found),
+    "niah-multikey": Family(lambda rng, depth, n: niah(rng, depth, keys=n), 4, share_found),
+    "niah-multivalue": Family(lambda rng, depth, n: niah(rng, depth, values=n), 4, share_found),
+    "niah-multiquery": Family(
+        lambda rng, depth, n: niah(rng, depth, keys=n, queries=n), 4, share_found
+    ),
+    "variable-tracking": Family(
+        lambda rng, depth, n: variable_tracking(rng, depth, hops=n), 4, share_found
     ),
 }
+
+
+def _family(name: str) -> Family:
+    """The family of a name, which may be a plug-in's. Raises UserError: there is none."""
+    if plugin := plugins.find(plugins.TASKS, name, TASKS):
+        if not isinstance(plugin.value, Family):
+            plugin.refuse("is no bipe_jax.tasks.generators.Family")
+        return plugin.value
+    if name not in TASKS:
+        known = (*TASKS, *plugins.names(plugins.TASKS))
+        raise UserError(
+            f"--tasks: {name!r} is unknown{did_you_mean(name, known)}: use some of {', '.join(known)}"
+        )
+    return TASKS[name]
 
 
 def task(spec: str) -> Task:
@@ -187,9 +217,7 @@ def task(spec: str) -> Task:
       UserError: the task is unknown, or the number is out of range.
     """
     name, colon, text = spec.partition(":")
-    if name not in TASKS:
-        raise UserError(f"--tasks: {name!r} is unknown: use some of {', '.join(TASKS)}")
-    draw, number, score = TASKS[name]
+    draw, number, score = _family(name)
     if colon:
         if not number:
             raise UserError(f"--tasks: {name} takes no number, such as in {spec!r}")

@@ -11,6 +11,7 @@ from random import Random
 
 import numpy as np
 
+from bipe_jax.data import marked
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
 from bipe_jax.tasks.generators import Draft, Task
@@ -24,13 +25,14 @@ class Sample:
     """A prompt with its answers.
 
     Attributes:
-      prompt: its text. tokens: (L,) int32.
+      prompt: its text. tokens: (L,) int32. starts: of its segments, (L,), or None, see `marked`.
       room: the largest number of tokens of the answer; L + room is at most the length.
       answers: strings that a right answer contains.
     """
 
     prompt: str
     tokens: np.ndarray
+    starts: np.ndarray | None
     room: int
     answers: tuple[str, ...]
 
@@ -86,8 +88,12 @@ def make(
     depth: float,
     seed: int,
     index: int,
+    segmenters: Sequence[str] = (),
 ) -> Sample:
     """The sample of an index: the longest prompt that fits into `length` with the answer's room.
+
+    Args:
+      segmenters: of the levels of segments, see `segments.segmenters_of_text`.
 
     Raises:
       UserError: the length is too short, or the tokenizer cannot spell the answer.
@@ -121,4 +127,5 @@ def make(
         else:  # tokens grow almost linearly; every third step halves, which bounds their number
             part = (target - len(tokens)) / (over - len(tokens)) if step % 3 else 0.5
             size = min(max(low + int(part * (high - low)), low + 1), high - 1)
-    return Sample(prompt, tokens, room, draft.answers)
+    starts = marked.starts_of(tokenizer, prompt, segmenters)
+    return Sample(prompt, tokens, starts, room, draft.answers)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from bipe_jax import hardware, sharding
+from bipe_jax import hardware, segments, sharding
 from bipe_jax.data.batches import annotate
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import GIB
@@ -46,6 +46,8 @@ def describe(topology: str, config: Plan) -> Slice:
     """
     wanted = hardware.split_slice(topology, "--topology")
     options: dict[str, Any] = {"num_slices": wanted.slices} if wanted.slices > 1 else {}
+    if wanted.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     if wanted.chip.generation == "v4":
         options["chip_config_name"] = "megacore"  # two cores as one device
     # libtpu must not look for TPUs on this machine.
@@ -57,7 +59,9 @@ def describe(topology: str, config: Plan) -> Slice:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.partition("*")[0], **options
+            platform="tpu",
+            topology_name=f"{wanted.chip.generation}:{wanted.grid}",
+            **options,
         )
     except Exception as error:
         if importlib.util.find_spec("libtpu") is None:
@@ -68,13 +72,17 @@ def describe(topology: str, config: Plan) -> Slice:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--topology={topology}: {reason}: {hardware.SLICES}") from None
     peak = config.log.peak_flops or wanted.chip.peak_flops
-    return Slice(topology, described.devices, wanted.slices, wanted.chip, peak)
+    return Slice(wanted.name, described.devices, wanted.slices, wanted.chip, peak)
 
 
 def compile_for(config: Plan, mesh: Mesh) -> jax.stages.Compiled:
     """The compiled train step of a config on a mesh of devices that need not exist."""
     row = np.zeros((1, config.sequence_length + 1), np.int32)
-    batch = annotate(row, Rule(length=8), row if config.data.separate_documents else None)
+    levels = segments.parse_levels(config.segments.levels)
+    rule = Rule(length=8, coarser=tuple((name, Rule(length=8)) for name, _ in levels))
+    ids = row if config.data.separate_documents else None
+    sets = row if config.has_sets else None
+    batch = annotate(row, rule, ids, sets=sets, among=sets)
     shape = (config.batch_size, config.sequence_length)
     axes = sharding.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct(shape, v.dtype, sharding=axes) for k, v in batch.items()}

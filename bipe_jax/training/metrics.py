@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from bipe_jax.loss import perplexity
 from bipe_jax.training.observing.bar import ProgressBar
 from bipe_jax.training.observing.tensorboard import TensorBoard
 from bipe_jax.training.observing.wandb_board import WandbBoard
-from bipe_jax.workdir import Workdir, files, metrics
+from bipe_jax.workdir import Workdir, appending, bucket, files, metrics, opening
 
 
 def peak_flops(config: Config, device_kind: str) -> float | None:
@@ -60,7 +59,10 @@ class Log:
     def _open(self, first_step: int):
         self._path = Workdir(self._workdir).metrics
         _truncate(self._path, first_step)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        if bucket.holds(self._path):
+            self._file = appending.Growing(self._path)
+        else:
+            self._file = open(self._path, "ab", opener=opening.not_through_a_link)  # noqa: SIM115
         self._board = TensorBoard(Workdir(self._workdir).tensorboard, first_step + 1)
         self._bar = ProgressBar(self._config.steps, first_step)
         self._meter = _Meter(self._config)
@@ -79,6 +81,11 @@ class Log:
         self._bar.close()
         self._board.close()
         self._file.close()
+
+    def sync(self) -> None:
+        """Writes all lines so far, before a checkpoint of their steps is saved. Raises Transient."""
+        if isinstance(self._file, appending.Growing):
+            files.retry(self._file.sync, self._path)
 
     def rewind(self, step: int) -> None:
         """Drops the lines of steps after `step`, which are trained again."""
@@ -113,7 +120,9 @@ class Log:
         values = {
             k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in values.items()
         }
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        tokens = step * self._config.batch_size * self._config.sequence_length
+        line = {"step": step, "time": time.time(), "tokens": tokens, **values}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         files.retry(self._file.flush, self._path)  # a retry resumes after the bytes written
         self._bar.advance()
         if full:
@@ -133,11 +142,16 @@ class Log:
         return ", ".join(parts + [self._evaluated] * bool(self._evaluated))
 
     def _text_metrics(self, batch: dict, values: dict) -> dict:
-        scored = batch["targets"][batch["weights"] > 0]  # of this process
-        bytes_per_token = int(self._byte_lengths[scored].sum()) / max(len(scored), 1)
+        of_text = {}
+        if "among" not in batch:  # the targets are tokens
+            scored = batch["targets"][batch["weights"] > 0]  # of this process
+            bytes_per_token = int(self._byte_lengths[scored].sum()) / max(len(scored), 1)
+            of_text = {
+                "perplexity": perplexity(values["loss"]),
+                "bits_per_byte": values["loss"] / math.log(2) / max(bytes_per_token, 1e-9),
+            }
         return {
-            "perplexity": perplexity(values["loss"]),
-            "bits_per_byte": values["loss"] / math.log(2) / max(bytes_per_token, 1e-9),
+            **of_text,
             **self._more(),
             **segments.statistics(batch["segment"], batch["offset"], len(batch["offset"])),
         }
@@ -149,9 +163,9 @@ def _truncate(path: str, last_step: int) -> None:
     If another line is no step's, the file is set aside as it is, and the lines of steps are kept.
     """
     files.set_aside_unless_file(path)
-    if not os.path.exists(path):
+    if not files.exists(path):
         return
-    with open(path, "rb") as file:
+    with opening.to_read(path) as file:
         lines = file.read().split(b"\n")
     if metrics.is_cut_off(lines[-1]):
         lines.pop()

@@ -3,7 +3,6 @@
 The update of a spike is never applied. `spikes.policy` chooses whether the run continues, rewinds or stops.
 """
 
-import collections
 import functools
 import logging
 from typing import NamedTuple
@@ -81,14 +80,18 @@ def guard(
 class Watch:
     """Decides what a run does after a spike, by `spikes.policy`.
 
+    Args:
+      rewound: the attribute, as an earlier start of the run has saved it.
+
     Attributes:
       skipping: whether the last step was skipped.
+      rewound: where the last rewind went to (a step, None: the beginning), and how many in a row did.
     """
 
-    def __init__(self, policy: str):
+    def __init__(self, policy: str, rewound: tuple[int | None, int] = (None, 0)):
         self._policy = policy
         self._in_a_row = 0
-        self._rewinds = collections.Counter()
+        self.rewound = rewound
 
     @property
     def skipping(self) -> bool:
@@ -99,10 +102,11 @@ class Watch:
 
         Args:
           number: of the step. values: its metrics, from `step.train_step`.
-          latest: the step of the last complete checkpoint, or None.
+          latest: the step of the last complete checkpoint, or None; of policy "rewind", that of the
+            checkpoint to rewind to.
 
         Returns:
-          Whether to rewind to the last checkpoint.
+          Whether to rewind to that checkpoint.
 
         Raises:
           UserError: the step is a spike and the policy is to stop, or there are too many spikes.
@@ -126,8 +130,9 @@ class Watch:
                     f"{spike}; {_MOST_SKIPPED} steps in a row were skipped; {where}: {ADVICE}"
                 )
             return False
-        self._rewinds[latest] += 1
-        if self._rewinds[latest] > _MOST_REWINDS:
+        to, rewinds = self.rewound
+        self.rewound = (latest, rewinds + 1 if to == latest else 1)
+        if self.rewound[1] > _MOST_REWINDS:
             raise UserError(
                 f"{spike}, after {_MOST_REWINDS} rewinds to one checkpoint; {where}: {ADVICE}"
             )

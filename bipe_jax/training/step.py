@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from bipe_jax import model, sharding
-from bipe_jax.loss import cross_entropy_sum
+from bipe_jax.loss import cross_entropy_sum, sets_error_sum
 from bipe_jax.plan import Plan
 from bipe_jax.positions import draws
 from bipe_jax.training import spikes
@@ -23,6 +23,8 @@ OPTIONS = {
     # libtpu overlaps collectives by default: `preflight` shows them as asynchronous.
     "tpu": {},
 }
+
+_DROPOUT = 1 << 16  # folded into a step's key; draws of coordinates fold in their numbers
 
 
 def init_state(config: Plan, key: jax.Array) -> dict:
@@ -39,14 +41,30 @@ def _optimizer(config: Plan) -> optax.GradientTransformationExtraArgs:
     return spikes.guard(make_optimizer(config, model.declared(config)), config.spikes.threshold)
 
 
-def _loss_sum(config, params, batch):
-    hidden, kernel = model.hidden(config, params, batch)
+def _loss_sum(config: Plan, key, params, batch):
+    hidden, output = model.hidden(config, params, batch, key)
     targets, weights = batch["targets"], batch["weights"]
-    return cross_entropy_sum(hidden, kernel, targets, weights, config.loss_chunk)
+    if "among" in batch:
+        return sets_error_sum(hidden, output, targets, batch["among"], weights), {}
+    return cross_entropy_sum(hidden, output, targets, weights, config.loss_chunk, config.z_loss)
+
+
+def _with_dropout(config: Plan, step, batch: dict) -> tuple[dict, jax.Array | None]:
+    """The batch with the numbers of its rows, and the step's key; without dropout the batch and None.
+
+    What is dropped depends on the seed, the step and a row's number in the whole batch alone, so that
+    resuming, accumulation and another mesh change nothing.
+    """
+    if not config.model.dropout:
+        return batch, None
+    tokens = batch["tokens"]
+    rows = jnp.broadcast_to(jnp.arange(len(tokens))[:, None], tokens.shape)
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    return batch | {"rows": rows}, jax.random.fold_in(key, _DROPOUT)
 
 
 def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
-    """One update by the mean loss over the batch's weighted targets.
+    """One update by the mean loss over the batch's weighted targets, tokens or sets of them.
 
     With `accumulation` > 1 the batch is computed in parts, whose summed losses and gradients are
     divided by the whole batch's weight: the update is the same as in one part.
@@ -57,15 +75,17 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
 
     Returns:
       The next state, and metrics: "loss" (nats a token), "gradient_norm", "learning_rate",
-      "targets" (their number), "spike" (1 if the step is one, see `spikes`, else 0) and
-      "skipped_updates" (spikes so far); the first two are of the parameters before the update.
+      "targets" (their number), "spike" (1 if the step is one, see `spikes`, else 0), "skipped_updates"
+      (spikes so far) and, with `z_loss`, that term, which "loss" does not contain; losses and the norm are
+      of the parameters before the update.
     """
     batch = draws.apply(config.encodings.draws, config.seed, state["step"], batch)
-    gradient = jax.value_and_grad(functools.partial(_loss_sum, config))
+    batch, key = _with_dropout(config, state["step"], batch)
+    gradient = jax.value_and_grad(functools.partial(_loss_sum, config, key), has_aux=True)
     params, parts = state["params"], config.accumulation
 
     if parts == 1:
-        loss, grads = gradient(params, batch)
+        (loss, terms), grads = gradient(params, batch)
     else:
 
         def split(x):  # without moving rows between devices
@@ -79,19 +99,22 @@ def train_step(config: Plan, state: dict, batch: dict) -> tuple[dict, dict]:
             sums = jax.lax.optimization_barrier(gradient(params, part))
             return jax.tree.map(jnp.add, total, sums), None
 
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (loss, grads), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+        has_terms = config.z_loss and "among" not in batch
+        terms = {"loss": jnp.float32(0), "z_loss": jnp.float32(0)} if has_terms else {}
+        zero = ((jnp.float32(0), terms), jax.tree.map(jnp.zeros_like, params))
+        ((loss, terms), grads), _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
 
     count = jnp.maximum(batch["weights"].sum(), 1)
-    loss, grads = loss / count, jax.tree.map(lambda g: g / count, grads)
+    losses = {name: total / count for name, total in ({"loss": loss} | terms).items()}
+    grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
     skipped = state["optimizer"].skipped
     updates, optimizer = _optimizer(config).update(
-        grads, state["optimizer"], params, loss=loss, norm=norm
+        grads, state["optimizer"], params, loss=losses["loss"], norm=norm
     )
     assert isinstance(optimizer, spikes.State)
     metrics = {
-        "loss": loss,
+        **losses,
         "gradient_norm": norm,
         "learning_rate": learning_rate(config)(state["step"] - skipped),
         "targets": count,

@@ -10,15 +10,16 @@ from ml_collections import ConfigDict
 
 from bipe_jax import collectives, plan, processes, segments, sharding
 from bipe_jax.checkpoint import Checkpoints, shards_from_json, shards_to_json
-from bipe_jax.config import check_resumable, from_json, to_json
+from bipe_jax.config import check_resumable, from_json
 from bipe_jax.data import held_out, identity, tokenizer, vocabulary
 from bipe_jax.data.batches import Batches
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation.periodic import PeriodicEvaluation
-from bipe_jax.training import finetune, lock, metrics, observing, spikes
+from bipe_jax.training import finetune, lock, metrics, observing, spikes, starts, summary
+from bipe_jax.training.keeping import Keeping
 from bipe_jax.training.progress import Progress, Step
 from bipe_jax.training.step import compile_on
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ def train(
 ) -> bool:
     """Trains to `config.steps` and saves, resuming from the latest checkpoint of the workdir.
 
-    Writes WORKDIR/checkpoints, config.json, metrics.jsonl, tensorboard, events.jsonl, heartbeat.json and,
-    if it trains one, tokenizer.model. Messages, and the progress bar where there is no terminal, go to the
-    logger "bipe_jax". All processes of a run call it (see `processes.start`); the first one writes.
+    Writes WORKDIR/checkpoints, config.json, starts, metrics.jsonl, tensorboard, events.jsonl,
+    heartbeat.json and, if it trains one, tokenizer.model. Messages, and the progress bar where there is no
+    terminal, go to the logger "bipe_jax". All processes of a run call it (see `processes.start`); the
+    first one writes.
 
     It stops early, after a save, at step `stop_at`, after SIGTERM to any of the processes, and after
     Ctrl-C. It handles signals if it runs in the main thread, and restores their handlers at the end.
@@ -79,7 +81,9 @@ def train(
         # ------------------------------------------------------------------------------------------
         if (recorded := directory.read_config()) is not None:
             check_resumable(from_json(recorded), config, workdir)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint.keep))
+        keep, every = config.checkpoint.keep, config.checkpoint.every
+        keeping = Keeping(config, workdir)
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep, every, keeping))
         saved = checkpoints.meta()
         if saved:
             check_resumable(saved.config, config, workdir)
@@ -95,46 +99,58 @@ def train(
         # ------------------------------------------------------------------------------------------
         # Data: the shards, the tokenizer, the segment rule, the batches, and the held-out text.
         # ------------------------------------------------------------------------------------------
-        config, changed = _with_shards(config, workdir, saved and saved.config)
-        tokens = _tokenizer(config, workdir, source and source.tokenizer)
-        rule = segments.resolve(config.segments.rule, tokens.pieces())
+        with observer.phase("data"):
+            config, changed = _with_shards(config, workdir, saved and saved.config)
+        with observer.phase("tokenizer"):
+            tokens = _tokenizer(config, workdir, source and source.tokenizer)
+        rule = segments.rule_of(config, tokens.pieces(), tokens.bos_id)
         config = config.with_rule(rule)
         check(config, tokens)
         if first_process:
             for remark in vocabulary.remarks(config, tokens):
                 _LOG.info(remark)
         shard = sharding.data_shard(mesh, config.batch_size)
-        batches = Batches(config, tokens, shard=shard)
-        stack.enter_context(contextlib.closing(batches))
         evaluate = None
-        if config.evaluation.every:
-            evaluate = PeriodicEvaluation(config, mesh, tokens)
+        with observer.phase("data"):
+            batches = Batches(config, tokens, shard=shard)
+            stack.enter_context(contextlib.closing(batches))
+            if config.evaluation.every:
+                evaluate = PeriodicEvaluation(config, mesh, tokens)
 
         # ------------------------------------------------------------------------------------------
         # The state on the devices, the compiled step, and the log.
         # ------------------------------------------------------------------------------------------
         stack.enter_context(jax.set_mesh(mesh))
         init, train_step, abstract = compile_on(config, mesh)
+        if first_process:
+            for line in summary.lines(config, mesh, abstract["params"], workdir):
+                _LOG.info(line)
 
-        def restore_or_init():
-            """The state and the data's state of the latest checkpoint, or a new state and None."""
-            if checkpoints.latest is not None:
-                return checkpoints.restore(abstract)
+        def restore_or_init(number: int | None):
+            """The state and the data's state of a checkpoint; of None, a new state and None."""
+            if number is not None:
+                return checkpoints.restore(abstract, number)
             state = init(jax.random.key(config.seed))
-            if source:
-                state["params"] = finetune.start(config, source.step, mesh, state["params"])
+            origin = finetune.source(config) if saved else source
+            if origin:
+                state["params"] = finetune.start(config, origin.step, mesh, state["params"])
             return state, None
 
-        state, data_state = restore_or_init()
+        with observer.phase("restore"):
+            state, data_state = restore_or_init(checkpoints.latest)
         rewinds = data_state["rewinds"] if data_state else 0
         progress = Progress(config, int(state["step"]), target, rewinds)
-        if data_state:
-            batches.set_state_of(data_state["readers"], changed)
+        if saved and data_state:
+            with observer.phase("data"):
+                batches.set_state_of(data_state["readers"], changed)
             if first_process:
                 _LOG.info(f"Resuming from step {progress.step} of {workdir}")
-        if first_process:
-            files.write_json(directory.config, to_json(config))
-        watch = spikes.Watch(config.spikes.policy)
+            skipped = int(state["optimizer"].skipped)
+            starts.report_changes(saved.config, config, progress.step, skipped, observer)
+        start = starts.Start(config, workdir, progress.step, saved and saved.start)
+        # Checkpoints of earlier versions do not have it.
+        to, in_a_row = (data_state or {}).get("rewound", (None, 0))
+        watch = spikes.Watch(config.spikes.policy, (to, in_a_row))
         log = None
         if first_process:
             log = metrics.Log(
@@ -153,18 +169,29 @@ def train(
                     f"checkpoint is step {checkpoints.latest}: {spikes.ADVICE}"
                 )
             with observer.saving():
+                if log:
+                    log.sync()
                 readers = collectives.of_all_processes(batches.get_state())
-                data_state = {"readers": readers, "rewinds": progress.rewinds}
-                checkpoints.save(state, data_state, config, tokens)
+                data_state = {
+                    "readers": readers,
+                    "rewinds": progress.rewinds,
+                    "rewound": watch.rewound,
+                }
+                checkpoints.save(state, data_state, config, tokens, start.origin)
 
         def log_and_judge(step: Step) -> bool:
             """Waits until a step is complete, and returns whether to rewind since it is a spike."""
             values = observer.complete(step.number, step.values)
+            start.record()
             if log:
                 full = progress.log_is_full(step) or values["spike"]
                 logged = values | {"rewinds": progress.rewinds}
                 log.write(step.number, step.batch, logged, full, step.evaluation)
-            return watch(step.number, values, checkpoints.latest)
+            if not values["spike"]:
+                checkpoints.prove(step.number - 1)
+            rewinding = config.spikes.policy == "rewind"
+            last = checkpoints.rewinds_to if rewinding else checkpoints.latest
+            return watch(step.number, values, last)
 
         # ------------------------------------------------------------------------------------------
         # The loop. Each step is dispatched while the previous one runs.
@@ -186,7 +213,8 @@ def train(
                     observer.phase("evaluating"),
                     log.paused() if log else contextlib.nullcontext(),
                 ):
-                    progress.evaluated(evaluate(state["params"]))
+                    progress.evaluated(rows := evaluate(state["params"]))
+                keeping.evaluated(progress.step, rows)
 
             save_is_due = checkpoints.failed() or progress.save_is_due
             spike = next(filter(log_and_judge, progress.to_read(newest=save_is_due)), None)
@@ -194,7 +222,8 @@ def train(
                 if spike.number == progress.step:
                     next(batches)  # of the step that is dispatched where no save is due
                 with observer.phase("starting"):
-                    state, _ = restore_or_init()  # the data continues after the spike
+                    # The data continues after the spike.
+                    state, _ = checkpoints.rewind(restore_or_init)
                 progress.rewound(int(state["step"]))
                 observer.rewound(progress.step)
                 if log:

@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any, cast
 
-from bipe_jax.workdir import Workdir, json_files
+from bipe_jax.workdir import Workdir, bucket, json_files, opening
 from bipe_jax.workdir.files import Path
 
 _KEYS = {"event", "time", "since", "step", "seconds"}
@@ -18,7 +18,10 @@ _KEYS = {"event", "time", "since", "step", "seconds"}
 def append(workdir: Path, event: dict[str, Any]) -> None:
     """Adds one event. Raises OSError if it cannot be written."""
     line = json.dumps(event, allow_nan=False).encode() + b"\n"
-    with open(Workdir(workdir).events, "ab+") as file:
+    path = Workdir(workdir).events
+    if bucket.holds(path):  # which holds no half of a line; the trainer alone writes it
+        return bucket.write(path, bucket.read_generation(path)[0] + line)
+    with open(path, "ab+", opener=opening.not_through_a_link) as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # cut off
@@ -27,9 +30,9 @@ def append(workdir: Path, event: dict[str, Any]) -> None:
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """All events in the order in which they were written; [] if there are none."""
+    """All events in the order in which they were written; [] if there are none. Raises OSError."""
     try:
-        with open(Workdir(workdir).events, "rb") as file:
+        with opening.to_read(Workdir(workdir).events) as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []

@@ -1,21 +1,24 @@
-"""Files that several processes share: atomic writes, locks, and retries of a failed disk."""
+"""Files that several processes share: atomic writes, locks, and retries of a failed disk.
+
+Paths are local, or gs://BUCKET/NAME, where they are objects, see `bucket`.
+"""
 
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import logging
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Generator
 from typing import IO, Any, cast
 
 from bipe_jax.errors import Transient, UserError
-from bipe_jax.workdir import json_files
+from bipe_jax.workdir import bucket, json_files, opening
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +37,8 @@ def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Genera
     """Opens a new file, which replaces `path` when the block ends without an error.
 
     Until then, and after an error, `path` is as it was. Processes may write one path at the same time:
-    each writes a temporary file of its own beside it, and the last to end wins.
+    each writes a temporary file of its own beside it, and the last to end wins. For an object of a bucket,
+    what is written stays in memory until then.
 
     Args:
       mode: "w", for text in UTF-8, or "wb". newline: see `open`.
@@ -42,6 +46,12 @@ def replacing(path: Path, mode: str = "w", newline: str | None = None) -> Genera
     Raises:
       OSError: the file cannot be written.
     """
+    if bucket.holds(path):
+        buffer = io.BytesIO()
+        text = io.TextIOWrapper(buffer, "utf-8", newline=newline)
+        yield buffer if "b" in mode else text
+        text.flush()
+        return bucket.write(path, buffer.getvalue())
     temporary = f"{os.fspath(path)}.{os.getpid()}@{socket.gethostname()}.{os.urandom(4).hex()}.tmp"
     encoding = None if "b" in mode else "utf-8"
     try:
@@ -88,40 +98,99 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Renames a file of bookkeeping that cannot be read, or what is in its place, and logs one line.
+    """Renames a file of bookkeeping that cannot be used, or what is in its place, and logs one line.
 
     Args:
       reason: for the line. If it cannot be renamed, the line says that too.
     """
     path = os.fspath(path)
-    names = (f"{path}.unreadable-{n}" for n in itertools.count(1))
-    aside = next(name for name in names if not os.path.lexists(name))
+    candidates = (f"{path}.unreadable-{n}" for n in itertools.count(1))
+    there = bucket.exists if bucket.holds(path) else os.path.lexists
     try:
-        os.rename(path, aside)
+        aside = next(name for name in candidates if not there(name))
+        bucket.rename(path, aside) if bucket.holds(path) else os.rename(path, aside)
     except FileNotFoundError:  # another process was quicker
         return
     except OSError as error:
-        _LOG.warning(f"{path} cannot be read ({reason}), nor renamed ({error.strerror})")
+        _LOG.warning(f"{path} cannot be used ({reason}), nor renamed ({error.strerror})")
         return
-    _LOG.warning(f"{path} cannot be read ({reason}): set aside as {os.path.basename(aside)}")
+    _LOG.warning(f"{path} cannot be used ({reason}): set aside as {os.path.basename(aside)}")
 
 
 def set_aside_unless_file(path: Path) -> None:
-    """Renames what is at `path` unless it is a file that can be read, or nothing, see `set_aside`."""
+    """Renames what is at `path` unless it is a file that can be read, or nothing, see `set_aside`.
+
+    A symbolic link is renamed too: in a directory from elsewhere it may lead to any file of the user. A
+    bucket has neither links nor files that cannot be read.
+    """
+    if bucket.holds(path):
+        return None
+    if os.path.islink(path):
+        return set_aside(path, "it is a symbolic link")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
-            return set_aside(path, "it is no regular file")
-        with open(path, "rb"):
-            pass
+        opening.to_read(path).close()
     except FileNotFoundError:
-        if os.path.islink(path):
-            set_aside(path, "it is a symbolic link to nothing")
+        pass
     except OSError as error:
         set_aside(path, error.strerror or "it cannot be opened")
 
 
+def set_aside_unless_directory(path: Path) -> None:
+    """Renames what is at `path` unless it is a directory, or a link to one, or nothing, see `set_aside`."""
+    if not bucket.holds(path) and os.path.lexists(path) and not os.path.isdir(path):
+        set_aside(path, "it is no directory")
+
+
+def absolute(path: Path) -> str:
+    """A path that does not depend on where this process runs, and does not end with a slash."""
+    return os.fspath(path).rstrip("/") if bucket.holds(path) else os.path.abspath(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file, or a directory on a disk, exists."""
+    return bucket.exists(path) if bucket.holds(path) else os.path.exists(path)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a directory exists; in a bucket, whether anything is in it."""
+    return bucket.is_directory(path) if bucket.holds(path) else os.path.isdir(path)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory with its parents, unless it exists. Raises OSError."""
+    if not bucket.holds(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def names(directory: Path) -> list[str]:
+    """The names in a directory. Raises OSError.
+
+    A directory that does not exist is an error on a disk; in a bucket it has no names.
+    """
+    return bucket.names(directory) if bucket.holds(directory) else os.listdir(directory)
+
+
+def below(directory: Path) -> list[str]:
+    """The paths of all files below a directory, from it, in order. Raises OSError."""
+    if bucket.holds(directory):
+        return bucket.below(directory)
+    walked = os.walk(directory)
+    paths = (os.path.join(folder, name) for folder, _, names in walked for name in names)
+    return sorted(os.path.relpath(path, directory) for path in paths)
+
+
+def remove(path: Path) -> None:
+    """Removes a file. Raises OSError."""
+    bucket.remove(path) if bucket.holds(path) else os.remove(path)
+
+
 def remove_unfinished(directory: Path) -> None:
-    """Removes the temporary files of writers that were killed. What cannot be removed stays."""
+    """Removes the temporary files of writers that were killed. What cannot be removed stays.
+
+    In a bucket there are none.
+    """
+    if bucket.holds(directory):
+        return
     for name in os.listdir(directory):
         if not (writer := _UNFINISHED.search(name)):
             continue
@@ -158,9 +227,11 @@ def locked(path: Path, refusal: str) -> Generator[int]:
       UserError: with `refusal`: another process holds the lock.
       OSError: the file cannot be opened.
     """
-    new = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # not made where a link leads
-    flags = os.O_RDONLY if os.path.isdir(path) else new
-    descriptor = os.open(path, flags, 0o666)
+    if os.path.isdir(path):
+        descriptor = os.open(path, os.O_RDONLY)
+    else:
+        new = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        descriptor = opening.not_through_a_link(os.fspath(path), new)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,11 @@
 """JSON that another program, or an earlier run, may have written: parsed with limits."""
 
-import errno
 import json
 import os
-import stat
 from typing import Any, cast
 
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import opening
 
 DEEPEST = 64  # lists and objects in each other; nothing that this program reads has ten
 _TOO_DEEP = f"it is nested more than {DEEPEST} deep"
@@ -24,9 +23,7 @@ def parse(text: str | bytes) -> Any:
 
 def load(path: str | os.PathLike[str]) -> Any:
     """The JSON value of a file. Raises OSError if it cannot be read, ValueError as `parse`."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
-        raise OSError(errno.EINVAL, "it is no regular file")
-    with open(path, "rb") as file:
+    with opening.to_read(path) as file:
         return parse(file.read())
 
 

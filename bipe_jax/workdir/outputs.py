@@ -12,7 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 from bipe_jax.errors import Transient, UserError
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, bucket, files
 from bipe_jax.workdir.files import Path
 
 
@@ -26,6 +26,11 @@ class _Probed(Exception):
 
 def check(path: Path) -> None:
     """Raises Unwritten unless a file can be written, or replaced. It leaves nothing."""
+    if bucket.holds(path):
+        probe = f"{os.fspath(path)}.writable"
+        with writing(path):
+            bucket.write(probe, b"")
+            return bucket.remove(probe)
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise Unwritten(f"{os.fspath(path)} cannot be written: there is no such directory")
     with writing(path):

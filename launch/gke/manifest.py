@@ -13,6 +13,9 @@ The effect of a pod's end (launch/worker.py has the statuses):
 Needs JobSet 0.10, whose rules match messages, and Kubernetes 1.31, whose podFailurePolicy is stable.
 """
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+
 from bipe_jax import hardware
 from bipe_jax.errors import PREEMPTED
 from launch import jobs, worker
@@ -24,6 +27,29 @@ _USER = 1000  # of launch/gke/Dockerfile
 _CONTAINER = "train"
 _WORKERS = "w"  # name of the replicated Job; short, since it is part of every pod's name
 _MOST = 63  # letters of a pod's name, in the DNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What jobs of one launch share.
+
+    Attributes:
+      volumes: pairs (source, path) to mount: the name of a PersistentVolumeClaim, or gs://BUCKET.
+      reservation: name of the one that the nodes are from, or "".
+      account: the Kubernetes service account of the pods, or "".
+      queue, priority: the local queue and the priority class of Kueue, or "".
+      ttl: seconds after its end when the JobSet is deleted; None: never.
+    """
+
+    image: str
+    volumes: tuple[tuple[str, str], ...]
+    spot: bool = False
+    flex_start: bool = False
+    reservation: str = ""
+    account: str = ""
+    queue: str = ""
+    priority: str = ""
+    ttl: int | None = None
 
 
 def longest_name(machines: Machines) -> int:
@@ -42,18 +68,14 @@ def jobset(
     name: str,
     job: jobs.Job,
     machines: Machines,
-    image: str,
-    *,
-    spot: bool,
-    volumes: list[tuple[str, str]],
-    account: str = "",
+    settings: Settings,
+    secrets: Sequence[str] = (),
 ) -> dict:
     """The manifest of a job.
 
     Args:
       name: valid in the DNS, of at most longest_name(machines) letters.
-      volumes: pairs (source, path) to mount: the name of a PersistentVolumeClaim, or gs://BUCKET.
-      account: the Kubernetes service account of the pods.
+      secrets: names of Secrets whose keys become variables of the run; of equal keys the last counts.
     """
     replicas, hosts = _shape(machines)
     metadata: dict = {"name": name}
@@ -63,11 +85,19 @@ def jobset(
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
+    labels = {
+        "kueue.x-k8s.io/queue-name": settings.queue,
+        "kueue.x-k8s.io/priority-class": settings.priority,
+    }
+    if labels := {label: value for label, value in labels.items() if value}:
+        metadata["labels"] = labels
+    ends = {} if settings.ttl is None else {"ttlSecondsAfterFinished": settings.ttl}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
+            **ends,
             "network": {"enableDNSHostnames": True, "subdomain": name},
             "failurePolicy": _failure_policy(),
             "replicatedJobs": [
@@ -82,7 +112,7 @@ def jobset(
                             "backoffLimit": 0,
                             "podReplacementPolicy": "Failed",
                             "podFailurePolicy": {"rules": _pod_rules()},
-                            "template": _pod(name, job, machines, image, spot, volumes, account),
+                            "template": _pod(name, job, machines, settings, secrets),
                         }
                     },
                 }
@@ -131,11 +161,25 @@ def _failure_policy() -> dict:
     }
 
 
-def _pod(name, job, machines, image, spot, volumes, account) -> dict:
+def secret(name: str, variables: Mapping[str, str]) -> dict:
+    """A Secret, which unlike a JobSet is not for everybody to read."""
+    metadata = {"name": name}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {**variables}}
+
+
+def _pod(name, job, machines, settings: Settings, secrets: Sequence[str]) -> dict:
     selector, resource, count = _hardware(machines)
-    if spot:
-        selector["cloud.google.com/gke-spot"] = "true"
-    mounts = [(f"volume-{i}", *volume) for i, volume in enumerate(volumes)]
+    # Node pools have a label for each way of getting nodes, and of some of them the same as a taint.
+    tainted = {
+        "cloud.google.com/gke-spot": settings.spot,
+        "cloud.google.com/gke-flex-start": settings.flex_start,
+    }
+    tainted = [label for label, chosen in tainted.items() if chosen]
+    selector |= dict.fromkeys(tainted, "true")
+    if settings.reservation:
+        selector["cloud.google.com/reservation-name"] = settings.reservation
+        selector["cloud.google.com/reservation-affinity"] = "specific"
+    mounts = [(f"volume-{i}", *volume) for i, volume in enumerate(settings.volumes)]
     spec = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE,
@@ -144,7 +188,7 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
         "containers": [
             {
                 "name": _CONTAINER,
-                "image": image,
+                "image": settings.image,
                 # Without a shell the worker is process 1 and receives SIGTERM.
                 "command": ["python", "-m", "launch.worker"],
                 # Kubernetes replaces $(X), and makes $$ a $.
@@ -156,18 +200,20 @@ def _pod(name, job, machines, image, spot, volumes, account) -> dict:
         ],
         "volumes": [{"name": n, **_source(source)} for n, source, _ in mounts],
     }
-    if account:
-        spec["serviceAccountName"] = account
-    if spot:
-        label = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
-        spec["tolerations"] = [{**label, "effect": "NoSchedule"}]
+    if secrets:
+        spec["containers"][0]["envFrom"] = [{"secretRef": {"name": name}} for name in secrets]
+    if settings.account:
+        spec["serviceAccountName"] = settings.account
+    if tainted:
+        taint = {"operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        spec["tolerations"] = [{"key": label, **taint} for label in tainted]
     if not machines.slice:  # NCCL's; a container has 64 MiB otherwise
         shared = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
         spec["volumes"].append(shared)
         mount = {"name": "shared-memory", "mountPath": "/dev/shm"}
         spec["containers"][0]["volumeMounts"].append(mount)
     pod = {"spec": spec}
-    if any(source.startswith("gs://") for source, _ in volumes):
+    if any(source.startswith("gs://") for source, _ in settings.volumes):
         pod["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
     return pod
 

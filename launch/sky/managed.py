@@ -4,15 +4,17 @@ import argparse
 import json
 import logging
 import pathlib
+import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 
 import yaml
 
 from bipe_jax import hardware
 from bipe_jax.errors import UserError
-from launch import jobs, machines
+from launch import environment, inputs, jobs, machines
 from launch.machines import Machines
 
 _LOG = logging.getLogger(__name__)
@@ -53,14 +55,21 @@ def launch(to_launch: list[jobs.Job], args: argparse.Namespace, dry_run: bool) -
     """Launches as `submit`, with parsed flags."""
     wanted = machines.of(args)
     accelerators = _accelerators(wanted)
+    variables = environment.of(args)
     volumes = machines.volumes(args, to_launch)
     names = machines.names(to_launch, _MOST)
     if not dry_run:
         jobs.need("sky", _LAUNCHER)
-    ready = machines.ready(to_launch, wanted, args.skip_preflight)
+    files = inputs.not_ignored()
+    place = inputs.Place("the files that git does not ignore", files, volumes, others=False)
+    ready = machines.ready(to_launch, wanted, args.skip_preflight, place, variables)
+    secrets = environment.hidden(variables) if dry_run else variables
     made = {}
-    for name, job in zip(names, ready, strict=True):
+    for name, (job, needed) in zip(names, ready, strict=True):
         filled = task(name, job, wanted, accelerators, spot=args.spot, volumes=volumes)
+        filled["setup"] = _with_extras(filled["setup"], needed.extras)
+        if secrets:
+            filled["secrets"] = secrets
         made[name] = yaml.dump(filled, Dumper=_Dumper, sort_keys=False)
     if dry_run:
         for name, text in made.items():
@@ -100,8 +109,17 @@ def task(name, job: jobs.Job, wanted: Machines, accelerators, *, spot, volumes) 
         made["volumes"] = named
     first, _, rest = made["run"].partition("\n")
     assert first.startswith("set -- "), first
-    made["run"] = f"set -- {shlex.join(job.arguments())}\n{rest}"
+    # The only host needs no coordination, see `processes.start`.
+    alone = "export JAX_NUM_PROCESSES=1\n" if wanted.slice and wanted.slice.hosts == 1 else ""
+    made["run"] = f"set -- {shlex.join(job.arguments())}\n{alone}{rest}"
     return made
+
+
+def _with_extras(setup: str, extras: Sequence[str]) -> str:
+    """The script that also installs extras, besides `tpu` or `cuda`."""
+    added, count = re.subn(r"'\.\[(\w+)\]'", lambda m: f"'.[{','.join([m[1], *extras])}]'", setup)
+    assert count == 1, setup
+    return added
 
 
 def _accelerators(machines: Machines) -> str:

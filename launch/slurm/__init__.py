@@ -7,9 +7,13 @@ import hashlib
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
+from bipe_jax import cli
 from bipe_jax.errors import UserError
+from bipe_jax.workdir import files
+from launch import environment, inputs
 from launch import jobs as launch_jobs
 from launch.jobs import Job
 
@@ -23,17 +27,22 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
 
     Args:
       jobs: already checked.
-      arguments: `--jobs=N`, the number of runs at a time (all); the others are flags of sbatch.
+      arguments: `--jobs=N`, the number of runs at a time (all), --env and --env-file; the others are flags
+        of sbatch.
       dry_run: only print the file and the command.
 
     Raises:
       UserError: sbatch is missing or fails, or an array for this directory is in the queue.
     """
-    flags = [flag for flag in arguments if not flag.startswith("--jobs=")]
-    limits = [flag.partition("=")[2] for flag in arguments if flag.startswith("--jobs=")]
-    at_once = limits[-1] if limits else str(len(jobs))
-    if not at_once.isdecimal() or int(at_once) < 1:
-        raise UserError(f"--jobs={at_once} must be a number of runs at a time, 1 or more")
+    parser = cli.Parser("launch.slurm", None)
+    environment.add_flags(parser)
+    parser.add_argument("--jobs", default=str(len(jobs)))
+    args, flags = parser.parse_known_args(arguments)
+    if not args.jobs.isdecimal() or int(args.jobs) < 1:
+        raise UserError(f"--jobs={args.jobs} must be a number of runs at a time, 1 or more")
+    variables = environment.of(args)
+    for job in jobs:
+        inputs.check(launch_jobs.check(job), inputs.LOCAL, variables, job.workdir)
     directory = os.path.commonpath([Path(job.workdir).absolute().parent for job in jobs])
     text = "".join(shlex.join(job.arguments()) + "\n" for job in jobs)
     # A pending array reads its own file, whatever is submitted after it.
@@ -43,19 +52,23 @@ def submit(jobs: list[Job], arguments: list[str], dry_run: bool) -> None:
     else:
         _check_queue(directory)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    array = f"--array=0-{len(jobs) - 1}%{at_once}"
-    _sbatch(directory, [array, *flags], ["sweep.sbatch", str(path)], "%A_%a", dry_run)
+        files.write_text(path, text)
+    array = f"--array=0-{len(jobs) - 1}%{args.jobs}"
+    script = ["sweep.sbatch", str(path)]
+    _sbatch(directory, [array, *flags], script, "%A_%a", variables, dry_run)
 
 
-def submit_one(job: Job, flags: list[str], dry_run: bool) -> None:
-    """Submits one job, already checked, with flags of sbatch. Raises UserError as `submit` does."""
+def submit_one(job: Job, flags: list[str], variables: Mapping[str, str], dry_run: bool) -> None:
+    """Submits one job, with flags of sbatch and variables for the run. Raises UserError as `submit` does."""
+    launch_jobs.check_on_disk("--workdir", job.workdir)
+    inputs.check(launch_jobs.check(job), inputs.LOCAL, variables, job.workdir)
     workdir = os.path.abspath(job.workdir)
     flags = [f"--job-name={job.name or os.path.basename(workdir)}", *flags]
     if not dry_run:
         _check_queue(workdir)
         os.makedirs(workdir, exist_ok=True)
-    _sbatch(workdir, flags, ["train.sbatch", *job.arguments()], "%j", dry_run)
+    script = ["train.sbatch", *job.arguments()]
+    _sbatch(workdir, flags, script, "%j", variables, dry_run)
 
 
 def _check_queue(directory: str) -> None:
@@ -76,9 +89,17 @@ def _check_queue(directory: str) -> None:
 
 
 def _sbatch(
-    directory: str, flags: list[str], script: list[str], number: str, dry_run: bool
+    directory: str,
+    flags: list[str],
+    script: list[str],
+    number: str,
+    variables: Mapping[str, str],
+    dry_run: bool,
 ) -> None:
-    """Runs sbatch, with logs in the directory and the directory as the job's comment."""
+    """Runs sbatch, with logs in the directory and the directory as the job's comment.
+
+    sbatch takes the variables from its own environment, and so does the job, unless --export says otherwise.
+    """
     launch_jobs.check_line("--workdir", directory)
     if "\\" in directory:  # after one, SLURM replaces nothing in the name of the log
         raise UserError(f"--workdir: {directory} has a backslash, which SLURM takes as its own")
@@ -87,4 +108,5 @@ def _sbatch(
         f"--output={directory.replace('%', '%%')}/slurm-{number}.out",
     ]
     script = [f"{_SCRIPTS}/{script[0]}", *script[1:]]
-    launch_jobs.execute(["sbatch", *settings, *flags, *script], dry_run)
+    line = ["sbatch", *settings, *flags, *script]
+    launch_jobs.execute(line, dry_run, variables=variables)

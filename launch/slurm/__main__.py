@@ -6,17 +6,17 @@ python -m launch.slurm --config=FILE --workdir=DIR [--config.KEY=VALUE ...] [--d
 import sys
 
 from bipe_jax import cli
-from launch import jobs, machines, slurm
+from launch import environment, machines, slurm
 
 
 def main(argv: list[str]) -> None:
     parser = cli.Parser("launch.slurm", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
+    environment.add_flags(parser)
     end = argv.index("--") if "--" in argv else len(argv)
     args, rest = parser.parse_known_args(argv[:end])
     job = machines.job_of(rest)
-    jobs.check(job)
-    slurm.submit_one(job, argv[end + 1 :], args.dry_run)
+    slurm.submit_one(job, argv[end + 1 :], environment.of(args), args.dry_run)
 
 
 if __name__ == "__main__":

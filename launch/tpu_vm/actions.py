@@ -7,53 +7,62 @@ import subprocess
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 
-from bipe_jax.config import file
+from bipe_jax.config import file, needs
 from bipe_jax.errors import UserError
-from launch import jobs, machines
-from launch.tpu_vm.gcloud import ABSENT, Final, Resource
+from bipe_jax.workdir import bucket
+from launch import environment, inputs, jobs, machines
+from launch.tpu_vm import money
+from launch.tpu_vm.gcloud import ABSENT, Resource
 
 _LOG = logging.getLogger(__name__)
 
-_LOST = ("SUSPENDED", "FAILED")  # states that only a deletion ends; SUSPENDED is a preemption
+LOST = ("SUSPENDED", "FAILED")  # states that only a deletion ends; SUSPENDED is a preemption
 _PENDING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 _POLL = 30.0  # seconds
-_DONE = "done"
-_MOST = 10  # failures in a row after which `watch` ends
 _WORKER = "cd bipe_jax/source && ../venv/bin/python -m launch.tpu_vm.worker"
 _IF_BOOTSTRAPPED = (
     "if [ -e bipe_jax/commit ]; "
     f"then {_WORKER} %s; "
     'else echo "bipe_jax $(hostname) nothing not bootstrapped"; fi'
 )
+_EXTRAS = {"tpu", "gcs"}  # of every VM
+_ENVIRONMENT = "bipe_jax.environment"  # in the home directory of the VMs
 
 
 def create(resource: Resource, args: Namespace) -> None:
     """Requests the slice, unless it exists."""
-    _ready(resource, args)
-    _create(resource, args, resource.state())
-
-
-def _create(resource: Resource, args: Namespace, state: str) -> None:
-    if state in _LOST:
+    commit_of(args.job.config)
+    ready(resource, args, environment.of(args))
+    state = resource.state()
+    if state in LOST:
         raise UserError(
             f"{resource.name} is {state} and will not recover: delete it, then create it again"
         )
     if state != ABSENT:
         _LOG.info(f"{resource.name} exists already: {state}")
         return
-    tier = ["--spot"] * args.spot + ["--reserved"] * args.reserved
-    resource.create(tier, args.runtime_version, args.extra)
+    money.confirm(resource.slice, args)
+    request(resource, args, args.max_hours)
+
+
+def request(resource: Resource, args: Namespace, hours: float | None) -> None:
+    """Requests the slice, which must not exist, to be deleted after some hours on it."""
+    flags = money.flags(args, resource.name, hours)
+    resource.create(args.runtime_version, [*flags, *args.extra])
 
 
 def bootstrap(resource: Resource, args: Namespace) -> None:
     """Waits for the slice, and installs the working commit on all its VMs."""
-    commit = _commit()
+    commit = commit_of(args.job.config)
+    extras = needs.of(jobs.check(args.job)).extras
     _wait_until_active(resource)
-    _bootstrap(resource, args, commit)
+    install(resource, args, commit, extras)
 
 
-def _bootstrap(resource: Resource, args: Namespace, commit: str) -> None:
+def install(resource: Resource, args: Namespace, commit: str, extras: Sequence[str]) -> None:
+    """Installs a commit with extras on all VMs."""
     archive = os.path.join(tempfile.gettempdir(), f"bipe_jax-{commit}.tar.gz")
     jobs.execute(
         ["git", "archive", "--format=tar.gz", f"--output={archive}", commit], resource.dry_run
@@ -61,86 +70,46 @@ def _bootstrap(resource: Resource, args: Namespace, commit: str) -> None:
     resource.copy([archive, os.path.join(os.path.dirname(__file__), "bootstrap.sh")])
     if not resource.dry_run:
         os.remove(archive)
-    words = ["bash", "bootstrap.sh", commit, *([args.nfs] if args.nfs else [])]
-    resource.ask(shlex.join(words), verbose=True)
+    words = ["bash", "bootstrap.sh", commit, ",".join(sorted(_EXTRAS | {*extras}))]
+    resource.ask(shlex.join([*words, *([args.nfs] if args.nfs else [])]), verbose=True)
 
 
 def run(resource: Resource, args: Namespace) -> None:
     """Starts the supervisor on all VMs where it does not run."""
-    commit = _commit(args.job.config)
-    job = _ready(resource, args)
+    commit = commit_of(args.job.config)
+    variables = environment.of(args)
+    job, _ = ready(resource, args, variables)
     _wait_until_active(resource)
-    _run(resource, args, job, commit)
+    start(resource, args, job, commit, variables)
 
 
-def _run(resource: Resource, args: Namespace, job: jobs.Job, commit: str) -> None:
+def start(
+    resource: Resource, args: Namespace, job: jobs.Job, commit: str, variables: Mapping[str, str]
+) -> None:
+    """Starts the supervisor, with variables for the run, on all VMs where it does not run."""
     hosts = resource.slice.hosts * resource.slice.slices
     words = ["start", f"--workdir={job.workdir}", f"--commit={commit}", f"--hosts={hosts}"]
-    words += ["--shared"] if hosts > 1 or args.spot or args.delete else []
+    goes = args.spot or args.delete != "never" or args.max_hours is not None
+    words += ["--shared"] if hosts > 1 or (goes and args.action != "smoke") else []
+    if args.max_hours is not None:
+        words.append(f"--deadline={resource.name}:{resource.zone}")
+    if variables:
+        _send(resource, variables)
+        words.append("--environment")
     line = shlex.join([*words, "--", *job.arguments()])
     resource.ask(f"{_WORKER} {line}", verbose=True)
 
 
-def watch(resource: Resource, args: Namespace) -> None:
-    """Creates, bootstraps and runs, again after each preemption, until the run is done.
-
-    Raises:
-      UserError: the run failed, or too many attempts failed in a row.
-    """
-    commit = _commit(args.job.config)
-    job = _ready(resource, args)
-    failures, known = 0, None
-    while True:
-        try:
-            now = _advance(resource, args, job, commit)
-            failures = 0
-        except Final:
-            raise
-        except UserError as error:  # a VM may be restarting, the network down
-            failures += 1
-            if failures == _MOST:
-                raise
-            now = f"{error}; trying again"
-        if now != known:
-            _LOG.info(f"{time.strftime('%F %T')} {resource.name}: {now}")
-            known = now
-        if now == _DONE or resource.dry_run:
-            break
-        time.sleep(_POLL)
-    if args.delete:
-        resource.delete()
-    elif not resource.dry_run:
-        _LOG.info(
-            f"{resource.name} still exists, and costs money: delete it when you have its logs"
-        )
-
-
-def _advance(resource: Resource, args: Namespace, job: jobs.Job, commit: str) -> str:
-    """Does the next thing that the state of the slice needs. Returns the state."""
-    state = resource.state()
-    if state == "FAILED":
-        raise Final(f"{resource.name} is FAILED: see gcloud's describe, and delete it")
-    if state == "SUSPENDED":
-        resource.delete()
-    if state in (ABSENT, "SUSPENDED"):
-        _create(resource, args, ABSENT)
-        state = "requested"
-    if state != "ACTIVE" and not resource.dry_run:
-        return state
-    states = {state for _, state, _ in resource.ask(_IF_BOOTSTRAPPED % "status")}
-    if states == {_DONE}:
-        return _DONE
-    if "failed" in states and "running" not in states:
-        raise Final(
-            f"the run on {resource.name} ended and is not to be restarted: see {job.workdir}/failed and "
-            "the logs; the slice still exists, and costs money"
-        )
-    # A run that is done on some hosts will soon be done on the others.
-    if "running" in states and not states & {"nothing", "stopped"}:
-        return "running"
-    _bootstrap(resource, args, commit)
-    _run(resource, args, job, commit)
-    return "started"
+def _send(resource: Resource, variables: Mapping[str, str]) -> None:
+    """Copies variables to all VMs as a file that systemd reads."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, _ENVIRONMENT)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as opened:
+            for name, value in variables.items():
+                for character in '\\"$`':
+                    value = value.replace(character, f"\\{character}")
+                opened.write(f'{name}="{value}"\n')
+        resource.copy([path])
 
 
 def status(resource: Resource, args: Namespace) -> None:
@@ -149,19 +118,23 @@ def status(resource: Resource, args: Namespace) -> None:
     if not resource.dry_run:
         _LOG.info(f"{resource.name}: {state}")
     if state == "ACTIVE" or resource.dry_run:
-        resource.ask(_IF_BOOTSTRAPPED % "status", verbose=True)
+        ask(resource, "status", verbose=True)
+
+
+def ask(resource: Resource, action: str, verbose: bool = False) -> list[tuple[str, str, str]]:
+    """(host, state, text) of each VM after an action of launch/tpu_vm/worker.py there."""
+    return resource.ask(_IF_BOOTSTRAPPED % action, verbose)
 
 
 def logs(resource: Resource, args: Namespace) -> None:
-    """Shows the journal of the service on one VM, or all."""
+    """Shows the run's output on one VM, or all."""
     follow = " --follow" if args.follow else ""
-    command = f"sudo journalctl --unit=bipe_jax --no-pager --lines=200 --output=cat{follow}"
-    resource.ssh(command, resource.nodes()[args.node], args.worker)
+    resource.ssh(f"{_WORKER} logs{follow}", resource.nodes()[args.node], args.worker)
 
 
 def stop(resource: Resource, args: Namespace) -> None:
     """Makes the trainer save and end, on all VMs; the slice remains."""
-    resource.ask(_IF_BOOTSTRAPPED % "stop", verbose=True)
+    ask(resource, "stop", verbose=True)
 
 
 def delete(resource: Resource, args: Namespace) -> None:
@@ -172,26 +145,27 @@ def delete(resource: Resource, args: Namespace) -> None:
     resource.delete()
 
 
-ALL = {
-    action.__name__: action
-    for action in (create, bootstrap, run, watch, status, logs, stop, delete)
-}
-OF_A_JOB = ("create", "run", "watch")
+def ready(
+    resource: Resource, args: Namespace, variables: Mapping[str, str]
+) -> tuple[jobs.Job, needs.Needs]:
+    """The checked job, and what it needs.
 
-
-def _ready(resource: Resource, args: Namespace) -> jobs.Job:
-    """The checked job. Raises UserError if it is wrong, or does not fit the slice."""
+    Raises:
+      UserError: it is wrong, lacks what it needs, or does not fit the slice.
+    """
     workdir = args.job.workdir
-    if "://" in workdir or not workdir.startswith("/"):
+    if not bucket.holds(workdir) and not workdir.startswith("/"):
         raise UserError(
-            f"--workdir={workdir} must be an absolute path on the VMs, such as /mnt/bipe/x of a file "
-            "system that all share: an object store cannot be a workdir"
+            f"--workdir={workdir} must be gs://BUCKET/DIRECTORY, or an absolute path on the VMs, such as "
+            "/mnt/bipe/x of a file system that all share"
         )
-    return machines.ready([args.job], machines.Machines(resource.slice), args.skip_preflight)[0]
+    place = inputs.Place("the commit", inputs.commit())
+    wanted = machines.Machines(resource.slice)
+    return machines.ready([args.job], wanted, args.skip_preflight, place, variables)[0]
 
 
-def _commit(config: str = "") -> str:
-    """The working commit.
+def commit_of(config: str) -> str:
+    """The working commit, which must have the config.
 
     Raises:
       UserError: a change, or the config file, is not in it.
@@ -206,8 +180,8 @@ def _commit(config: str = "") -> str:
     commit = git("rev-parse", "HEAD").strip()
     if changed := git("status", "--porcelain", "--untracked-files=no").splitlines():
         raise UserError(f"{changed[0][3:]} is not committed, and the VMs get a commit: commit it")
-    path = config and file.find(config)[0]
-    if path and not git("ls-files", path):
+    path = file.find(config)[0]
+    if not git("ls-files", path):
         raise UserError(
             f"--config={config}: {path} is not in the repository, and the VMs get a commit: commit it"
         )

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs a commit of the repository on a TPU VM: bash bootstrap.sh COMMIT [NFS_SERVER:/EXPORT]
+# Installs a commit of the repository on a TPU VM: bash bootstrap.sh COMMIT EXTRAS [NFS_SERVER:/EXPORT]
+# EXTRAS are those of pyproject.toml, "tpu,gcs".
 # The archive of the commit is ~/bipe_jax-COMMIT.tar.gz. It can be repeated, also after a failure.
 set -euo pipefail
 commit=$1
-nfs=${2:-}
+extras=$2
+nfs=${3:-}
 root=$HOME/bipe_jax
 say() { echo "bipe_jax $(hostname) $*"; }
 trap 'say error bootstrap failed at line $LINENO' ERR
@@ -21,12 +23,12 @@ if [ -n "$nfs" ]; then
     [ -w /mnt/bipe ] || sudo chmod 1777 /mnt/bipe
 fi
 
-if [ "$(cat "$root/commit" 2>/dev/null)" = "$commit" ]; then
+if [ "$(cat "$root/commit" "$root/extras" 2>/dev/null)" = "$commit"$'\n'"$extras" ]; then
     say ready "${commit:0:12} was installed already"
     exit 0
 fi
 if systemctl is-active --quiet bipe_jax; then
-    say refused "a run of another commit exists: stop it first"
+    say refused "a run of another commit or other extras exists: stop it first"
     exit 1
 fi
 rm -f "$root/commit" # until the new one is complete
@@ -36,7 +38,8 @@ tar -xzf "$HOME/bipe_jax-$commit.tar.gz" -C "$root/source"
 # The system's Python may be too old: uv brings one.
 [ -x "$root/uv/bin/uv" ] || python3 -m pip install --quiet --target="$root/uv" uv
 [ -x "$root/venv/bin/python" ] || "$root/uv/bin/uv" venv --quiet --python '>=3.11,<3.14' "$root/venv"
-"$root/uv/bin/uv" pip install --quiet --python "$root/venv/bin/python" -e "$root/source[tpu,gcs]"
+"$root/uv/bin/uv" pip install --quiet --python "$root/venv/bin/python" -e "$root/source[$extras]"
+echo "$extras" >"$root/extras"
 echo "$commit" >"$root/commit"
 rm -f "$HOME"/bipe_jax-*.tar.gz
 say ready "${commit:0:12}"

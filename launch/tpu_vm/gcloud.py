@@ -5,6 +5,7 @@ import json
 import logging
 import shlex
 import subprocess
+from collections.abc import Sequence
 
 from bipe_jax.errors import UserError
 from bipe_jax.hardware import Slice
@@ -12,6 +13,7 @@ from launch import jobs
 
 _LOG = logging.getLogger(__name__)
 
+_ALPHA = ("--reservation=", "--provisioning-model=")  # flags of the track `alpha` alone
 ABSENT = "absent"  # besides the states of Google: ACTIVE, WAITING_FOR_RESOURCES, …
 
 
@@ -22,9 +24,10 @@ def slice_flags(wanted: Slice) -> list[str]:
     return [f"--type={wanted.chip.type}", f"--topology={wanted.grid}"]
 
 
-def track(wanted: Slice) -> list[str]:
-    """gcloud's release track, since --type in the general one has no generation after v4."""
-    return ["alpha"] if not wanted.default_grid and wanted.chip.generation != "v4" else []
+def track(wanted: Slice, flags: Sequence[str] = ()) -> list[str]:
+    """gcloud's release track: the general one lacks some flags, and in --type generations after v4."""
+    grid = not wanted.default_grid and wanted.chip.generation != "v4"
+    return ["alpha"] if grid or any(flag.startswith(_ALPHA) for flag in flags) else []
 
 
 class Final(UserError):
@@ -85,12 +88,11 @@ class Resource:
             )
         return state
 
-    def create(self, tier: list[str], runtime: str, extra: list[str]) -> None:
+    def create(self, runtime: str, more: list[str]) -> None:
         """Asks for it; Google queues the request.
 
         Args:
-          tier: ["--spot"], ["--reserved"] or [].
-          extra: more flags of `gcloud compute tpus queued-resources create`.
+          more: flags of `gcloud compute tpus queued-resources create`, such as --spot.
         """
         count = self.slice.slices
         nodes = (
@@ -102,8 +104,10 @@ class Resource:
             *slice_flags(self.slice),
             f"--runtime-version={runtime or self.slice.chip.runtime}",
         ]
-        line = [*nodes, *flags, *tier, *extra]
-        line = self._line("queued-resources", "create", self.name, *line, track=track(self.slice))
+        line = [*nodes, *flags, *more]
+        line = self._line(
+            "queued-resources", "create", self.name, *line, track=track(self.slice, more)
+        )
         jobs.execute(line, self.dry_run)
 
     def delete(self) -> None:

@@ -14,37 +14,54 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 
 from bipe_jax import streams
 from bipe_jax.errors import DONE, PREEMPTED, USER_ERROR
-from bipe_jax.workdir import heartbeat, workdir_argument
+from bipe_jax.workdir import Workdir, bucket, files, heartbeat, workdir_argument
+from launch.supervise import log_file
 
 _SERVICE = "bipe_jax"
 _UNIT = "../bipe_jax.service"  # as it is in /etc/systemd/system
+_ENVIRONMENT = "../../bipe_jax.environment"  # which the launcher copies to the home directory
+_ACTIONS = ("start", "stop", "restart", "status", "summary", "logs")
+_WAIT = 0.1  # seconds between looks for a checkpoint
 _WRONG_CALL = 2  # of launch.supervise, as of any argparse program
 _LOCAL_DISKS = ("btrfs", "ext2", "ext3", "ext4", "overlay", "tmpfs", "xfs")
 
 
-def unit(workdir: str, arguments: list[str], hosts: int) -> str:
-    """The service that supervises `python -m bipe_jax.train ARGUMENTS` on this host."""
+def log_of(workdir: str) -> str:
+    """What a run prints on this host: in the workdir, since the VM's own disk goes with the VM."""
+    return os.path.join(workdir, f"log-{socket.gethostname()}.txt")
+
+
+def unit(workdir: str, arguments: list[str], hosts: int, environment: str = "") -> str:
+    """The service that supervises `python -m bipe_jax.train ARGUMENTS` on this host.
+
+    Args:
+      environment: a file with variables for it, or "".
+    """
     # Longer than the other hosts need to detect a death: see launch/supervise.py.
     pause = 90 if hosts > 1 else 5
     name = [f"--host={socket.gethostname()}"] if hosts > 1 else []
     python = [sys.executable, "-m"]
     line = [*python, "launch.supervise", f"--workdir={workdir}", *name, f"--pause={pause}"]
-    line += ["--", *python, "bipe_jax.train", *arguments]
+    line += [f"--log={log_of(workdir)}", "--", *python, "bipe_jax.train", *arguments]
+    variables = f"EnvironmentFile={environment.replace('%', '%%')}\n" if environment else ""
+    # JAX would ask the metadata server how many hosts there are, and coordinate the only one.
+    alone = "" if hosts > 1 else "Environment=JAX_NUM_PROCESSES=1\n"
+    mounts = "" if bucket.holds(workdir) else f"RequiresMountsFor={_quoted(workdir)}\n"
     return f"""\
 [Unit]
 Description={workdir.replace("%", "%%")}: training of bipe_jax
 Wants=network-online.target
 After=network-online.target remote-fs.target
-RequiresMountsFor={_quoted(workdir)}
-
+{mounts}
 [Service]
 User={getpass.getuser()}
 WorkingDirectory={os.getcwd().replace("%", "%%")}
 Environment=PYTHONUNBUFFERED=1
-ExecStart={" ".join(_quoted(word) for word in line)}
+{alone}{variables}ExecStart={" ".join(_quoted(word) for word in line)}
 # SIGTERM goes to the supervisor alone, which passes it on and waits until the trainer has saved.
 KillMode=mixed
 KillSignal=SIGTERM
@@ -96,8 +113,32 @@ def filesystem(path: str, mounts: str = "/proc/mounts") -> str:
     return max(under, default=(0, "unknown"), key=lambda pair: pair[0])[1]
 
 
-def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: bool) -> str:
+def check_deadline(resource: str, zone: str) -> None:
+    """Checks that launch/tpu_vm/deadline.sh has set the deadline, and may ask for the queued resource.
+
+    Raises:
+      OSError: the deadline is not set, perhaps not yet. ValueError: this VM's account may not ask.
+    """
+    line = ["systemctl", "is-active", "--quiet", "bipe_jax_deadline.timer"]
+    if subprocess.run(line).returncode:
+        raise OSError("no deadline is set: was the slice created with --max-hours?")
+    line = ["gcloud", "compute", "tpus", "queued-resources", "describe", resource, f"--zone={zone}"]
+    done = subprocess.run([*line, "--quiet"], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise ValueError(
+            "the VM could not delete the slice at its deadline: give its service account the role TPU "
+            f"Admin ({reason})"
+        )
+
+
+def start(
+    workdir: str, arguments: list[str], commit: str, hosts: int, shared: bool, environment: bool
+) -> str:
     """Starts the service unless it runs. Returns a message.
+
+    Args:
+      environment: whether the launcher has sent a file with variables.
 
     Raises:
       ValueError: the service would not run as requested.
@@ -106,13 +147,16 @@ def start(workdir: str, arguments: list[str], commit: str, hosts: int, shared: b
         here = file.read().strip()
     if here != commit:
         raise ValueError(f"has commit {here[:12]}, not {commit[:12]}: bootstrap it again")
-    os.makedirs(workdir, exist_ok=True)
-    if shared and (kind := filesystem(workdir)) in _LOCAL_DISKS:
+    files.make_directory(workdir)
+    if shared and not bucket.holds(workdir) and (kind := filesystem(workdir)) in _LOCAL_DISKS:
         raise ValueError(
             f"{workdir} is on a disk of this VM ({kind}): several hosts need a shared file system, and a "
             "spot slice one that outlives it (bootstrap --nfs=SERVER:/EXPORT mounts one)"
         )
-    wanted = unit(workdir, arguments, hosts)
+    variables = os.path.abspath(_ENVIRONMENT) if environment else ""
+    if variables:
+        os.chmod(variables, 0o600)
+    wanted = unit(workdir, arguments, hosts, variables)
     if state() == "running":
         with open(_UNIT, encoding="utf-8") as file:
             if file.read() != wanted:
@@ -139,15 +183,53 @@ def stop() -> str:
     return "stopped"
 
 
-def progress() -> str:
-    """The run's heartbeat.json as text."""
+def restart(step: int) -> str:
+    """Stops the run once it has a checkpoint of a step, and starts it again, as after a preemption.
+
+    Raises:
+      ValueError: it ended before.
+    """
+    run = Workdir(_workdir())
+    while (run.latest_step() or 0) < step:
+        if state() != "running":
+            raise ValueError(f"the run ended before step {step}: it was not restarted")
+        time.sleep(_WAIT)
+    if state() != "running":
+        raise ValueError("the run ended too early to be restarted")
+    subprocess.run(["sudo", "systemctl", "restart", _SERVICE], check=True)
+    return f"restarted at step {run.latest_step()}"
+
+
+def summary() -> str:
+    """The last checkpoint of the run, and how many starts trained it."""
+    run = Workdir(_workdir())
+    return f"step {run.latest_step() or 0} in {run.last_start()} starts"
+
+
+def _workdir() -> str:
+    """The workdir of the service, or ""."""
     try:
         with open(_UNIT, encoding="utf-8") as file:
             command = next(line for line in file if line.startswith("ExecStart="))
     except (OSError, StopIteration):
-        return "no heartbeat yet"
+        return ""
     workdir = workdir_argument(shlex.split(command.removeprefix("ExecStart=")))
-    beat = heartbeat.read(workdir.replace("%%", "%").replace("$$", "$"))
+    return workdir.replace("%%", "%").replace("$$", "$")
+
+
+def show_log(follow: bool) -> None:
+    """Becomes a program that shows the end of the run's output, or of the service's without a run."""
+    words = ["--follow"] * follow
+    if workdir := _workdir():
+        os.execvp("tail", ["tail", "--lines=200", *words, log_file(log_of(workdir))])
+    line = ["sudo", "journalctl", f"--unit={_SERVICE}", "--no-pager", "--lines=200", "--output=cat"]
+    os.execvp(line[0], [*line, *words])
+
+
+def progress() -> str:
+    """The run's heartbeat.json as text."""
+    workdir = _workdir()
+    beat = heartbeat.read(workdir) if workdir else None
     if beat is None:
         return "no heartbeat yet"
     return f"step {beat['step']}, {beat['phase']}, {heartbeat.age(beat):.0f} s ago"
@@ -157,20 +239,32 @@ def main() -> int:
     arguments = sys.argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="python -m launch.tpu_vm.worker")
-    parser.add_argument("action", choices=("start", "stop", "status"))
+    parser.add_argument("action", choices=_ACTIONS)
     parser.add_argument("--workdir")
     parser.add_argument("--commit")
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument(
         "--shared", action="store_true", help="the workdir must not be on a disk of the VM"
     )
+    parser.add_argument("--deadline", default="", help="RESOURCE:ZONE, whose deadline is checked")
+    parser.add_argument("--step", type=int, default=0, help="restart: after its checkpoint")
+    parser.add_argument("--environment", action="store_true", help="variables have been sent")
+    parser.add_argument("--follow", action="store_true", help="keep printing")
     args = parser.parse_args(arguments[:split])
     try:
-        if args.action == "start":
+        if args.action == "logs":
+            show_log(args.follow)
+        if args.action == "restart":
+            message = restart(args.step)
+        elif args.action == "start":
+            if args.deadline:
+                check_deadline(*args.deadline.split(":"))
             rest = arguments[split + 1 :]
-            message = start(args.workdir, rest, args.commit, args.hosts, args.shared)
+            message = start(
+                args.workdir, rest, args.commit, args.hosts, args.shared, args.environment
+            )
         else:
-            message = stop() if args.action == "stop" else progress()
+            message = {"stop": stop, "status": progress, "summary": summary}[args.action]()
         now = state()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         kind = "refused" if isinstance(error, ValueError) else "error"

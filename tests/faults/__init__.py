@@ -5,6 +5,8 @@ python -m tests.faults --runs=200 [--seed=N] [--kinds=kill,term] [--jobs=2] [--d
 
 import os
 
+from tests import xla_flags
+
 
 def environment(root: str) -> dict:
     """Variables to be set before JAX is imported."""
@@ -14,7 +16,6 @@ def environment(root: str) -> dict:
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        # Compiling takes most of the time, and the model is too small to gain from more.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags.QUICK,
         "OPENBLAS_NUM_THREADS": "1",  # it would start threads as it is imported, see `forks`
     }

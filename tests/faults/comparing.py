@@ -12,7 +12,7 @@ from bipe_jax.checkpoint import checksums
 
 _BELONGS = {
     "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "evaluation.json", "report.html",
-    "extrapolation.png", "restarts.json", "heartbeat.json", "events.jsonl", "trainer.lock",
+    "extrapolation.png", "restarts.json", "heartbeat.json", "events.jsonl", "trainer.lock", "starts",
 }  # fmt: skip
 
 

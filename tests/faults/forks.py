@@ -5,11 +5,14 @@ is one thread, and no device of JAX has been touched.
 """
 
 import atexit
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import traceback
+
+STACKS = signal.SIGUSR2  # makes a forked process print the stacks of its threads
 
 
 def threads() -> int:
@@ -36,6 +39,7 @@ def fork(function, output: str, environment: dict | None = None) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.register(STACKS, file=2)
         try:
             function()
             code = 0

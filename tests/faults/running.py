@@ -16,7 +16,7 @@ from tests.faults import forks, setting
 NOTICED = 60  # seconds after which the others have noticed that a process is gone
 _HANGS = 240  # seconds that a run takes at most
 _POLL = 0.001
-_MOMENTS = ("start", "steps", "steps", "saving", "saving", "named", "evaluation", "any")
+_MOMENTS = ("start", "steps", "steps", "saving", "saving", "named", "deleting", "evaluation", "any")
 
 
 class Lost(Exception):
@@ -115,8 +115,22 @@ class Run:
             if not self.poll():
                 return False
             time.sleep(_POLL)
+        stacks = self._stacks()
         self.stop()
-        raise Lost(f"it hangs (start {self.starts})")
+        raise Lost(
+            f"it hangs (start {self.starts}), where {self.lines()} steps are logged\n{stacks}"
+        )
+
+    def _stacks(self) -> str:
+        """Where the main threads of the processes are, which lie last in their logs."""
+        self.signal(forks.STACKS)
+        time.sleep(1)
+        parts = []
+        for number in self.running.values():
+            with open(self._log(number), errors="replace") as file:
+                _, _, main_thread = file.read().rpartition("(most recent call first):")
+            parts.append(f"process {number}:{main_thread.rstrip()}")
+        return "\n".join(parts)
 
     def sleep(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -212,6 +226,8 @@ class Run:
             reached = reached and self.sleep(random.choice((0, 0.01, 0.1)) * random.random())
         elif moment == "named":
             reached = self.wait(appears(str.isdecimal))
+        elif moment == "deleting":
+            reached = self.wait(appears(lambda name: name.endswith(".deleted")))
         else:
             reached = self.wait(lambda: setting.STEPS in self.saved())
             reached = reached and self.sleep(random.uniform(0, 0.3 * self._usual))

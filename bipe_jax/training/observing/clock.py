@@ -13,14 +13,19 @@ from collections import deque
 # other: writing metrics and traces.
 PHASES: tuple[str, ...] = ("starting", "step", "data", "saving", "evaluating", "other")
 
+# What the host does before its first step is complete. import: until the training is called, joining the
+# other processes included. restore: or initialising. compile: the call of the first step.
+STARTING: tuple[str, ...] = ("import", "tokenizer", "data", "restore", "compile")
+
 
 class Clock:
     """Seconds by phase. Callers pass the times, in seconds and in order."""
 
     def __init__(self, since: float):
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._starting = dict.fromkeys(STARTING, 0.0)
         self._until = since  # time before is counted in `_seconds`
-        self._entered = deque([("other", since)])  # phases of the host, from `_until` on
+        self._entered = deque([("import", since)])  # phases of the host, from `_until` on
         self._dispatched = deque()  # when the steps in flight were dispatched
         self.started = False  # whether the first step is complete
 
@@ -41,6 +46,10 @@ class Clock:
         self._account(self._dispatched.popleft())
         self._add("step", at)
         self.started = True
+
+    def starting(self) -> dict[str, float]:
+        """Seconds of "starting" by what the host did; the rest of it is the first step, and anything else."""
+        return {name: round(spent, 6) for name, spent in self._starting.items()}
 
     @property
     def running(self) -> int:
@@ -75,4 +84,6 @@ class Clock:
     def _add(self, phase: str, until: float) -> None:
         if until > self._until:
             self._seconds[phase if self.started else "starting"] += until - self._until
+            if not self.started and phase in self._starting:
+                self._starting[phase] += until - self._until
             self._until = until

@@ -61,6 +61,7 @@ class Observer:
         self._slow, self._slow_count = SlowSteps(), 0
         self._slowest: dict | None = None
         self._last_beat = ("", 0.0)
+        self._enter("other")
 
     def open(self, workdir: str) -> None:
         """Starts to write into the workdir, which exists."""
@@ -92,9 +93,14 @@ class Observer:
             self._step = number - 1
             self.event("training")
         self._trace.before(number)
-        self._clock.dispatched(self._now())
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
-            state, values = function(*args)
+            if self._clock.started or self._clock.running:
+                self._clock.dispatched(self._now())
+                state, values = function(*args)
+            else:  # the call compiles
+                with self.phase("compile"):
+                    state, values = function(*args)
+                self._clock.dispatched(self._now())
         self._completions.follow(values)
         return state, values
 
@@ -107,7 +113,7 @@ class Observer:
         self._step = number
         seconds = self._clock.accounted()
         if first:
-            self.event("first_step")
+            self.event("first_step", starting=self._clock.starting())
         elif slow := self._slow.judge({p: seconds[p] - self._before[p] for p in _OF_A_STEP}):
             self._slow_count += 1
             if self._slowest is None or slow["took"] > self._slowest["took"]:

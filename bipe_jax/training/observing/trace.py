@@ -8,7 +8,7 @@ import re
 import jax
 
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir
+from bipe_jax.workdir import Workdir, bucket
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,9 +42,14 @@ class Trace:
 
     Args:
       steps: see `parse`. Those that were trained before are skipped.
+
+    Raises:
+      UserError: the workdir is in a bucket, where JAX writes no traces.
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: str):
+        if steps and bucket.holds(workdir):
+            raise UserError(f"--profile needs a local --workdir, which {workdir} is not")
         self._steps, self._running = steps, False
         self._directory = os.path.join(Workdir(workdir).profile, f"process_{jax.process_index()}")
 

@@ -4,15 +4,14 @@ WANDB_MODE=offline keeps everything in WORKDIR/wandb, for `wandb sync`. The id o
 WORKDIR/wandb_id, so that a training that resumes is the same W&B run.
 """
 
-import importlib.util
 import logging
 import os
 import re
 import secrets
 
-from bipe_jax.config import Config, flatten, to_dict
+from bipe_jax.config import Config, flatten, needs, to_dict
 from bipe_jax.errors import UserError
-from bipe_jax.workdir import Workdir, files
+from bipe_jax.workdir import Workdir, bucket, files
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,11 +20,11 @@ _ID = re.compile(rb"[\w-]{1,64}")
 _FINISH = 30.0  # seconds for the last upload: a preempted run has little time
 
 
-def check(config: Config) -> None:
-    """Raises UserError if the config asks for Weights & Biases and it is not installed."""
-    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+def check(config: Config, workdir: str) -> None:
+    """Raises UserError if the config asks for Weights & Biases, which cannot write to the workdir."""
+    if config.log.wandb and bucket.holds(workdir):
         raise UserError(
-            f"config.log.wandb={config.log.wandb!r} needs the extra `wandb`: pip install -e '.[wandb]'"
+            f"config.log.wandb={config.log.wandb!r} needs a local --workdir, which {workdir} is not"
         )
 
 
@@ -35,12 +34,16 @@ class WandbBoard:
     Steps may be logged again after a resume or a rewind. W&B's own step counter cannot go back, so the step
     is a metric, over which the others are plotted.
 
+    Args:
+      workdir: holds the id, and what is offline. name: of the run; "": that of the directory.
+
     Raises:
-      UserError: W&B refuses the project's name, or the user is not logged in.
+      UserError: W&B is not installed or refuses the project's name, or the user is not logged in.
     """
 
-    def __init__(self, config: Config, workdir: str):
-        check(config)
+    def __init__(self, config: Config, workdir: str, name: str = ""):
+        needs.check_installed(config)
+        check(config, workdir)
         import wandb
 
         self._run = None
@@ -49,7 +52,7 @@ class WandbBoard:
             self._run = wandb.init(
                 project=config.log.wandb,
                 id=_id(workdir),
-                name=os.path.basename(os.path.abspath(workdir)),
+                name=name or os.path.basename(os.path.abspath(workdir)),
                 dir=workdir,
                 config=flatten(to_dict(config)),
                 resume="allow",

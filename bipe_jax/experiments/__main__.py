@@ -1,0 +1,67 @@
+"""Runs an experiment: a sweep of trainings, its tables and figures, and a page with what was predicted.
+
+python -m bipe_jax.experiments bi-nfa --size=laptop --output=runs/bi-nfa [--seeds=3] [--on=local] [-- FLAGS]
+python -m bipe_jax.experiments bi-nfa --samples=3
+python -m bipe_jax.experiments list
+
+The same command again resumes what is not finished, and writes the files anew. What follows -- are flags of
+launch.sweep, such as --jobs=2, and of the launcher after a second --.
+"""
+
+import itertools
+import json
+import logging
+import sys
+
+from bipe_jax import cli, commands, provenance
+from bipe_jax.commands.options import SIZES
+from bipe_jax.errors import UserError
+from bipe_jax.experiments import files, registry, runner
+from bipe_jax.report.text import table
+from bipe_jax.workdir import outputs
+
+_LOG = logging.getLogger("bipe_jax.experiments")
+
+
+def main(argv: list[str]) -> int:
+    where = argv.index("--") if "--" in argv else len(argv)
+    args = commands.parser("experiments").parse_args(argv[:where])
+    if args.name == "list":
+        print(_listed())
+        return 0
+    experiment = registry.find(args.name)
+    if args.samples is not None:
+        if args.samples < 1:
+            raise UserError(f"--samples={args.samples} must be at least 1")
+        for sample in itertools.islice(experiment.samples(), args.samples):
+            print(json.dumps(sample))
+        return 0
+    if not args.output:
+        raise UserError("--output=DIR is needed")
+    seeds = experiment.seeds[args.size] if args.seeds is None else args.seeds
+    if seeds < 1:
+        raise UserError(f"--seeds={seeds} must be at least 1")
+    outputs.check_directory(args.output, *files.NAMES)
+    status = runner.run(experiment, args.size, seeds, args.output, args.on, argv[where + 1 :])
+    outcomes = runner.read(experiment, args.size, seeds, args.output)
+    if any(outcomes.values.values()):
+        written = files.write(experiment, args.size, outcomes, args.output, provenance.record())
+        print(files.text(outcomes))
+        print(f"Wrote {', '.join(written[:4])} and {len(written) - 4} figures in {args.output}")
+    else:
+        _LOG.info("No point is finished yet: the same command writes the tables later")
+    return status
+
+
+def _listed() -> str:
+    rows = [
+        (name, size, f"{len(one.arms(size)) * one.seeds[size]}", one.cost(size))
+        for name, one in registry.EXPERIMENTS.items()
+        for size in SIZES
+    ]
+    return table(("experiment", "size", "runs", "cost"), rows)
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""Bi-NFA: strings of bilevel automata. A task of this project, see docs/experiments.md."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bipe_jax import synthetic
+from bipe_jax.commands.options import SIZES
+from bipe_jax.experiments.experiment import (
+    Arm,
+    Cell,
+    Experiment,
+    Prediction,
+    crossed,
+    encodings,
+)
+from bipe_jax.experiments.outcomes import Outcomes, shown
+
+_CONFIG = "configs/experiments/bi_nfa.py"
+_STATES = {"quick": 3, "laptop": 6, "paper": 6}
+_COUNTS = {"quick": 16, "laptop": 250, "paper": 1000}
+_SEGMENTS = {"quick": (8, 16), "laptop": (8, 16, 32, 64), "paper": (8, 16, 32, 64)}
+_OUTER, _INNER = "outer set after the last segment", "inner sets, all of a string"
+_USUAL = "segments of 4 to 12 letters"
+_LONG = "segments of 12 to 24 letters"
+
+INTRA, INTER = (("learned", "offset"),), (("rope", "segment"),)
+
+
+def _task(size: str, seed: int, **options: Any) -> str:
+    listed = {"seed": seed, "states": _STATES[size]} | options
+    return f"synthetic:bi-nfa({', '.join(f'{name}={value}' for name, value in listed.items())})"
+
+
+def _data(size: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The training text of a machine, and test strings of more segments and of longer ones."""
+    count = _COUNTS[size]
+    tests = [
+        _task(size, seed, split="test", count=count, segments=k, **options) for k in _SEGMENTS[size]
+    ]
+    longer = {**options, "letters": "12:24"}
+    tests.append(_task(size, seed, split="test", count=count, segments=8, **longer))
+    return {"data.train": _task(size, seed, **options), "data.evaluation": "; ".join(tests)}
+
+
+def _encodings(size: str) -> list[Arm]:
+    names = ("bipe_rope", "rope", "nope") if size == "quick" else (
+        "bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope",
+    )  # fmt: skip
+    alone = [] if size == "quick" else [
+        Arm("intra alone", {"position.absolute": INTRA, "position.relative": ()}),
+        Arm("inter alone", {"position.absolute": (), "position.relative": INTER}),
+    ]  # fmt: skip
+    return [*encodings(*names), *alone]
+
+
+def cells(result: Mapping[str, Any]) -> list[Cell]:
+    """The values of a point, from its answers.json."""
+    values: list[Cell] = []
+    for of_source in result["results"]:
+        options = synthetic.parse(of_source["source"].partition(":")[2])
+        condition = _LONG if options.letters[0] >= 12 else _USUAL  # type: ignore[attr-defined]
+        for item in of_source["items"]:
+            groups, x = item["groups"], item["labels"]["segments"]
+            if "outer" in groups:
+                values.append(Cell(_OUTER, condition, x, groups["outer"]["last"], 1))
+            if "inner" in groups:
+                inner = groups["inner"]
+                values.append(Cell(_INNER, condition, x, inner["right"] == inner["total"], 1))
+            if "accept" in groups:
+                values.append(Cell("acceptance", condition, x, groups["accept"]["last"], 1))
+    return values
+
+
+def _at(outcomes: Outcomes, arms: Sequence[str], measure: str, condition: str, x: float) -> str:
+    return "; ".join(f"{arm} {shown(outcomes.mean(arm, measure, condition, x))}" for arm in arms)
+
+
+def _no_worse_at_8(outcomes: Outcomes) -> tuple[str, bool | None]:
+    means = {arm: outcomes.mean(arm, _OUTER, _USUAL, 8) for arm in outcomes.arms}
+    text = _at(outcomes, outcomes.arms, _OUTER, _USUAL, 8)
+    own = means.get("bipe_rope")
+    others = [mean.mean for arm, mean in means.items() if mean and arm != "bipe_rope"]
+    if own is None or not others:
+        return text, None
+    return text, own.mean >= max(others) - 0.02
+
+
+def _from_8_to_most(outcomes: Outcomes, arm: str) -> tuple[str, float | None]:
+    """An arm's outer sets at 8 segments and at the most, in words, and by how much they are less right."""
+    last = max((key.x for key in outcomes.keys if key.condition == _USUAL), default=8)
+    here, there = (outcomes.mean(arm, _OUTER, _USUAL, x) for x in (8, last))
+    text = f"{arm} at 8 segments {shown(here)}, at {last:g} {shown(there)}"
+    return text, here.mean - there.mean if here and there else None
+
+
+def _flat(outcomes: Outcomes) -> tuple[str, bool | None]:
+    text, lost = _from_8_to_most(outcomes, "bipe_rope")
+    return text, None if lost is None else lost <= 0.05
+
+
+def _decays(outcomes: Outcomes) -> tuple[str, bool | None]:
+    text, lost = _from_8_to_most(outcomes, "bipe_rope")
+    return text, None if lost is None else lost > 0.05
+
+
+def _rope_falls(outcomes: Outcomes) -> tuple[str, bool | None]:
+    text, lost = _from_8_to_most(outcomes, "rope")
+    return text, None if lost is None else lost >= 0.1
+
+
+def _offsets_fail(outcomes: Outcomes) -> tuple[str, bool | None]:
+    mean = outcomes.mean("bipe_rope", _INNER, _LONG, 8)
+    usual = outcomes.mean("bipe_rope", _INNER, _USUAL, 8)
+    text = f"bipe_rope, all inner sets right: {shown(usual)} usual, {shown(mean)} in long segments"
+    return text, mean.mean <= usual.mean - 0.1 if mean and usual else None
+
+
+def _predictions(family: str) -> tuple[Prediction, ...]:
+    if family == "total":
+        text = "The machine forgets: BiPE-RoPE loses at most 5 points to 8 times as many segments."
+        far = Prediction(text, "ours", _flat)
+    else:
+        text = "The machine remembers: BiPE-RoPE loses over 5 points to 8 times as many segments."
+        far = Prediction(text, "ours", _decays)
+    return (
+        Prediction(
+            "At 8 segments, as in training, BiPE-RoPE has the outer set right as often as any other, but for "
+            "2 points.",
+            "ours",
+            _no_worse_at_8,
+        ),
+        far,
+        Prediction(
+            "RoPE loses at least 10 points with more segments than in training.",
+            "ours",
+            _rope_falls,
+        ),
+        Prediction(
+            "With segments longer than any in training BiPE-RoPE has 10 points fewer strings with all inner "
+            "sets right: their offsets were never seen.",
+            "ours",
+            _offsets_fail,
+        ),
+    )
+
+
+_METHOD = (
+    "Strings of a random machine of two levels are read token by token. At each letter the model says "
+    "which inner states are possible, at each segment's end which outer ones. Trained on 1 to 8 segments of "
+    "4 to 12 letters; tested on more segments, and on longer ones. Each seed has a machine of its own."
+)
+
+
+def _samples(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    task = synthetic.parse(_task("laptop", 0, **options).partition(":")[2])
+    return map(task.sample, itertools.count())
+
+
+def _experiment(name: str, question: str, arms: Any, **changes: Any) -> Experiment:
+    usual = {
+        "name": name, "question": question, "method": _METHOD, "config": _CONFIG,
+        "x_name": "segments", "trained": dict.fromkeys(SIZES, 8), "arms": arms, "data": _data,
+        "cells": cells, "samples": lambda: _samples({}),
+    }  # fmt: skip
+    return Experiment(**usual | changes)
+
+
+def _of_family(family: str) -> Experiment:
+    """All encodings on one family of machines."""
+    return _experiment(
+        f"bi-nfa-{family}",
+        f"Which encodings follow a machine of the family {family!r} over more segments than seen?",
+        lambda size: [arm._replace(options={"family": family}) for arm in _encodings(size)],
+        samples=lambda: _samples({"family": family}),
+        predictions=_predictions(family),
+    )
+
+
+def _controls(size: str) -> list[Arm]:
+    """What should destroy the advantage of BiPE-RoPE."""
+    (bipe,), (nope,) = encodings("bipe_rope"), encodings("nope")
+    return [
+        bipe,
+        bipe._replace(name="random coordinates", options={"coordinates": "random"}),
+        bipe._replace(name="coordinates, no separators", options={"separators": "hidden"}),
+        nope._replace(name="separators, no coordinates"),
+    ]
+
+
+def _random_is_worse(outcomes: Outcomes) -> tuple[str, bool | None]:
+    arms = ("bipe_rope", "random coordinates")
+    own, random = (outcomes.mean(arm, _OUTER, _USUAL, 8) for arm in arms)
+    verdict = random.mean <= own.mean - 0.05 if own and random else None
+    return _at(outcomes, arms, _OUTER, _USUAL, 8), verdict
+
+
+def _widths(size: str) -> list[Arm]:
+    """Encodings by width of the model and states of the machine."""
+    widths = (16, 32) if size == "quick" else (16, 32, 48, 64, 96, 128)
+    states = (3,) if size == "quick" else (3, 4, 5, 6, 8)
+    sizes = [
+        Arm(f"width {w}", {"model.width": w, "model.feed_forward": 4 * w}) for w in widths
+    ]  # fmt: skip
+    machines = [
+        Arm(f"{n} states", {"model.vocab_size": 3 + 2 * n + 8}, {"states": n}) for n in states
+    ]
+    return crossed(crossed(encodings("bipe_rope", "rope", "nope"), machines), sizes)
+
+
+def least_widths(outcomes: Outcomes) -> dict[tuple[str, str], int | None]:
+    """(encoding, states) -> the least width with 99 % of the last outer sets right at 8 segments."""
+    least: dict[tuple[str, str], int | None] = {}
+    for arm in outcomes.arms:
+        encoding, states, width = arm.split(", ")
+        mean = outcomes.mean(arm, _OUTER, _USUAL, 8)
+        before = least.setdefault((encoding, states), None)
+        if mean and mean.mean >= 0.99:
+            own = int(width.removeprefix("width "))
+            least[encoding, states] = min(before or own, own)
+    return least
+
+
+def _width_grows(outcomes: Outcomes) -> tuple[str, bool | None]:
+    least = least_widths(outcomes)
+    text = "; ".join(f"{e}, {s}: {w or 'none reached 99 %'}" for (e, s), w in least.items())
+    pairs = [
+        (width, least.get(("rope", states)))
+        for (encoding, states), width in least.items()
+        if encoding == "bipe_rope"
+    ]
+    known = [(own, other) for own, other in pairs if own and other]
+    return text, all(own <= other for own, other in known) if known else None
+
+
+CONTROLS = _experiment(
+    "bi-nfa-controls",
+    "Is it the coordinates of segments that help, or the separators in the text?",
+    _controls,
+    predictions=(
+        Prediction(
+            "With coordinates at random places at least 5 points fewer outer sets are right.",
+            "ours",
+            _random_is_worse,
+        ),
+    ),
+)
+WIDTHS = _experiment(
+    "bi-nfa-width",
+    "Which width does a model need for a machine of so many states?",
+    _widths,
+    predictions=(
+        Prediction(
+            "BiPE-RoPE needs no more width than RoPE, for any number of states, in distribution.",
+            "the paper says that bilevel encodings need fewer parameters for such machines (its theorem's "
+            "statement is not known to us)",
+            _width_grows,
+        ),
+    ),
+)
+EXPERIMENTS = (*map(_of_family, ("collapsing", "total", "group", "counter")), CONTROLS, WIDTHS)

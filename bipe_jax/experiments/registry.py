@@ -1,0 +1,21 @@
+"""All experiments by name."""
+
+from bipe_jax.errors import UserError
+from bipe_jax.experiments import arithmetic, bi_nfa, retrieval
+from bipe_jax.experiments.experiment import Experiment
+from bipe_jax.suggest import did_you_mean
+
+EXPERIMENTS: dict[str, Experiment] = {
+    one.name: one
+    for one in (*bi_nfa.EXPERIMENTS, arithmetic.ARITHMETIC, arithmetic.FOLD, *retrieval.EXPERIMENTS)
+}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of a name. Raises UserError."""
+    if name not in EXPERIMENTS:
+        raise UserError(
+            f"there is no experiment {name!r}{did_you_mean(name, EXPERIMENTS)}: use list, or one of "
+            f"{', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]

@@ -1,0 +1,220 @@
+"""Experiments: their points are valid, their numbers are those of SciPy, and a kill changes no table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bipe_jax import plan, synthetic
+from bipe_jax.config import file
+from bipe_jax.errors import UserError
+from bipe_jax.evaluation import ending
+from bipe_jax.experiments import bi_nfa, files, registry, runner
+from bipe_jax.experiments.experiment import Cell, point_name
+from bipe_jax.experiments.outcomes import Key, Outcomes
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_points_are_configs_that_can_be_trained_and_evaluated(name):
+    experiment = registry.EXPERIMENTS[name]
+    for size in experiment.seeds:
+        base = file.load(f"{ROOT}/{experiment.config}:{size}")
+        points = experiment.points(size, experiment.seeds[size])
+        assert len({point["name"] for point in points}) == len(points)
+        distinct = {(p.get("data.train"), p.get("model.vocab_size")): p for p in points[::-1]}
+        for point in distinct.values():
+            config = base.copy_and_resolve_references()
+            for key, value in point.items():
+                if key != "name":
+                    *path, last = key.split(".")
+                    inner = config
+                    for part in path:
+                        inner = inner[part]
+                    inner[last] = value
+            made = plan.make(config)
+            ending.of(made)
+            task = synthetic.parse(made.training.sources[0].path)
+            assert made.model.vocab_size == 3 + len(task.words)
+            # What is trained on fits into a row.
+            longest = max(len(task.example(i)["text"].split()) + 2 for i in range(5))
+            assert longest <= made.sequence_length + 1, (point["name"], longest)
+        sample = next(experiment.samples())
+        assert json.loads(json.dumps(sample)) == sample
+
+
+def outcomes() -> Outcomes:
+    """Three arms at two places; the last arm lacks a seed."""
+    random = np.random.RandomState(0)
+    key = Key("share", "all", 8.0), Key("share", "all", 16.0)
+    values = {
+        arm: {k: {s: (int(random.randint(20, 80)), 100) for s in range(seeds)} for k in key}
+        for arm, seeds in (("a", 4), ("b", 4), ("c", 3))
+    }
+    return Outcomes(["a", "b", "c", "not begun"], values)
+
+
+def test_means_and_differences_are_scipys():
+    made = outcomes()
+    rows = {(row.arm, row.key.x): row for row in made.rows()}
+    assert {arm for arm, _ in rows} == {"a", "b", "c"}
+    ps = {}
+    for (arm, x), row in rows.items():
+        own = np.array(list(row.values.values()))
+        interval = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
+        assert (row.mean.mean, row.mean.low, row.mean.high) == pytest.approx(
+            (own.mean(), *interval)
+        )
+        if arm != "a":
+            first = np.array(list(rows["a", x].values.values()))[: len(own)]
+            test = stats.ttest_rel(own, first)
+            assert row.difference.mean == pytest.approx((own - first).mean())
+            ps[arm, x] = test.pvalue
+    # Holm's correction over all differences of the measure and condition, by hand.
+    order, largest = sorted(ps, key=ps.get), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, ps[place] * (len(ps) - rank)))
+        assert rows[place].difference.p == pytest.approx(largest)
+
+
+def test_one_seed_has_wilsons_interval_over_examples():
+    made = Outcomes(["a"], {"a": {Key("share", "", 1.0): {0: (30, 40)}}})
+    wanted = stats.binomtest(30, 40).proportion_ci(0.95, method="wilson")
+    assert made.mean("a", "share", "", 1.0)[:3] == pytest.approx((0.75, wanted.low, wanted.high))
+
+
+def test_files_have_predictions_beside_outcomes_and_the_same_numbers(tmp_path):
+    experiment = registry.find("fold")
+    values = {
+        arm: {
+            Key("whole chain right", "all chains", float(x)): {
+                seed: (right + seed, 20) for seed in range(3)
+            }
+            for x, right in zip((15, 30, 60), of_arm, strict=True)
+        }
+        for arm, of_arm in {"bipe_rope": (18, 17, 16), "rope": (18, 9, 1)}.items()
+    }
+    made = Outcomes(["bipe_rope", "rope", "nope"], values)
+    written = files.write(experiment, "laptop", made, str(tmp_path), {"commit": "abc"})
+    assert {p.name for p in tmp_path.iterdir()} == set(written)
+    result = json.loads((tmp_path / "results.json").read_text())
+    (prediction,) = result["predictions"]
+    assert prediction["as_predicted"] is True and "rope 10.0%" in prediction["outcome"]
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    by = {(row["arm"], float(row["x"])): row for row in rows}
+    assert float(by["rope", 60]["mean"]) == pytest.approx(0.1)
+    assert float(by["rope", 60]["difference"]) == pytest.approx(-0.75)
+    page = (tmp_path / "report.html").read_text()
+    assert "over 10 points more chains right than RoPE" in page and "<svg" in page
+    latex = (tmp_path / "table.tex").read_text()
+    assert (
+        latex.count(r"\toprule") == 1 and "bipe\\_rope & 95.0" in latex and "nope & -- &" in latex
+    )
+
+
+def test_cells_are_of_the_last_outer_set_and_all_inner_sets():
+    def item(segments, last, inner):
+        groups = {"outer": {"right": 1, "total": segments, "last": last},
+                  "inner": {"right": inner, "total": 30}, "accept": {"last": False}}  # fmt: skip
+        return {"labels": {"segments": segments}, "groups": groups}
+
+    result = {
+        "results": [
+            {
+                "source": "synthetic:bi-nfa(segments=8)",
+                "items": [item(8, True, 30), item(8, False, 29)],
+            },
+            {"source": "synthetic:bi-nfa(segments=8, letters=12:24)", "items": [item(8, True, 3)]},
+        ]
+    }
+    cells = bi_nfa.cells(result)
+    usual = "segments of 4 to 12 letters"
+    assert Cell("outer set after the last segment", usual, 8, True, 1) in cells
+    assert Cell("outer set after the last segment", usual, 8, False, 1) in cells
+    assert Cell("inner sets, all of a string", usual, 8, False, 1) in cells
+    assert Cell("inner sets, all of a string", "segments of 12 to 24 letters", 8, False, 1) in cells
+
+
+def test_wrong_names_and_flags_are_one_line(command, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'fold'"):
+        registry.find("folds")
+    done = command("experiments", "fold", "--samples=2")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
+    assert json.loads(done.stdout.splitlines()[0])["operators"] >= 1
+    done = command("experiments", "fold")
+    assert done.returncode == 1 and done.stderr.strip() == "error: --output=DIR is needed"
+    assert point_name("bipe_rope, width 48", 2) == "bipe_rope-width-48-seed2"
+    points = tmp_path / "points"
+    for suffix in ("aaaaaaaa", "bbbbbbbb"):
+        (points / f"bipe_rope-seed0--{suffix}").mkdir(parents=True)
+    with pytest.raises(UserError, match="2 points bipe_rope-seed0"):
+        runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
+    (points / "bipe_rope-seed0--bbbbbbbb").rmdir()
+    read = runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
+    assert not any(read.values.values())
+    for wrong in ("[]", "{}", '{"results": [{"items": 3}]}', '{"results": [{"ite'):
+        (points / "bipe_rope-seed0--aaaaaaaa" / "answers.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"answers\.json cannot be read"):
+            runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fold", "bi-nfa-total", "retrieval-back"])
+def test_an_experiment_runs_and_continues_after_a_kill_to_the_same_tables(name, tmp_path):
+    line = [sys.executable, "-m", "bipe_jax.experiments", name, "--size=quick"]
+
+    def rows(output):
+        return json.loads((output / "results.json").read_text())["rows"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run([*line, f"--output={whole}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [*line, f"--output={killed}"], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list(killed.glob("points/*/checkpoints/15/params")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pid in trainers_of(killed):
+        os.kill(pid, signal.SIGKILL)
+    done = subprocess.run([*line, f"--output={killed}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert rows(killed) == rows(whole)
+    assert (whole / "table.csv").read_text() == (killed / "table.csv").read_text()
+
+
+def trainers_of(directory: Path) -> list[int]:
+    """The processes whose command line names a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"{directory}/points".encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(("family", "as_predicted"), [("total", True), ("group", False)])
+def test_a_prediction_is_that_of_its_family(family, as_predicted):
+    """Flat to 64 segments is what is predicted of machines that forget, and not of others."""
+    measure, condition = "outer set after the last segment", "segments of 4 to 12 letters"
+    values = {Key(measure, condition, float(x)): {0: (90, 100)} for x in (8, 64)}
+    (flat,) = (p for p in registry.find(f"bi-nfa-{family}").predictions if "8 times" in p.text)
+    made = Outcomes(["bipe_rope"], {"bipe_rope": values})
+    assert flat.outcome(made)[1] is as_predicted
+    assert flat.outcome(Outcomes(["bipe_rope"], {}))[1] is None
