@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from bipe_jax import config, plan
 from bipe_jax.config import spec
+from bipe_jax.config.naming import short_key, shortened, words
 from bipe_jax.errors import UserError
 from bipe_jax.report import comparing, page, palette, pictures, tables
 from bipe_jax.report.comparing import Group, Measure
@@ -24,7 +25,7 @@ from bipe_jax.report.results import Evaluation, Perplexity, read_file
 from bipe_jax.report.text import table
 from bipe_jax.report.webpage import Table
 from bipe_jax.workdir import Workdir, files, heartbeat, metrics, outputs
-from launch.points import finished, recorded, short_key, shortened, words
+from launch.points import finished, recorded
 
 _LOG = logging.getLogger(__name__)
 

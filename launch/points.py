@@ -1,19 +1,14 @@
-"""The points of a sweep: read from its file, applied to a config, checked, and named.
-
-A point's directory is KEY-VALUE--KEY-VALUE--ID, with the keys that the point sets, or NAME--ID. ID is a hash
-of the fields that change results. Neither depends on the other points of the sweep.
-"""
+"""The points of a sweep: read from its file, applied to a config, and checked."""
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
 
 from bipe_jax import cli
-from bipe_jax.config import FIELDS, defaults, file, flatten, spec, to_json
+from bipe_jax.config import FIELDS, file, spec, to_json
+from bipe_jax.config.naming import name_of
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import ending
 from bipe_jax.evaluation.evaluator import Settings, resolve
@@ -22,14 +17,7 @@ from bipe_jax.workdir import Workdir, files, json_files
 from launch import jobs
 from launch.algebra import NAME, Point
 
-# Fields that do not change results. The id ignores them unless the sweep varies them, so that a sweep may
-# be resumed on another mesh.
-_HOW = re.compile(
-    r"(mesh|log|checkpoint|evaluation)\..*|accumulation|loss_chunk|model\.(remat|attention)"
-    r"|data\.(evaluation|workers|on_error|max_bad_share)"
-)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
-_LONGEST_VALUE, _LONGEST_NAME = 48, 120  # characters; file systems take 255 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,58 +115,6 @@ def check(
 def _meant(key: str) -> str:
     near = difflib.get_close_matches(str(key), FIELDS, n=1)
     return f": did you mean {near[0]!r}?" if near else " (docs/config.md has all keys)"
-
-
-def name_of(point: Point, config, own: str = "") -> str:
-    """The name of a point's directory.
-
-    Args:
-      point: keys of the config alone. config: with the point applied. own: the point's own name, if any.
-    """
-    flat = flatten(config)
-    parts = [f"{short_key(key)}-{short_value(flat[key])}" for key in sorted(point)]
-    parts = [own] if own else parts
-    readable = "--".join(parts)[:_LONGEST_NAME].rstrip("-_.")
-    return "--".join(filter(None, [readable, _id(point, flat)]))
-
-
-def _id(point: Point, flat: dict) -> str:
-    """A hash of the fields that are not at their defaults, so that new fields do not change it."""
-    usual = flatten(defaults())
-    own = {
-        key: value
-        for key, value in flat.items()
-        if json.dumps(value) != json.dumps(usual.get(key))
-        and (key in point or not _HOW.fullmatch(key))
-    }
-    text = json.dumps(own, sort_keys=True)  # tuples and lists alike
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def short_key(key: str) -> str:
-    """The last word of a key, unless several keys have it."""
-    last = key.rpartition(".")[2]
-    return last if sum(name.rpartition(".")[2] == last for name in FIELDS) == 1 else key
-
-
-def words(value, between: str = ", ", within: str = " ") -> str:
-    """A value as text: (("rope", "segment"),) is "rope segment", and () is "none"."""
-    if isinstance(value, (tuple, list)):
-        return between.join(words(inner, within, within) for inner in value) or "none"
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    return str(value) or "none"
-
-
-def short_value(value) -> str:
-    """A value in letters, digits, ".", "_" and "-": (("rope", "segment"),) is "rope.segment"."""
-    return shortened(re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-"), "..")
-
-
-def shortened(text: str, gap: str = "…") -> str:
-    """Both ends of a long text."""
-    half = _LONGEST_VALUE // 2 - 1
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}{gap}{text[-half:]}"
 
 
 def record(workdir: str, config) -> None:

@@ -1,8 +1,10 @@
 """Experiments: their points are valid, their numbers are those of SciPy, and a kill changes no table."""
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from bipe_jax.config import file
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import ending
 from bipe_jax.experiments import bi_nfa, files, registry, runner
-from bipe_jax.experiments.experiment import Cell, point_name
-from bipe_jax.experiments.outcomes import Key, Outcomes
+from bipe_jax.experiments.experiment import Arm, Cell, Evaluation, encodings
+from bipe_jax.experiments.outcomes import Key, Measure, Outcomes
+from bipe_jax.experiments.points import point_name, stages
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,26 +31,28 @@ ROOT = Path(__file__).parent.parent
 def test_points_are_configs_that_can_be_trained_and_evaluated(name):
     experiment = registry.EXPERIMENTS[name]
     for size in experiment.seeds:
-        base = file.load(f"{ROOT}/{experiment.config}:{size}")
-        points = experiment.points(size, experiment.seeds[size])
-        assert len({point["name"] for point in points}) == len(points)
-        distinct = {(p.get("data.train"), p.get("model.vocab_size")): p for p in points[::-1]}
+        made_points = [p for stage in stages(experiment, size, 1, "out") for p in stage]
+        assert len({point.name for point in made_points}) == len(made_points)
+        assert len({point.identity for point in made_points}) == len(made_points)
+        distinct = {
+            (p.overrides.get("data.train"), p.overrides.get("model.vocab_size")): p
+            for p in made_points[::-1]
+        }
         for point in distinct.values():
-            config = base.copy_and_resolve_references()
-            for key, value in point.items():
-                if key != "name":
-                    *path, last = key.split(".")
-                    inner = config
-                    for part in path:
-                        inner = inner[part]
-                    inner[last] = value
+            config = file.load(f"{ROOT}/{experiment.config}:{size}")
+            for key, value in point.overrides.items():
+                *path, last = key.split(".")
+                inner = config
+                for part in path:
+                    inner = inner[part]
+                inner[last] = value
             made = plan.make(config)
             ending.of(made)
             task = synthetic.parse(made.training.sources[0].path)
             assert made.model.vocab_size == 3 + len(task.words)
             # What is trained on fits into a row.
             longest = max(len(task.example(i)["text"].split()) + 2 for i in range(5))
-            assert longest <= made.sequence_length + 1, (point["name"], longest)
+            assert longest <= made.sequence_length + 1, (point.name, longest)
         sample = next(experiment.samples())
         assert json.loads(json.dumps(sample)) == sample
 
@@ -136,7 +141,7 @@ def test_cells_are_of_the_last_outer_set_and_all_inner_sets():
             {"source": "synthetic:bi-nfa(segments=8, letters=12:24)", "items": [item(8, True, 3)]},
         ]
     }
-    cells = bi_nfa.cells(result)
+    cells = bi_nfa.cells({"answers.json": result})
     usual = "segments of 4 to 12 letters"
     assert Cell("outer set after the last segment", usual, 8, True, 1) in cells
     assert Cell("outer set after the last segment", usual, 8, False, 1) in cells
@@ -153,18 +158,103 @@ def test_wrong_names_and_flags_are_one_line(command, tmp_path):
     done = command("experiments", "fold")
     assert done.returncode == 1 and done.stderr.strip() == "error: --output=DIR is needed"
     assert point_name("bipe_rope, width 48", 2) == "bipe_rope-width-48-seed2"
-    points = tmp_path / "points"
-    for suffix in ("aaaaaaaa", "bbbbbbbb"):
-        (points / f"bipe_rope-seed0--{suffix}").mkdir(parents=True)
-    with pytest.raises(UserError, match="2 points bipe_rope-seed0"):
-        runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
-    (points / "bipe_rope-seed0--bbbbbbbb").rmdir()
     read = runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
     assert not any(read.values.values())
-    for wrong in ("[]", "{}", '{"results": [{"items": 3}]}', '{"results": [{"ite'):
-        (points / "bipe_rope-seed0--aaaaaaaa" / "answers.json").write_text(wrong)
-        with pytest.raises(UserError, match=r"answers\.json cannot be read"):
+    kept = tmp_path / "results" / "bipe_rope-seed0.json"
+    kept.parent.mkdir()
+    for wrong, message in {
+        "[]": "must hold a JSON object",
+        '{"identity": ': "JSON",
+        '{"identity": "0"}': "is of another config or size",
+    }.items():
+        kept.write_text(wrong)
+        with pytest.raises(UserError, match=rf"bipe_rope-seed0\.json.*{message}"):
             runner.read(registry.find("fold"), "quick", 1, str(tmp_path))
+
+
+def test_values_are_kept_and_points_that_others_start_from_come_first(tmp_path, monkeypatch):
+    """The trainings are counted: kept values are not made again, a base without its checkpoint is."""
+    (of_rope,) = encodings("rope")
+    longer = Evaluation("longer", "bipe_jax.evaluate", ("--extend=ntk:2",))
+    arms = [
+        of_rope,
+        Arm("tuned", {"optimizer.learning_rate": 1e-4}, after="rope"),
+        Arm("tuned twice", {"optimizer.learning_rate": 1e-5}, after="tuned"),
+        Arm("scaled", after="rope", evaluations=(longer,), trained=False),
+    ]
+    experiment = dataclasses.replace(
+        registry.find("fold"),
+        arms=lambda size: arms,
+        cells=lambda files: [Cell("share", "", 1, sum(files.values()), 10) for _ in range(2)],
+    )
+    output = str(tmp_path)
+    first, second, third = stages(experiment, "quick", 1, output)
+    assert [p.arm.name for p in (*first, *second, *third)] == [
+        "rope", "tuned", "scaled", "tuned twice"
+    ]  # fmt: skip
+    assert second[0].overrides["initial_checkpoint"] == first[0].workdir == second[1].workdir
+    swept, evaluated = [], []
+
+    def execute(line, **_):
+        if "launch.sweep" in line:
+            points = json.loads(Path(output, "sweep.json").read_text())
+            swept.append([point["name"] for point in points])
+            for point in (p for stage in stages(experiment, "quick", 1, output) for p in stage):
+                if point.name in swept[-1]:
+                    Path(point.workdir, "checkpoints", "30", "params").mkdir(parents=True)
+                    Path(point.workdir, "answers.json").write_text("3")
+        else:
+            evaluated.append(line[2:])
+            directory = line[4].removeprefix("--output=")
+            Path(directory, "evaluation.json").write_text("2")
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runner.subprocess, "run", execute)
+    assert runner.run(experiment, "quick", 1, output, "local", ()) == 0
+    assert swept == [["rope-seed0"], ["tuned-seed0"], ["tuned-twice-seed0"]]
+    assert evaluated == [
+        ["bipe_jax.evaluate", f"--checkpoint={first[0].workdir}",
+         f"--output={output}/evaluations/scaled-seed0/longer", "--extend=ntk:2"]
+    ]  # fmt: skip
+    read = runner.read(experiment, "quick", 1, output)
+    assert {arm: read.mean(arm, "share", "", 1).mean for arm in read.arms} == {
+        "rope": 0.3, "tuned": 0.3, "tuned twice": 0.3, "scaled": 0.2
+    }  # fmt: skip
+    assert json.loads((tmp_path / "results" / "rope-seed0.json").read_text())["cells"] == [
+        ["share", "", 1.0, 6.0, 20.0]
+    ]
+
+    # Values alone are enough, here in another directory, but what starts from a checkpoint needs it.
+    for name in ("points", "evaluations"):
+        shutil.rmtree(tmp_path / name)
+    moved = output = str(tmp_path / "moved")
+    Path(moved).mkdir()
+    (tmp_path / "results").rename(f"{moved}/results")
+    assert runner.run(experiment, "quick", 1, moved, "local", ()) == 0 and len(swept) == 3
+    Path(moved, "results", "tuned-twice-seed0.json").unlink()
+    assert runner.run(experiment, "quick", 1, moved, "local", ()) == 0
+    assert swept[3:] == [["rope-seed0"], ["tuned-seed0"], ["tuned-twice-seed0"]]
+    assert len(evaluated) == 1
+
+
+def test_ranks_count_certain_differences_alone():
+    key = Key("loss", "", 1.0)
+    random = np.random.RandomState(1)
+    noise = random.normal(size=(3, 8)) / 10
+    shared = random.normal(size=8)
+    values = {
+        arm: {key: {s: (shared[s] + mean + noise[i, s], 1) for s in range(8)}}
+        for i, (arm, mean) in enumerate({"a": 3.0, "b": 3.01, "c": 5.0}.items())
+    }
+    ps = {
+        pair: stats.ttest_rel(*([v for v, _ in values[arm][key].values()] for arm in pair)).pvalue
+        for pair in ("ab", "ac", "bc")
+    }
+    assert ps["ab"] > 0.05 > 3 * max(ps["ac"], ps["bc"])
+    for lower, wanted in ((True, [(1, 2), (1, 2), (3, 3)]), (False, [(2, 3), (2, 3), (1, 1)])):
+        made = Outcomes(list("abc"), values, {"loss": Measure("number", lower_is_better=lower)})
+        assert [row.ranks for row in made.rows()] == wanted
 
 
 @pytest.mark.slow

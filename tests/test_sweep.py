@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from bipe_jax import checkpoint, cli, config, plan
+from bipe_jax.config import naming
 from bipe_jax.errors import PREEMPTED, UserError
 from bipe_jax.positions import NAMED
 from bipe_jax.workdir import heartbeat
@@ -113,7 +114,7 @@ def test_ids_follow_what_is_computed():
 )  # fmt: skip
 def test_names_are_readable_and_safe(key, value, readable):
     job = jobs.Job("configs/base.py", "", ((key, value),))
-    name = points.name_of({key: value}, cli.read_config(job.config_arguments()))
+    name = naming.name_of({key: value}, cli.read_config(job.config_arguments()))
     assert re.fullmatch(re.escape(readable) + "--[0-9a-f]{8}", name)
     assert re.fullmatch("[A-Za-z0-9._-]{1,140}", name)
 

@@ -37,10 +37,10 @@ def _data(kind: str):
     return of
 
 
-def cells(result: Mapping[str, Any]) -> list[Cell]:
-    """The values of a point, from its answers.json."""
+def cells(files: Mapping[str, Any]) -> list[Cell]:
+    """The values of a point, from its answers."""
     values: list[Cell] = []
-    for of_source in result["results"]:
+    for of_source in files["answers.json"]["results"]:
         for item in of_source["items"]:
             x = item["labels"]["operators"]
             conditions = [_ALL]

@@ -54,10 +54,10 @@ def _encodings(size: str) -> list[Arm]:
     return [*encodings(*names), *alone]
 
 
-def cells(result: Mapping[str, Any]) -> list[Cell]:
-    """The values of a point, from its answers.json."""
+def cells(files: Mapping[str, Any]) -> list[Cell]:
+    """The values of a point, from its answers."""
     values: list[Cell] = []
-    for of_source in result["results"]:
+    for of_source in files["answers.json"]["results"]:
         options = synthetic.parse(of_source["source"].partition(":")[2])
         condition = _LONG if options.letters[0] >= 12 else _USUAL  # type: ignore[attr-defined]
         for item in of_source["items"]:

@@ -1,11 +1,10 @@
 """What an experiment is."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bipe_jax.experiments.outcomes import Outcomes
+from bipe_jax.experiments.outcomes import Measure, Outcomes
 from bipe_jax.positions import NAMED
 
 
@@ -25,17 +24,36 @@ class Cell(NamedTuple):
     total: float
 
 
+class Evaluation(NamedTuple):
+    """A command that is run on a trained point: python -m MODULE --checkpoint=... --output=... FLAGS.
+
+    Attributes:
+      name: of the directory that it writes into. module: such as "bipe_jax.evaluate".
+      flags: further ones.
+    """
+
+    name: str
+    module: str
+    flags: tuple[str, ...] = ()
+
+
 class Arm(NamedTuple):
     """What is compared.
 
     Attributes:
       name: of the arm. changes: the config's keys that differ from the base config.
       options: of the task, for `Experiment.data`.
+      after: the arm of the same seed whose last checkpoint it starts from; "": from the beginning.
+      evaluations: what is run on its checkpoint, besides the evaluation at the end of its training.
+      trained: False: it is no training, but its evaluations are run on the checkpoint of `after`.
     """
 
     name: str
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any] = {}
     options: Mapping[str, Any] = {}
+    after: str = ""
+    evaluations: tuple[Evaluation, ...] = ()
+    trained: bool = True
 
 
 class Prediction(NamedTuple):
@@ -63,7 +81,9 @@ class Experiment:
       predictions: written before the first run.
       arms: size -> what is compared; the first is the baseline.
       data: (size, seed, options of an arm) -> the config's keys that these set, besides "seed".
-      cells: (what the evaluation of a point wrote) -> its values.
+      cells: (files that the evaluations of a point wrote) -> its values. The files are their JSON by name:
+        "answers.json" or "evaluation.json" of the training, "NAME/FILE" of an `Evaluation`.
+      measures: measure -> how it is shown; those that are missing are shares.
       seeds: size -> number of seeds.
       samples: yields samples of the data, of JSON's types.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
@@ -80,6 +100,7 @@ class Experiment:
     data: Callable[[str, int, Mapping[str, Any]], Mapping[str, Any]]
     cells: Callable[[Mapping[str, Any]], list[Cell]]
     samples: Callable[[], Iterator[dict[str, Any]]]
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"quick": 1, "laptop": 3, "paper": 5}
     )
@@ -88,20 +109,6 @@ class Experiment:
     def cost(self, size: str) -> str:
         """What a size costs, in words."""
         return self.costs.get(size, "not measured")
-
-    def points(self, size: str, seeds: int) -> list[dict[str, Any]]:
-        """The points of the sweep: keys of the config and their values, with a "name"."""
-        return [
-            {"name": point_name(arm.name, seed), "seed": seed}
-            | {**arm.changes, **self.data(size, seed, arm.options)}
-            for seed in range(seeds)
-            for arm in self.arms(size)
-        ]
-
-
-def point_name(arm: str, seed: int) -> str:
-    """The name of a point, in letters, digits, "." and "-"."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arm}-seed{seed}")
 
 
 def encodings(*names: str) -> list[Arm]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bipe_jax.experiments.experiment import Experiment
+from bipe_jax.experiments.experiment import Experiment, Measure
 from bipe_jax.experiments.outcomes import Key, Outcomes, Row, shown
 from bipe_jax.report import charts, palette, pictures, webpage
 from bipe_jax.report.charts import Curve, Lines, Point
@@ -73,7 +73,7 @@ def write(
             charts.figure(title, chart, f"{experiment.name}: {title}")
             for title, chart in drawn.items()
         ],
-        numbers=Table(_HEADS, [_cells(row) for row in rows], 3),
+        numbers=Table(_HEADS, [_cells(row, outcomes) for row in rows], 3),
         baseline=outcomes.arms[0],
     )
     webpage.write(page, os.path.join(output, "report.html"))
@@ -82,21 +82,22 @@ def write(
 
 _VERDICTS = {True: "yes", False: "no", None: "–"}
 _HEADS = (
-    "measure", "condition", "arm", "x", "seeds", "mean [95 %]", "difference [95 %]", "p",
+    "measure", "condition", "arm", "x", "seeds", "mean [95 %]", "difference [95 %]", "p", "ranks",
 )  # fmt: skip
 
 
 def text(outcomes: Outcomes) -> str:
     """The table for a terminal."""
-    return table(_HEADS, [_cells(row) for row in outcomes.rows()])
+    return table(_HEADS, [_cells(row, outcomes) for row in outcomes.rows()])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    difference = row.difference
+def _cells(row: Row, outcomes: Outcomes) -> tuple[str, ...]:
+    difference, measure = row.difference, outcomes.measure(row.key.measure)
     p = "" if difference is None or difference.p is None else f"{difference.p:.3g}"
     return (
         row.key.measure, row.key.condition, row.arm, f"{row.key.x:g}", f"{len(row.values)}",
-        shown(row.mean), shown(difference) if difference else "", p,
+        shown(row.mean, measure), shown(difference, measure) if difference else "", p,
+        "–".join(map(str, dict.fromkeys(row.ranks))),
     )  # fmt: skip
 
 
@@ -129,13 +130,13 @@ def _style(outcomes: Outcomes, arm: str) -> charts.Style:
 def _chart(
     experiment: Experiment, size: str, outcomes: Outcomes, measure: str, rows: Sequence[Row]
 ) -> Lines:
-    curves = []
+    curves, kind = [], outcomes.measure(measure)
     for arm in outcomes.arms:
         points = [
             Point(
                 row.key.x,
                 row.mean.mean,
-                f"{arm}, {row.key.x:g}: {shown(row.mean)}",
+                f"{arm}, {row.key.x:g}: {shown(row.mean, kind)}",
                 dots=tuple(row.values.values()) if len(row.values) > 1 else (),
                 ends=_ends(row.mean),
             )
@@ -145,7 +146,10 @@ def _chart(
         if points:
             curves.append(Curve(_style(outcomes, arm), points, arm))
     xs = {row.key.x for row in rows}
-    return Lines(curves, experiment.x_name, measure, xs, {experiment.trained[size]}, shares=True)
+    return Lines(
+        curves, experiment.x_name, measure, xs, {experiment.trained[size]}, log=kind.log,
+        shares=kind.unit == "share",
+    )  # fmt: skip
 
 
 def _ends(mean: Difference) -> tuple[float, float] | None:
@@ -160,6 +164,7 @@ def _to_json(row: Row) -> dict[str, Any]:
         "seeds": {str(seed): value for seed, value in row.values.items()},
         "mean": row.mean.mean, "low": row.mean.low, "high": row.mean.high,
     }  # fmt: skip
+    value |= {"best_rank": row.ranks[0], "worst_rank": row.ranks[1]}
     if row.difference is not None:
         value |= {"difference": row.difference._asdict()}
     return value
@@ -170,13 +175,13 @@ def _csv(rows: Sequence[Row]) -> str:
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(
         ["measure", "condition", "arm", "x", "seeds", "mean", "low", "high",
-         "difference", "difference_low", "difference_high", "p"]
+         "difference", "difference_low", "difference_high", "p", "best_rank", "worst_rank"]
     )  # fmt: skip
     for row in rows:
         difference = row.difference or Difference(None, None, None, None)  # type: ignore[arg-type]
         lines.writerow(
             [row.key.measure, row.key.condition, row.arm, row.key.x, len(row.values),
-             *row.mean[:3], *difference]
+             *row.mean[:3], *difference, *row.ranks]
         )  # fmt: skip
     return file.getvalue()
 
@@ -184,9 +189,9 @@ def _csv(rows: Sequence[Row]) -> str:
 def _latex(outcomes: Outcomes, rows: Sequence[Row]) -> str:
     """A block for each measure and condition: a row for each arm, a column for each x."""
     parts = [
-        "% Percent, means over seeds with half of the 95 % interval. *: differs from the first row, p < 0.05,"
+        "% Shares in percent. Means over seeds with half of the 95 % interval. *: differs from the first row,"
     ]
-    parts += ["% corrected for all differences of the block (Holm)."]
+    parts += ["% p < 0.05, corrected for all differences of the block (Holm)."]
     for (measure, condition), of_group in _groups(rows).items():
         xs = sorted({row.key.x for row in of_group})
         by_place = {(row.arm, row.key.x): row for row in of_group}
@@ -198,18 +203,20 @@ def _latex(outcomes: Outcomes, rows: Sequence[Row]) -> str:
             r"\midrule",
         ]
         for arm in outcomes.arms:
-            cells = [_latex_cell(by_place.get((arm, x))) for x in xs]
+            kind = outcomes.measure(measure)
+            cells = [_latex_cell(by_place.get((arm, x)), kind) for x in xs]
             parts.append(" & ".join([escaped(arm), *cells]) + r" \\")
         parts += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(parts)
 
 
-def _latex_cell(row: Row | None) -> str:
+def _latex_cell(row: Row | None, measure: Measure) -> str:
     if row is None:
         return "--"
-    cell = f"{100 * row.mean.mean:.1f}"
+    factor, digits = (100, 1) if measure.unit == "share" else (1, 3)
+    cell = f"{factor * row.mean.mean:.{digits}f}"
     if ends := _ends(row.mean):
-        cell += rf" {{\scriptsize$\pm${50 * (ends[1] - ends[0]):.1f}}}"
+        cell += rf" {{\scriptsize$\pm${factor / 2 * (ends[1] - ends[0]):.{digits}f}}}"
     p = row.difference.p if row.difference else None
     return cell + (r"\rlap{*}" if p is not None and p < 0.05 else "")
 

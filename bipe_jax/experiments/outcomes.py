@@ -1,6 +1,7 @@
 """The values of an experiment over arms and seeds: means, intervals, and differences paired by seed."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,22 @@ class Key(NamedTuple):
     x: float
 
 
+class Measure(NamedTuple):
+    """How the values of a measure are shown and ranked.
+
+    Attributes:
+      unit: "share", shown in percent, or "number". lower_is_better: such as a loss.
+      log: whether the axis of its figures is logarithmic.
+    """
+
+    unit: str = "share"
+    lower_is_better: bool = False
+    log: bool = False
+
+
+SHARE = Measure()
+
+
 class Row(NamedTuple):
     """The values of an arm at a key.
 
@@ -23,6 +40,8 @@ class Row(NamedTuple):
       values: of each seed. mean: with its interval over seeds, or over examples if there is one seed.
       difference: from the baseline, paired by seed; p is corrected for all that are compared at the measure
         and condition.
+      ranks: the best and the worst rank that the arm may have among all at the key: others count where their
+        difference, paired by seed, has p < 0.05, corrected for all pairs of arms at the key.
     """
 
     arm: str
@@ -30,6 +49,7 @@ class Row(NamedTuple):
     values: dict[int, float]
     mean: Difference
     difference: Difference | None
+    ranks: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +59,12 @@ class Outcomes:
     Attributes:
       arms: names, the baseline first; only those of which a seed is finished have values.
       values: arm -> key -> seed -> (right, total).
+      measures: measure -> what it is; those that are missing are shares.
     """
 
     arms: Sequence[str]
     values: Mapping[str, Mapping[Key, Mapping[int, tuple[float, float]]]]
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
 
     @property
     def keys(self) -> list[Key]:
@@ -66,9 +88,16 @@ class Outcomes:
             return statistics.mean_of(list(values.values()))
         ((right, total),) = self.values[arm][key].values()
         (value,) = values.values()
-        whole = right == int(right) and total == int(total) and 0 <= right <= total
-        low, high = statistics.proportion(int(right), int(total)) if whole else (None, None)
+        low, high = (
+            statistics.proportion(int(right), int(total))
+            if self.measure(measure).unit == "share"
+            else (None, None)
+        )
         return Difference(value, low, high, None)
+
+    def measure(self, name: str) -> Measure:
+        """What a measure is."""
+        return self.measures.get(name, SHARE)
 
     def rows(self) -> list[Row]:
         """The values of all arms at all keys, with differences from the first arm."""
@@ -78,16 +107,16 @@ class Outcomes:
             of_group: list[Row] = []
             for key in (k for k in keys if (k.measure, k.condition) == (measure, condition)):
                 first = self.of_seeds(self.arms[0], key)
+                ranks = self._ranks(key)
                 for arm in self.arms:
                     mean, values = self.mean(arm, *key), self.of_seeds(arm, key)
                     if mean is None:
                         continue
-                    shared = [seed for seed in values if seed in first]
-                    pairs = [values[seed] - first[seed] for seed in shared]
+                    pairs = _pairs(values, first)
                     difference = (
                         statistics.mean_of(pairs) if pairs and arm != self.arms[0] else None
                     )
-                    of_group.append(Row(arm, key, values, mean, difference))
+                    of_group.append(Row(arm, key, values, mean, difference, ranks[arm]))
             corrected = statistics.holm([row.difference and row.difference.p for row in of_group])
             rows += [
                 row._replace(difference=row.difference and row.difference._replace(p=p))
@@ -95,11 +124,35 @@ class Outcomes:
             ]
         return rows
 
+    def _ranks(self, key: Key) -> dict[str, tuple[int, int]]:
+        """Arm -> its best and worst rank, of the arms with a value."""
+        values = {arm: of for arm in self.arms if (of := self.of_seeds(arm, key))}
+        compared = [
+            (one, other, statistics.mean_of(pairs))
+            for one, other in itertools.combinations(values, 2)
+            if (pairs := _pairs(values[one], values[other]))
+        ]
+        better, worse = dict.fromkeys(values, 0), dict.fromkeys(values, 0)
+        ps = statistics.holm([difference.p for _, _, difference in compared])
+        for (one, other, difference), p in zip(compared, ps, strict=True):
+            if p is not None and p < 0.05:
+                is_first = (difference.mean < 0) == self.measure(key.measure).lower_is_better
+                above, below = (one, other) if is_first else (other, one)
+                better[below] += 1
+                worse[above] += 1
+        return {arm: (1 + better[arm], len(values) - worse[arm]) for arm in values}
 
-def shown(mean: Difference | None) -> str:
-    """A mean with its interval, as text, in percent."""
+
+def _pairs(values: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """The differences of seeds that both have."""
+    return [value - others[seed] for seed, value in values.items() if seed in others]
+
+
+def shown(mean: Difference | None, measure: Measure = SHARE) -> str:
+    """A mean with its interval, as text; a share in percent."""
     if mean is None:
         return "–"
+    form = "{:.1%}" if measure.unit == "share" else "{:.4g}"
     if mean.low is None or mean.high is None:
-        return f"{mean.mean:.1%}"
-    return f"{mean.mean:.1%} [{mean.low:.1%}, {mean.high:.1%}]"
+        return form.format(mean.mean)
+    return f"{form} [{form}, {form}]".format(mean.mean, mean.low, mean.high)

@@ -26,11 +26,11 @@ def _data(ask: str):
     return of
 
 
-def _cells(result: Mapping[str, Any]) -> list[Cell]:
-    """The values of a point, from its answers.json."""
-    most = synthetic.parse(result["results"][0]["source"].partition(":")[2]).lines[1]  # type: ignore[attr-defined]
+def _cells(files: Mapping[str, Any]) -> list[Cell]:
+    """The values of a point, from its answers."""
+    most = synthetic.parse(files["answers.json"]["results"][0]["source"].partition(":")[2]).lines[1]  # type: ignore[attr-defined]
     values: list[Cell] = []
-    for of_source in result["results"]:
+    for of_source in files["answers.json"]["results"]:
         for item in of_source["items"]:
             lines, k = item["labels"]["lines"], item["labels"]["k"]
             seen = "k as in training" if k <= most else "k beyond training"

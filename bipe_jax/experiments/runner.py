@@ -1,87 +1,141 @@
-"""Runs the points of an experiment through `launch.sweep`, and reads what their evaluations wrote."""
+"""Runs the points of an experiment through `launch.sweep`, stage by stage, and keeps their values."""
 
 import glob
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from bipe_jax.errors import DONE, PREEMPTED, UserError
-from bipe_jax.experiments.experiment import Cell, Experiment, point_name
+from bipe_jax.experiments import store
+from bipe_jax.experiments.experiment import Cell, Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
+from bipe_jax.experiments.points import DIRECTORY, Point, stages
 from bipe_jax.workdir import Workdir, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
 
 _SWEEP = "sweep.json"
-POINTS = "points"  # the directory of the points' workdirs
+_OF_TRAINING = (Workdir.answers, Workdir.evaluation)  # what a training may end with
 
 
 def run(
     experiment: Experiment, size: str, seeds: int, output: str, on: str, more: Sequence[str]
 ) -> int:
-    """Trains and evaluates all points that are not finished, with one live table.
+    """Trains and evaluates all points that are not finished, with a live table for each stage.
+
+    A point whose values are kept is not trained again, unless another starts from its checkpoint.
 
     Args:
-      on: "local", "slurm", "gke" or "sky". more: further arguments of `launch.sweep`.
+      on: "local", "slurm", "gke" or "sky", for trainings; other evaluations run on this machine.
+      more: further arguments of `launch.sweep`.
 
     Returns:
-      The status of `launch.sweep`: 0 if all points are finished, or launched elsewhere; 42 if it was stopped.
+      0 if all points are finished, or launched elsewhere; 42 if it was stopped; 1 if some failed.
 
     Raises:
-      UserError: the output cannot be written, or `launch` is not here.
+      UserError: the output cannot be written, kept values are of another config, or `launch` is not here.
     """
     if not os.path.isdir("launch"):
         raise UserError(
             "experiments run through launch.sweep: start them in the root of the repository, where "
             "launch/ is"
         )
+    every = stages(experiment, size, seeds, output)
+    needed: dict[str, Point] = {}
+    for point in (p for stage in reversed(every) for p in stage):
+        if point.name in needed or store.read(output, point) is None:
+            needed[point.name] = point
+            if point.base:
+                needed[point.base.name] = point.base
+    status = DONE
+    for stage in every:
+        points = [p for p in stage if p.name in needed]
+        ready = [p for p in points if p.base is None or p.base.is_trained()]
+        trained = [p for p in ready if p.arm.trained]
+        if trained:
+            status = max(status, _sweep(experiment, size, trained, output, on, more))
+        if status == PREEMPTED:
+            return status
+        for point in (p for p in ready if p.is_trained()):
+            if store.read(output, point) is None:
+                _evaluate(point, output)
+                if cells := _cells(experiment, point, output):
+                    store.write(output, point, cells)
+        if waiting := len(points) - len(ready):
+            _LOG.info(
+                f"{waiting} points wait for those that they start from: run the same command later"
+            )
+    if status != DONE:
+        _LOG.info("Some points failed; the tables have those that are finished")
+    return status
+
+
+def _sweep(
+    experiment: Experiment,
+    size: str,
+    trained: Sequence[Point],
+    output: str,
+    on: str,
+    more: Sequence[str],
+) -> int:
     path = os.path.join(output, _SWEEP)
-    os.makedirs(output, exist_ok=True)
-    outputs.write_json(path, experiment.points(size, seeds))
+    outputs.write_json(path, [{"name": p.name, **p.overrides} for p in trained])
     line = [
         sys.executable, "-m", "launch.sweep", f"--config={experiment.config}:{size}",
-        f"--sweep={path}", f"--output={os.path.join(output, POINTS)}", f"--on={on}", *more,
+        f"--sweep={path}", f"--output={os.path.join(output, DIRECTORY)}", f"--on={on}", *more,
     ]  # fmt: skip
-    code = subprocess.run(line).returncode
-    if code not in (DONE, PREEMPTED):
-        _LOG.info("Some points failed; the tables have those that are finished")
-    return code
+    return subprocess.run(line).returncode
+
+
+def _evaluate(point: Point, output: str) -> None:
+    """Runs the evaluations of a trained point that have written nothing yet. Raises UserError."""
+    for one in point.arm.evaluations:
+        directory = point.directory(one.name, output)
+        if not glob.glob(os.path.join(glob.escape(directory), "*.json")):
+            line = [
+                "-m",
+                one.module,
+                f"--checkpoint={point.workdir}",
+                f"--output={directory}",
+                *one.flags,
+            ]
+            _LOG.info(f"{point.name}: python {shlex.join(line)}")
+            os.makedirs(directory, exist_ok=True)
+            if subprocess.run([sys.executable, *line], stdout=subprocess.DEVNULL).returncode:
+                raise UserError(
+                    f"python {shlex.join(line)} failed: mend what it said, and run again"
+                )
+
+
+def _cells(experiment: Experiment, point: Point, output: str) -> list[Cell]:
+    """The values of a point; [] if it is not finished. Raises UserError: a file is malformed."""
+    paths: dict[str, str] = {}
+    if point.arm.trained:
+        of_training = {name: os.path.join(point.workdir, name) for name in _OF_TRAINING}
+        paths |= {name: path for name, path in of_training.items() if os.path.exists(path)}
+        if not paths:
+            return []
+    for one in point.arm.evaluations:
+        directory = point.directory(one.name, output)
+        for path in glob.glob(os.path.join(glob.escape(directory), "*.json")):
+            paths[f"{one.name}/{os.path.basename(path)}"] = path
+    try:
+        return experiment.cells({name: json_files.load(path) for name, path in paths.items()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{' or '.join(paths.values())} cannot be read ({error!r}): remove it, and run again, which "
+            "repeats the evaluation"
+        ) from None
 
 
 def read(experiment: Experiment, size: str, seeds: int, output: str) -> Outcomes:
-    """The values of all points that are finished. Raises UserError: a file of results is malformed."""
-    arms = [arm.name for arm in experiment.arms(size)]
-    values: dict[str, dict[Key, dict[int, tuple[float, float]]]] = {arm: {} for arm in arms}
-    for seed in range(seeds):
-        for arm in arms:
-            for cell in _cells(experiment, os.path.join(output, POINTS), point_name(arm, seed)):
-                key = Key(cell.measure, cell.condition, cell.x)
-                of_seeds = values[arm].setdefault(key, {})
-                right, total = of_seeds.get(seed, (0, 0))
-                of_seeds[seed] = right + cell.right, total + cell.total
-    return Outcomes(arms, values)
-
-
-def _cells(experiment: Experiment, points: str, name: str) -> list[Cell]:
-    """The values of a point; [] if it is not finished.
-
-    Raises:
-      UserError: they cannot be read, or there are several points of the name.
-    """
-    workdirs = glob.glob(os.path.join(glob.escape(points), f"{name}--*"))
-    if len(workdirs) > 1:
-        raise UserError(
-            f"{points} has {len(workdirs)} points {name}, of different configs: remove those that are not "
-            "wanted, or use another --output"
-        )
-    path = Workdir(workdirs[0]).answers if workdirs else ""
-    if not os.path.exists(path):
-        return []
-    try:
-        return experiment.cells(json_files.load(path))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error!r}): remove it, and run again, which repeats the evaluation"
-        ) from None
+    """The values of all points that are finished. Raises UserError: they are malformed."""
+    values: dict[str, dict[Key, dict[int, tuple[float, float]]]] = {}
+    for point in (p for stage in stages(experiment, size, seeds, output) for p in stage):
+        own = values.setdefault(point.arm.name, {})
+        for measure, condition, x, right, total in store.read(output, point) or ():
+            own.setdefault(Key(measure, condition, x), {})[point.seed] = right, total
+    return Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)

@@ -1,0 +1,71 @@
+"""The values of finished points: OUTPUT/results/POINT.json. They are small enough to be committed."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from bipe_jax import goodput
+from bipe_jax.errors import UserError
+from bipe_jax.experiments.experiment import Cell
+from bipe_jax.experiments.points import Point
+from bipe_jax.workdir import Workdir, events, files, json_files, outputs
+
+DIRECTORY = "results"
+
+
+def path(output: str, point: Point) -> str:
+    """The file of a point."""
+    return os.path.join(output, DIRECTORY, f"{point.name}.json")
+
+
+def read(output: str, point: Point) -> list[Cell] | None:
+    """The values of a point; None if it is not finished.
+
+    Raises:
+      UserError: the file is malformed, or of another config.
+    """
+    own = path(output, point)
+    if not os.path.exists(own):
+        return None
+    kept = json_files.read(own)
+    if kept.get("identity") != point.identity:
+        raise UserError(
+            f"{own} is of another config or size of the experiment: use another --output, or remove it"
+        )
+    try:
+        return [Cell(*values) for values in kept["cells"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{own} is malformed ({error!r}): remove it, and run again") from None
+
+
+def write(output: str, point: Point, cells: Iterable[Cell]) -> None:
+    """Keeps the values of a point, summed over equal measures, conditions and x. Raises UserError."""
+    sums: dict[tuple[str, str, float], tuple[float, float]] = {}
+    for measure, condition, x, right, total in cells:
+        before = sums.get((measure, condition, x), (0, 0))
+        sums[measure, condition, x] = before[0] + right, before[1] + total
+    os.makedirs(os.path.join(output, DIRECTORY), exist_ok=True)
+    value = {
+        "identity": point.identity,
+        "arm": point.arm.name,
+        "seed": point.seed,
+        **_origin(point.workdir),
+        "cells": [[*key, *map(float, of_key)] for key, of_key in sums.items()],
+    }
+    outputs.write_json(path(output, point), value)
+
+
+def _origin(workdir: str) -> dict[str, Any]:
+    """The seconds of a training, but for those between its starts, and the provenance of its last start.
+
+    Paths and the name of the machine are left out, since the file is to be shared.
+    """
+    directory = Workdir(workdir)
+    start = files.read_json(directory.start(directory.last_start())) or {}
+    recorded = events.read(workdir)
+    seconds = goodput.account(recorded).seconds if recorded else {}
+    spent = sum(of_part for part, of_part in seconds.items() if part != "down")
+    origin: dict[str, Any] = start.get("provenance") or {}
+    machine = {name: of for name, of in origin.get("machine", {}).items() if name != "host"}
+    shared = {name: origin.get(name) for name in ("time", "commit", "clean", "versions")}
+    return {"seconds": round(spent, 1), "provenance": {**shared, "machine": machine}}
