@@ -1,11 +1,12 @@
 """Runs an experiment: a sweep of trainings, its tables and figures, and a page with what was predicted.
 
-python -m bipe_jax.experiments bi-nfa --size=laptop --output=runs/bi-nfa [--seeds=3] [--on=local] [-- FLAGS]
+python -m bipe_jax.experiments bi-nfa-total --size=laptop --output=runs/bi-nfa [--seeds=3] [--on=local]
+  [--config.KEY=VALUE ...] [-- FLAGS]
 python -m bipe_jax.experiments bi-nfa --samples=3
 python -m bipe_jax.experiments list
 
-The same command again resumes what is not finished, and writes the files anew. What follows -- are flags of
-launch.sweep, such as --jobs=2, and of the launcher after a second --.
+The same command again resumes what is not finished, and writes the files anew. --config.KEY=VALUE is for all
+points. What follows -- are flags of launch.sweep, such as --jobs=2, and of the launcher after a second --.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from bipe_jax import cli, commands, provenance
 from bipe_jax.commands.options import SIZES
 from bipe_jax.errors import UserError
 from bipe_jax.experiments import files, registry, runner
+from bipe_jax.experiments.points import stages
 from bipe_jax.report.text import table
 from bipe_jax.workdir import outputs
 
@@ -25,7 +27,10 @@ _LOG = logging.getLogger("bipe_jax.experiments")
 
 def main(argv: list[str]) -> int:
     where = argv.index("--") if "--" in argv else len(argv)
-    args = commands.parser("experiments").parse_args(argv[:where])
+    overrides = [word for word in argv[:where] if word.startswith("--config.")]
+    args = commands.parser("experiments").parse_args(
+        [word for word in argv[:where] if word not in overrides]
+    )
     if args.name == "list":
         print(_listed())
         return 0
@@ -42,8 +47,10 @@ def main(argv: list[str]) -> int:
     if seeds < 1:
         raise UserError(f"--seeds={seeds} must be at least 1")
     outputs.check_directory(args.output, *files.NAMES)
-    status = runner.run(experiment, args.size, seeds, args.output, args.on, argv[where + 1 :])
-    outcomes = runner.read(experiment, args.size, seeds, args.output)
+    points = stages(experiment, args.size, seeds, args.output, overrides)
+    more = [*overrides, f"--on={args.on}", *argv[where + 1 :]]
+    status = runner.run(experiment, args.size, points, args.output, more)
+    outcomes = runner.read(experiment, args.size, points, args.output)
     if any(outcomes.values.values()):
         written = files.write(experiment, args.size, outcomes, args.output, provenance.record())
         print(files.text(outcomes))

@@ -44,15 +44,24 @@ class Point:
         return os.path.join(output, "evaluations", self.name, evaluation)
 
 
-def stages(experiment: Experiment, size: str, seeds: int, output: str) -> list[list[Point]]:
-    """All points; those of a stage start from points of earlier ones."""
+def stages(
+    experiment: Experiment, size: str, seeds: int, output: str, overrides: Sequence[str] = ()
+) -> list[list[Point]]:
+    """All points; those of a stage start from points of earlier ones.
+
+    Args:
+      overrides: --config.KEY=VALUE of all points.
+
+    Raises:
+      UserError: a key is unknown, or a value is wrong.
+    """
     known: dict[str, Point] = {}
     made: list[list[Point]] = []
     for seed in range(seeds):
         for arm in experiment.arms(size):
             base = known[point_name(arm.after, seed)] if arm.after else None
             point = known[point_name(arm.name, seed)] = _point(
-                experiment, size, arm, seed, output, base
+                experiment, size, arm, seed, output, base, overrides
             )
             number = sum(1 for _ in _bases(point))
             made += [[]] * (number + 1 - len(made))
@@ -72,7 +81,13 @@ def point_name(arm: str, seed: int) -> str:
 
 
 def _point(
-    experiment: Experiment, size: str, arm: Arm, seed: int, output: str, base: Point | None
+    experiment: Experiment,
+    size: str,
+    arm: Arm,
+    seed: int,
+    output: str,
+    base: Point | None,
+    shared: Sequence[str],
 ) -> Point:
     name = point_name(arm.name, seed)
     evaluations = [(one.name, one.module, *one.flags) for one in arm.evaluations]
@@ -85,9 +100,10 @@ def _point(
     if base:
         overrides["initial_checkpoint"] = base.workdir
     texts = [f"--config.{k}={v if isinstance(v, str) else repr(v)}" for k, v in overrides.items()]
-    config = flags.read_config([f"--config={experiment.config}:{size}", *texts])
+    config = flags.read_config([f"--config={experiment.config}:{size}", *shared, *texts])
     flat: dict[str, Any] = flatten(config)
-    varied = [*overrides, *(field for field in FIELDS if field.startswith("evaluation."))]
+    of_all = [word.removeprefix("--config.").partition("=")[0] for word in shared]
+    varied = [*overrides, *of_all, *(field for field in FIELDS if field.startswith("evaluation."))]
     changes = naming.changes(varied, flat) | {"initial_checkpoint": inherited}
     identity = naming.identity(_placeless([changes, evaluations], output))
     directory = naming.name_of(overrides, config, name)

@@ -1,13 +1,19 @@
 """All experiments by name."""
 
 from bipe_jax.errors import UserError
-from bipe_jax.experiments import arithmetic, bi_nfa, retrieval
+from bipe_jax.experiments import arithmetic, bi_nfa, length, retrieval
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.suggest import did_you_mean
 
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
-    for one in (*bi_nfa.EXPERIMENTS, arithmetic.ARITHMETIC, arithmetic.FOLD, *retrieval.EXPERIMENTS)
+    for one in (
+        *bi_nfa.EXPERIMENTS,
+        arithmetic.ARITHMETIC,
+        arithmetic.FOLD,
+        *retrieval.EXPERIMENTS,
+        *length.EXPERIMENTS,
+    )
 }
 
 

@@ -12,7 +12,7 @@ from bipe_jax.errors import DONE, PREEMPTED, UserError
 from bipe_jax.experiments import store
 from bipe_jax.experiments.experiment import Cell, Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
-from bipe_jax.experiments.points import DIRECTORY, Point, stages
+from bipe_jax.experiments.points import DIRECTORY, Point
 from bipe_jax.workdir import Workdir, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
@@ -22,15 +22,19 @@ _OF_TRAINING = (Workdir.answers, Workdir.evaluation)  # what a training may end 
 
 
 def run(
-    experiment: Experiment, size: str, seeds: int, output: str, on: str, more: Sequence[str]
+    experiment: Experiment,
+    size: str,
+    every: Sequence[Sequence[Point]],
+    output: str,
+    more: Sequence[str],
 ) -> int:
     """Trains and evaluates all points that are not finished, with a live table for each stage.
 
     A point whose values are kept is not trained again, unless another starts from its checkpoint.
 
     Args:
-      on: "local", "slurm", "gke" or "sky", for trainings; other evaluations run on this machine.
-      more: further arguments of `launch.sweep`.
+      every: all points, by stages.
+      more: further arguments of `launch.sweep`, for trainings; other evaluations run on this machine.
 
     Returns:
       0 if all points are finished, or launched elsewhere; 42 if it was stopped; 1 if some failed.
@@ -43,7 +47,6 @@ def run(
             "experiments run through launch.sweep: start them in the root of the repository, where "
             "launch/ is"
         )
-    every = stages(experiment, size, seeds, output)
     needed: dict[str, Point] = {}
     for point in (p for stage in reversed(every) for p in stage):
         if point.name in needed or store.read(output, point) is None:
@@ -56,7 +59,7 @@ def run(
         ready = [p for p in points if p.base is None or p.base.is_trained()]
         trained = [p for p in ready if p.arm.trained]
         if trained:
-            status = max(status, _sweep(experiment, size, trained, output, on, more))
+            status = max(status, _sweep(experiment, size, trained, output, more))
         if status == PREEMPTED:
             return status
         for point in (p for p in ready if p.is_trained()):
@@ -78,14 +81,13 @@ def _sweep(
     size: str,
     trained: Sequence[Point],
     output: str,
-    on: str,
     more: Sequence[str],
 ) -> int:
     path = os.path.join(output, _SWEEP)
     outputs.write_json(path, [{"name": p.name, **p.overrides} for p in trained])
     line = [
         sys.executable, "-m", "launch.sweep", f"--config={experiment.config}:{size}",
-        f"--sweep={path}", f"--output={os.path.join(output, DIRECTORY)}", f"--on={on}", *more,
+        f"--sweep={path}", f"--output={os.path.join(output, DIRECTORY)}", *more,
     ]  # fmt: skip
     return subprocess.run(line).returncode
 
@@ -131,10 +133,12 @@ def _cells(experiment: Experiment, point: Point, output: str) -> list[Cell]:
         ) from None
 
 
-def read(experiment: Experiment, size: str, seeds: int, output: str) -> Outcomes:
+def read(
+    experiment: Experiment, size: str, every: Sequence[Sequence[Point]], output: str
+) -> Outcomes:
     """The values of all points that are finished. Raises UserError: they are malformed."""
     values: dict[str, dict[Key, dict[int, tuple[float, float]]]] = {}
-    for point in (p for stage in stages(experiment, size, seeds, output) for p in stage):
+    for point in (p for stage in every for p in stage):
         own = values.setdefault(point.arm.name, {})
         for measure, condition, x, right, total in store.read(output, point) or ():
             own.setdefault(Key(measure, condition, x), {})[point.seed] = right, total
