@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> None:
 
     # All checks come before the training, those of the evaluation at its end too.
     config = plan.make(config)
-    needs.check_installed(config)
     wandb_board.check(config, args.workdir)
+    needs.check_installed(config)
     profile = trace.parse(args.profile, min(config.steps, args.stop_at or config.steps))
     end = ending.of(config)
 

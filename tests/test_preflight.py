@@ -158,7 +158,7 @@ def test_an_unknown_topology_lists_the_known_ones(topology):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: --topology={topology}")
-    assert "v5e and v6e have 2x2, 2x4" in last
+    assert "v5e and v6e have 1x1, 2x2" in last
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):

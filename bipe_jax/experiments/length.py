@@ -34,7 +34,7 @@ def _halves(size: str) -> list[Arm]:
         "no segment": (),
     }
     if size == "quick":
-        intra.pop("sinusoidal offset"), inter.pop("t5 of segment")
+        del intra["sinusoidal offset"], inter["t5 of segment"]
     return crossed(
         [Arm(name, {"position.absolute": entries}) for name, entries in intra.items()],
         [Arm(name, {"position.relative": entries}) for name, entries in inter.items()],
