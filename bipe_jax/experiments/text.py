@@ -49,8 +49,7 @@ def experiment(name: str, question: str, method: str, **fields: Any) -> Experime
         "config": CONFIG, "x_name": "tokens", "trained": LENGTHS, "measures": MEASURES,
         "data": _no_data, "cells": cells, "samples": samples,
     }  # fmt: skip
-    every = usual | {"name": name, "question": question, "method": method} | fields
-    return Experiment(**every)
+    return Experiment(name=name, question=question, method=method, **(usual | fields))
 
 
 def growth(arms: Sequence[str], wanted: Callable[[float], bool]) -> Outcome:
