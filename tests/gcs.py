@@ -110,7 +110,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
                 backend.request(self.command, self.path, body, dict(self.headers))
                 response = backend.getresponse()
                 done = response.read()
-                if self.command == "PUT" and response.status in (200, 201):
+                if "upload_id=" in self.path and response.status in (200, 201):
                     of.uploaded[self.path] = response.status, response.getheaders(), done
                 if failing is None:
                     status, headers, answer = response.status, response.getheaders(), done

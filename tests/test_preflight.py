@@ -3,7 +3,6 @@
 JAX_PLATFORMS=cpu pytest tests/test_preflight.py, with the extra `preflight`.
 """
 
-import importlib
 import importlib.util
 import math
 import os
@@ -17,13 +16,18 @@ import pytest
 from tiny import tiny_plan
 
 from bipe_jax import model, plan, sharding
+from bipe_jax.config import file
 from bipe_jax.errors import UserError
+from bipe_jax.experiments import registry
 from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import CHIPS
 from bipe_jax.training import compiled, roofline, step
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "base")
+CONFIGS = sorted(
+    f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "base"
+)
+EXPERIMENTS = sorted({one.config for one in registry.EXPERIMENTS.values()})
 with_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra 'preflight'"
 )
@@ -44,16 +48,16 @@ def table(done) -> dict:
 
 
 @with_libtpu
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *(f"{config}:paper" for config in EXPERIMENTS)])
 def test_each_config_compiles_for_four_chips_of_its_generation(name):
-    config = plan.make(importlib.import_module(f"configs.{name}").get_config())
+    config = plan.make(file.load(f"{ROOT}/{name}"))
     generation = config.mesh.topology.partition(":")[0]
     assert generation in CHIPS
     grid = {"v4": "2x2x1", "v5p": "2x2x1", "tpu7x": "2x2x1"}.get(generation, "2x2")
     chips = math.prod(map(int, config.mesh.topology.partition(":")[2].split("x")))
     rows = max(4 * config.batch_size // chips, 4)  # as many a chip as on the slice it is meant for
     done = run(
-        f"--config=configs/{name}.py",
+        f"--config={name}",
         f"--topology={generation}:{grid}",
         f"--config.batch_size={rows}",
         f"--config.mesh.fsdp={min(config.mesh.fsdp, 4)}",

@@ -15,7 +15,10 @@ from bipe_jax.experiments.experiment import (
 )
 from bipe_jax.experiments.outcomes import Outcomes, shown
 
-_MOST = {"quick": 3, "laptop": 15, "paper": 15}
+_MOST = {
+    "arithmetic": {"quick": 3, "laptop": 6, "paper": 15},
+    "fold": {"quick": 3, "laptop": 15, "paper": 15},
+}
 _COUNTS = {"quick": 16, "laptop": 1000, "paper": 1000}
 _ANSWER, _WHOLE = "answer right", "whole chain right"
 _ALL, _SEEN, _UNSEEN = "all chains", "offsets seen in training", "an offset not seen in training"
@@ -23,7 +26,7 @@ _ALL, _SEEN, _UNSEEN = "all chains", "offsets seen in training", "an offset not 
 
 def _data(kind: str):
     def of(size: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        most, count = _MOST[size], _COUNTS[size]
+        most, count = _MOST[kind][size], _COUNTS[size]
         longer = (most + 1, most + 2, most + 3) if kind == "arithmetic" else (2 * most, 4 * most)
         tests = [
             f"synthetic:{kind}(seed={seed}, split=test, count={count}, operators={n})"
@@ -130,7 +133,7 @@ def _experiment(kind: str, question: str, method: str, arms: Any, predictions: A
         method=method,
         config=f"configs/experiments/{kind}.py",
         x_name="operators",
-        trained=_MOST,
+        trained=_MOST[kind],
         predictions=predictions,
         arms=arms,
         data=_data(kind),
@@ -143,8 +146,8 @@ ARITHMETIC = _experiment(
     "arithmetic",
     "Do segments of a chain of thought help a small model to calculate, and to calculate longer chains?",
     "Expressions in Z_11 are evaluated one operator a step, the steps joined by '='; all after the first '=' "
-    "is learned. Trained on 1 to 15 operators, in proportion to their number; tested on 15 to 18 (quick: 3 "
-    "to 6).",
+    "is learned. Trained on 1 to 15 operators, in proportion to their number; tested on 15 to 18 (laptop: 1 "
+    "to 6 and 6 to 9, quick: 1 to 3 and 3 to 6).",
     _arms,
     (
         Prediction(

@@ -17,10 +17,11 @@ from bipe_jax.experiments.experiment import (
 from bipe_jax.experiments.outcomes import Outcomes, shown
 
 _CONFIG = "configs/experiments/bi_nfa.py"
-_STATES = {"quick": 3, "laptop": 6, "paper": 6}
+_STATES = {"quick": 3, "laptop": 4, "paper": 6}
 _COUNTS = {"quick": 16, "laptop": 250, "paper": 1000}
 _SEGMENTS = {"quick": (8, 16), "laptop": (8, 16, 32, 64), "paper": (8, 16, 32, 64)}
 _OUTER, _INNER = "outer set after the last segment", "inner sets, all of a string"
+_WRITTEN = "all that is written right"
 _USUAL = "segments of 4 to 12 letters"
 _LONG = "segments of 12 to 24 letters"
 
@@ -61,7 +62,7 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
         options = synthetic.parse(of_source["source"].partition(":")[2])
         condition = _LONG if options.letters[0] >= 12 else _USUAL  # type: ignore[attr-defined]
         for item in of_source["items"]:
-            groups, x = item["groups"], item["labels"]["segments"]
+            groups, x = item.get("groups", {}), item["labels"]["segments"]
             if "outer" in groups:
                 values.append(Cell(_OUTER, condition, x, groups["outer"]["last"], 1))
             if "inner" in groups:
@@ -69,6 +70,8 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
                 values.append(Cell(_INNER, condition, x, inner["right"] == inner["total"], 1))
             if "accept" in groups:
                 values.append(Cell("acceptance", condition, x, groups["accept"]["last"], 1))
+            if options.mode == "scratchpad":  # type: ignore[attr-defined]
+                values.append(Cell(_WRITTEN, condition, x, item["whole"], 1))
     return values
 
 
@@ -86,10 +89,12 @@ def _no_worse_at_8(outcomes: Outcomes) -> tuple[str, bool | None]:
     return text, own.mean >= max(others) - 0.02
 
 
-def _from_8_to_most(outcomes: Outcomes, arm: str) -> tuple[str, float | None]:
-    """An arm's outer sets at 8 segments and at the most, in words, and by how much they are less right."""
+def _from_8_to_most(
+    outcomes: Outcomes, arm: str, measure: str = _OUTER
+) -> tuple[str, float | None]:
+    """A measure of an arm at 8 segments and at the most, in words, and by how much it is less."""
     last = max((key.x for key in outcomes.keys if key.condition == _USUAL), default=8)
-    here, there = (outcomes.mean(arm, _OUTER, _USUAL, x) for x in (8, last))
+    here, there = (outcomes.mean(arm, measure, _USUAL, x) for x in (8, last))
     text = f"{arm} at 8 segments {shown(here)}, at {last:g} {shown(there)}"
     return text, here.mean - there.mean if here and there else None
 
@@ -102,6 +107,11 @@ def _flat(outcomes: Outcomes) -> tuple[str, bool | None]:
 def _decays(outcomes: Outcomes) -> tuple[str, bool | None]:
     text, lost = _from_8_to_most(outcomes, "bipe_rope")
     return text, None if lost is None else lost > 0.05
+
+
+def _writes_on(outcomes: Outcomes) -> tuple[str, bool | None]:
+    text, lost = _from_8_to_most(outcomes, "bipe_rope", _WRITTEN)
+    return text, None if lost is None else lost <= 0.05
 
 
 def _rope_falls(outcomes: Outcomes) -> tuple[str, bool | None]:
@@ -145,10 +155,13 @@ def _predictions(family: str) -> tuple[Prediction, ...]:
     )
 
 
+_TRAINED = (
+    "Trained on 1 to 8 segments of 4 to 12 letters; tested on more segments, and on longer ones. Each seed "
+    "has a machine of its own."
+)
 _METHOD = (
     "Strings of a random machine of two levels are read token by token. At each letter the model says "
-    "which inner states are possible, at each segment's end which outer ones. Trained on 1 to 8 segments of "
-    "4 to 12 letters; tested on more segments, and on longer ones. Each seed has a machine of its own."
+    f"which inner states are possible, at each segment's end which outer ones. {_TRAINED}"
 )
 
 
@@ -258,4 +271,30 @@ WIDTHS = _experiment(
         ),
     ),
 )
-EXPERIMENTS = (*map(_of_family, ("collapsing", "total", "group", "counter")), CONTROLS, WIDTHS)
+SCRATCHPAD = _experiment(
+    "bi-nfa-scratchpad",
+    "Which encodings follow a machine over more segments than seen if they write its states down?",
+    lambda size: [
+        arm._replace(
+            options={"mode": "scratchpad"}, changes={**arm.changes, "sequence_length": 256}
+        )
+        for arm in _encodings(size)
+    ],
+    method="After each segment of a string the model writes the outer states, and at the end whether the "
+    f"string is accepted; greedy decoding must write all of it. {_TRAINED}",
+    samples=lambda: _samples({"mode": "scratchpad"}),
+    predictions=(
+        Prediction(
+            "The states are in the text, so that no encoding needs the segment's number: BiPE-RoPE loses at "
+            "most 5 points to 8 times as many segments.",
+            "ours",
+            _writes_on,
+        ),
+    ),
+)
+EXPERIMENTS = (
+    *map(_of_family, ("collapsing", "total", "group", "counter")),
+    CONTROLS,
+    WIDTHS,
+    SCRATCHPAD,
+)

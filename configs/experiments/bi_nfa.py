@@ -4,10 +4,10 @@ from . import small
 
 
 def get_config(size: str = "quick"):
-    c = small.get_config(size, steps=4000)
+    c = small.get_config(size, steps=2000)
     c.sequence_length = 128  # 8 segments of at most 12 letters and "#", and BOS
     c.segments.rule = "data"
-    states = 3 if size == "quick" else 6
+    states = {"quick": 3, "laptop": 4, "paper": 6}[size]
     c.model.vocab_size = 3 + 2 * states + 2 + 4 + 2
     c.data.train = f"synthetic:bi-nfa(states={states})"
     c.data.evaluation = f"synthetic:bi-nfa(states={states}, split=test, count=64)"

@@ -42,8 +42,8 @@ class WandbBoard:
     """
 
     def __init__(self, config: Config, workdir: str, name: str = ""):
-        needs.check_installed(config)
         check(config, workdir)
+        needs.check_installed(config)
         import wandb
 
         self._run = None
