@@ -242,6 +242,12 @@ def modalities(parser: Parser) -> None:
     )
 
 
+def places(parser: Parser) -> None:
+    _checkpoint(parser)
+    _data(parser)
+    _output(parser)
+
+
 def reframe(parser: Parser) -> None:
     parser.add_argument("--input", required=True, help="globs of shards, separated by commas")
     parser.add_argument("--output", required=True, help="a directory")

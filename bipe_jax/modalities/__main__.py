@@ -3,9 +3,9 @@
 python -m bipe_jax.modalities music --output=data/music
 python -m bipe_jax.modalities proofs --output=data/proofs --references=relative
 
-It says what they are made from, and under which licence. One document in ten, by a hash of its name, goes into
-held-out.jsonl, the others into train-*.jsonl; data.json describes both. Nothing is downloaded: what is not
-installed is named.
+It says what they are made from, and under which licence. One document in ten, by a hash of its name, goes
+into held-out.jsonl, the others into train-*.jsonl; data.json describes both. Nothing is downloaded: what is
+not installed is named.
 """
 
 from bipe_jax import cli, commands

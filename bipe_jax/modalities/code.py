@@ -18,6 +18,9 @@ def documents(options: Options) -> Iterator[Document]:
 
 def segments(text: str) -> tuple[list[int], list[int]]:
     """Where lines begin, and where functions and classes begin and end, also inner ones."""
-    lines = [0, *(newline.end() for newline in re.finditer("\n", text) if newline.end() < len(text))]
+    lines = [
+        0,
+        *(newline.end() for newline in re.finditer("\n", text) if newline.end() < len(text)),
+    ]
     definitions = segmenters.begins("ast", {"text": text})
     return lines, sorted({0, *definitions})

@@ -40,9 +40,7 @@ def _all(relative: bool) -> Iterator[Document]:
             yield document(theorem, metamath.steps(theorem, known), relative)
 
 
-def document(
-    theorem: metamath.Statement, steps: list[metamath.Step], relative: bool
-) -> Document:
+def document(theorem: metamath.Statement, steps: list[metamath.Step], relative: bool) -> Document:
     """A proof as text, whose segments are its lines."""
     lines = [f"prove {' '.join(theorem.symbols)}\n"]
     for number, step in enumerate(steps, 1):

@@ -46,7 +46,9 @@ def write(name: str, options: Options, directory: str) -> dict[str, Any]:
         lines[shard].append(_line(document))
         characters[shard] += len(document.text)
     if not lines[HELD_OUT] or trained < SHARDS:
-        raise UserError(f"{name} has too few documents, of which one in ten is held out: use a larger --count")
+        raise UserError(
+            f"{name} has too few documents, of which one in ten is held out: use a larger --count"
+        )
     for shard, of_shard in lines.items():
         outputs.write_bytes(os.path.join(directory, shard), "".join(of_shard).encode())
     description = {
