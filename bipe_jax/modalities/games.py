@@ -7,12 +7,14 @@ at, and at a promotion the letter of the piece, as in UCI's notation with spaces
 
 import importlib.util
 import random
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bipe_jax.data.quickstart import is_held_out
 from bipe_jax.errors import UserError
 from bipe_jax.modalities.documents import Document, Options
+from bipe_jax.modalities.place import Place
 
 if TYPE_CHECKING:
     import chess
@@ -82,3 +84,34 @@ def document(name: str, moves: list[str]) -> Document:
         parts.append(" ".join(words(move)))
         at += len(parts[-1]) + 1
     return Document(name, " ".join(parts), SET, (begins,))
+
+
+def places(text: str) -> Iterator[Place]:
+    """The squares of a game's moves, with those that are legal there, by the number of the ply from 1.
+
+    A move begins where a piece stands that can move and ends, given where it begins, where that piece can go:
+    measures of Toshniwal et al. 2022, "Chess as a Testbed for Language Model State Tracking".
+
+    Raises:
+      UserError: chess is missing, or the text is no game.
+    """
+    check_installed()
+    import chess
+
+    board, at = chess.Board(), 0
+    moves = re.finditer(r"([a-h][1-8]) ([a-h][1-8])(?: ([qrbn])\b)?(?: |$)", text)
+    for ply, found in enumerate(moves, 1):
+        if found.start() != at:
+            break
+        begins, legal = found[1], [move.uci() for move in board.legal_moves]
+        firsts = frozenset(move[:2] for move in legal)
+        seconds = frozenset(move[2:4] for move in legal if move[:2] == begins)
+        yield Place("legal piece", ply, *found.span(1), firsts)
+        yield Place("legal move", ply, *found.span(2), seconds)
+        move = "".join(filter(None, found.groups()))
+        if move not in legal:
+            break
+        board.push_uci(move)
+        at = found.end()
+    if at != len(text):
+        raise UserError(f"no game of chess: {text[at : at + 20]!r} is no legal move")

@@ -7,13 +7,13 @@ class Place(NamedTuple):
     """A place.
 
     Attributes:
-      measure: what it counts for. x: such as the number of the step, from 1.
+      measure: what it counts for. number: of the ply or the step, from 1.
       start, end: of its characters in the text.
       allowed: the words that are right, at a place of one token; None: what stands there is.
     """
 
     measure: str
-    x: int
+    number: int
     start: int
     end: int
     allowed: frozenset[str] | None = None

@@ -3,8 +3,8 @@
 python -m bipe_jax.modalities.places --checkpoint=runs/chess [--data='data/chess/held-out.jsonl']
 
 At each place the model has read the document up to it, and its most probable token counts, or tokens. So one
-pass over a document is enough. Writes places.json: right and total of each measure by the number of the ply or
-the step.
+pass over a document is enough. Writes places.json: right and total of each measure by the number of the ply
+or the step, and by the number of tokens before it.
 """
 
 import functools
@@ -28,13 +28,14 @@ from bipe_jax.report.text import table
 from bipe_jax.workdir import outputs
 
 FILE = "places.json"
+NUMBER, TOKENS = "number", "tokens"  # what the places are counted by
 PLACES = {games.SET: games.places, proofs.SET: proofs.places}  # by the set of a document
 
 
-def are_right(
+def judged(
     places: Sequence[Place], sizes: np.ndarray, actual: Sequence[str], predicted: Sequence[str]
-) -> Iterator[bool]:
-    """Yields whether the model is right at each place.
+) -> Iterator[tuple[int, bool]]:
+    """Yields for each place the number of tokens before it, and whether the model is right.
 
     Args:
       sizes: the characters that each token stands for, (L,). actual: the tokens, L.
@@ -45,9 +46,16 @@ def are_right(
         first = int(np.searchsorted(ends, place.start, side="right"))
         last = int(np.searchsorted(ends, place.end, side="left"))
         if place.allowed is None:
-            yield list(actual[first : last + 1]) == list(predicted[first : last + 1])
+            yield first, list(actual[first : last + 1]) == list(predicted[first : last + 1])
         else:
-            yield predicted[last] in place.allowed
+            yield first, predicted[last] in place.allowed
+
+
+def doubling(number: int, first: int = 1) -> int:
+    """The least of first, 2 first, 4 first, ... that is at least a number."""
+    while first < number:
+        first *= 2
+    return first
 
 
 def likeliest(loaded_model: loaded.LoadedModel, rows: Sequence[dict]) -> Iterator[np.ndarray]:
@@ -103,15 +111,17 @@ def measure(loaded_model: loaded.LoadedModel, data: str = "") -> dict[str, Any]:
     config.encodings.check_length(longest)
     room.check(loaded_model, longest)
     words = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    tallies: dict[tuple[str, int], list[int]] = {}
+    tallies: dict[tuple[str, str, int], list[int]] = {}
     found = likeliest(loaded_model, [row for row, _ in encoded])
     for document, (row, sizes), predicted in zip(documents, encoded, found, strict=True):
         places = list(PLACES[document["set"]](document["text"]))
         pieces = [[words[token] for token in some] for some in (row["tokens"], predicted)]
-        for place, is_right in zip(places, are_right(places, sizes, *pieces), strict=True):
-            tally = tallies.setdefault((place.measure, place.x), [0, 0])
-            tally[0] += is_right
-            tally[1] += 1
+        judgements = judged(places, sizes, *pieces)
+        for place, (before, is_right) in zip(places, judgements, strict=True):
+            for key in ((NUMBER, place.number), (TOKENS, doubling(before))):
+                tally = tallies.setdefault((place.measure, *key), [0, 0])
+                tally[0] += is_right
+                tally[1] += 1
     return {
         "kind": "places",
         "step": loaded_model.step,
@@ -119,24 +129,25 @@ def measure(loaded_model: loaded.LoadedModel, data: str = "") -> dict[str, Any]:
         "data": source.text,
         "documents": len(documents),
         "results": [
-            {"measure": name, "x": x, "right": right, "total": total}
-            for (name, x), (right, total) in sorted(tallies.items())
+            {"measure": name, "by": by, "at": at, "right": right, "total": total}
+            for (name, by, at), (right, total) in sorted(tallies.items())
         ],
     }
 
 
 def shown(result: dict[str, Any]) -> str:
-    """The shares, as text, by ranges that double."""
-    sums: dict[tuple[str, int], list[int]] = {}
-    for row in result["results"]:
-        tally = sums.setdefault((row["measure"], 1 << (row["x"] - 1).bit_length()), [0, 0])
-        tally[0] += row["right"]
-        tally[1] += row["total"]
+    """The shares by the number of tokens before a place, as text."""
     rows = [
-        (name, f"{most // 2 + 1}-{most}" if most > 1 else "1", f"{right / total:.1%}", f"{total:,}")
-        for (name, most), (right, total) in sums.items()
+        (
+            row["measure"],
+            f"{row['at']:,}",
+            f"{row['right'] / row['total']:.1%}",
+            f"{row['total']:,}",
+        )
+        for row in result["results"]
+        if row["by"] == TOKENS
     ]
-    return table(("measure", "ply or step", "share", "places"), rows)
+    return table(("measure", "tokens before, at most", "share", "places"), rows)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ are the numbers of steps ("3,7"); with relative ones, how many steps back they a
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
 
 from bipe_jax.errors import UserError
 from bipe_jax.modalities import metamath
 from bipe_jax.modalities.documents import Document, Options
+from bipe_jax.modalities.place import Place
 
 FILE = "/usr/share/metamath/databases/set.mm"
 SET = "set.mm"
@@ -49,3 +51,9 @@ def document(theorem: metamath.Statement, steps: list[metamath.Step], relative: 
         lines.append(f"{' '.join([str(number), *references, step.label, *step.symbols])}\n")
     begins = [0, *itertools.accumulate(map(len, lines))][:-1]
     return Document(theorem.label, "".join(lines), SET, (begins,))
+
+
+def places(text: str) -> Iterator[Place]:
+    """The references of a proof's steps, by the number of the step."""
+    for line in re.finditer(r"^(\d+) (-?\d+(?:,-?\d+)*) ", text, re.MULTILINE):
+        yield Place("references right", int(line[1]), *line.span(2))
