@@ -20,7 +20,7 @@ from bipe_jax.modalities import places, registry, writing
 from bipe_jax.modalities.documents import Options
 
 _SHOWN = 300  # characters of a sample
-_PROOFS = {"quick": 600, "laptop": 8000, "paper": 0}  # from the start of the database; 0: all
+_PROOFS = {"quick": 1500, "laptop": 8000, "paper": 0}  # from the start of the database; 0: all
 _GAMES = {"quick": 150, "laptop": 5000, "paper": 20_000}
 _PLIES = {"quick": 15, "laptop": 60, "paper": 120}
 _SEQUENCES = {"quick": 40, "laptop": 300, "paper": 3000}

@@ -6,7 +6,7 @@ from . import modalities
 def get_config(size: str = "quick"):
     c = modalities.get_config(size)
     c.sequence_length = {"quick": 64, "laptop": 256, "paper": 512}[size]
-    c.model.vocab_size = 256 if size == "quick" else 1024
+    c.model.vocab_size = 384 if size == "quick" else 1024
     c.data.train = "data/proofs/train-*.jsonl"
     c.data.evaluation = "data/proofs/held-out.jsonl"
     c.data.packing = "document"
