@@ -143,4 +143,5 @@ def segments(text: str) -> tuple[list[int], list[int]]:
                 parts.add(begin)
         elif line.endswith(":") and has_begun:
             parts.add(begin)
-    return (sorted(at for at in found if at < len(text)) for found in (bars, parts))
+    end = {len(text)}
+    return sorted(bars - end), sorted(parts - end)

@@ -3,16 +3,18 @@
 --config.data.train names shards that `python -m bipe_jax.modalities` has written.
 """
 
+from typing import Any
+
 from bipe_jax.config import file
 from bipe_jax.errors import UserError
 
 SIZES = {"quick": "smoke", "laptop": "quickstart", "paper": "quickstart"}
 
 
-def get_config(size: str = "quick"):
+def get_config(size: str = "quick") -> Any:
     if size not in SIZES:
         raise UserError(f"--config=...:{size} is unknown: use one of {', '.join(SIZES)}")
-    c = file.load(SIZES[size])
+    c: Any = file.load(SIZES[size])
     c.model.vocab_size = 512
     c.segments.rule = "data"
     c.data.train = "data/music/train-*.jsonl"
@@ -36,7 +38,7 @@ def get_config(size: str = "quick"):
     return c
 
 
-def set_lengths(c, most: int):
+def set_lengths(c: Any, most: int) -> None:
     """Evaluates at 1, 2, 4, … `most` times the training length."""
     # Named in full, so that arms of other lengths score the same targets.
     c.evaluation.lengths = tuple(c.sequence_length * 2**i for i in range(most.bit_length()))
