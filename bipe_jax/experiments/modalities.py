@@ -20,6 +20,7 @@ from bipe_jax.modalities import places, registry, writing
 from bipe_jax.modalities.documents import Options
 
 _SHOWN = 300  # characters of a sample
+_ALL = {"quick": 0, "laptop": 0, "paper": 0}  # the default of an option
 _PROOFS = {"quick": 1500, "laptop": 8000, "paper": 0}  # from the start of the database; 0: all
 _GAMES = {"quick": 150, "laptop": 5000, "paper": 20_000}
 _PLIES = {"quick": 15, "laptop": 60, "paper": 120}
@@ -61,12 +62,13 @@ def _data(size: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prepare(name: str, **of_size: Mapping[str, int]) -> Callable[[str, str], None]:
+def _prepare(
+    name: str, count: Mapping[str, int] = _ALL, plies: Mapping[str, int] = _ALL
+) -> Callable[[str, str], None]:
     """What prepares a data set, with options by size."""
 
     def prepare(size: str, directory: str) -> None:
-        chosen = Options(**{key: values[size] for key, values in of_size.items()})
-        writing.write(name, chosen, directory)
+        writing.write(name, Options(count=count[size], plies=plies[size]), directory)
 
     return prepare
 
