@@ -112,3 +112,15 @@ def test_cells_are_of_ranges_that_double():
     moves = [(cell.x, cell.right) for cell in cells if cell.measure == "legal move"]
     assert moves == [(15, 15), (30, 16), (60, 31)]
     assert [places.doubling(n) for n in (1, 2, 3, 4, 5)] == [1, 2, 4, 4, 8]
+
+
+@pytest.mark.slow
+def test_an_experiment_prepares_its_games_trains_on_them_and_counts_legal_moves(tmp_path, command):
+    pytest.importorskip("chess")
+    done = command("experiments", "modalities-chess", "--size=quick", f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "quick" / "held-out.jsonl").exists()
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["measure"] for row in rows} == {"legal move", "legal piece"}
+    assert {row["arm"] for row in rows} == {"bipe_rope", "rope", "nope"}
+    assert max(row["x"] for row in rows) > 60 and all(0 <= row["mean"] <= 1 for row in rows)

@@ -29,6 +29,7 @@ _TOKENS = {"quick": 32, "laptop": 128, "paper": 512}  # of a block, in music, co
 _REFERENCES, _MOVE = "references right", "legal move"
 _KINDS = _ABSOLUTE, _RELATIVE = "absolute references", "relative references"
 
+_FEWEST = 30  # places of a share that a prediction is about
 _PLACES = Evaluation("places", "bipe_jax.modalities.places")
 _BY_LENGTH = (
     "Models that differ in their encoding are trained on the same blocks, and score the same held-out tokens "
@@ -111,10 +112,17 @@ def cells_of_proofs(files: Mapping[str, Any]) -> list[Cell]:
 
 
 def _ahead(measure: str, arm: str, other: str, over: float, *, last: bool) -> text.Outcome:
-    """An outcome: whether an arm's share is larger than another's by over so much, at the first or last x."""
+    """An outcome: whether an arm's share is larger than another's by over so much, at the first or last x.
+
+    Those with few places do not count.
+    """
 
     def outcome(outcomes: Outcomes) -> tuple[str, bool | None]:
-        xs = [key.x for key in outcomes.keys if key.measure == measure] or [0.0]
+        xs = [
+            key.x
+            for key, of_seeds in outcomes.values.get(arm, {}).items()
+            if key.measure == measure and all(total >= _FEWEST for _, total in of_seeds.values())
+        ] or [0.0]
         x = max(xs) if last else min(xs)
         own, others = (outcomes.mean(one, measure, "", x) for one in (arm, other))
         words = f"{arm} {shown(own)}, {other} {shown(others)} to {x:g}"
