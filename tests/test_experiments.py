@@ -55,7 +55,12 @@ def test_points_are_configs_that_can_be_trained_and_evaluated(name):
             # What is trained on fits into a row.
             longest = max(len(task.example(i)["text"].split()) + 2 for i in range(5))
             assert longest <= made.sequence_length + 1, (point.name, longest)
-        sample = next(experiment.samples())
+        try:
+            sample = next(experiment.samples())
+        except UserError as error:
+            if "install" not in str(error):
+                raise
+            pytest.skip(str(error))
         assert json.loads(json.dumps(sample)) == sample
 
 

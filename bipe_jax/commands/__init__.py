@@ -79,6 +79,8 @@ COMMANDS = {
     "preflight": Command("bipe_jax.preflight", options.preflight),
     "prepare": Command("bipe_jax.data.prepare", options.prepare),
     "inspect": Command("bipe_jax.data.inspect", options.inspect),
+    "modalities": Command("bipe_jax.modalities.__main__", options.modalities),
+    "places": Command("bipe_jax.modalities.places", options.places),
     "reframe": Command("bipe_jax.data.reframe", options.reframe),
     "checkpoint": Command("bipe_jax.checkpoint.__main__", options.checkpoints),
     "convert": Command("bipe_jax.convert.__main__", options.convert),

@@ -11,6 +11,7 @@ INCOMING = {
     "from-hf": "the output of to-hf, perhaps trained further",
 }
 SHELLS = ("bash", "zsh")
+REFERENCES = ("absolute", "relative")  # of the proofs of bipe_jax.modalities
 SIZES = ("quick", "laptop", "paper")  # of an experiment
 
 
@@ -221,6 +222,30 @@ def experiments(parser: Parser) -> None:
     parser.add_argument(
         "--samples", type=int, default=None, help="print so many samples of the data and end"
     )
+
+
+def modalities(parser: Parser) -> None:
+    parser.add_argument("name", help="music, proofs, code, chess or dna")
+    parser.add_argument("--output", required=True, help="directory of the shards")
+    parser.add_argument(
+        "--count", type=int, default=0, help="of proofs (all), games (2000) or DNA sequences (300)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of games and DNA sequences (0)")
+    parser.add_argument(
+        "--references",
+        default="",
+        choices=REFERENCES,
+        help="of proofs, to the steps that a step follows from (absolute)",
+    )
+    parser.add_argument(
+        "--plies", type=int, default=0, help="at most, of a game to train on (60); others are whole"
+    )
+
+
+def places(parser: Parser) -> None:
+    _checkpoint(parser)
+    _data(parser)
+    _output(parser)
 
 
 def reframe(parser: Parser) -> None:

@@ -27,7 +27,8 @@ def _plays() -> list[Path]:
     return sorted(Path(spec.submodule_search_locations[0], "plays").rglob("*.md"))
 
 
-def _library() -> list[Path]:
+def library() -> list[Path]:
+    """The larger modules of the running Python's standard library, in the order of their names."""
     paths = []
     for directory, inner, names in os.walk(sysconfig.get_path("stdlib")):
         # Most of the files here are those of installed packages: they are not walked through.
@@ -37,9 +38,9 @@ def _library() -> list[Path]:
     return sorted(path for path in paths if path.stat().st_size >= _MIN_BYTES)
 
 
-def _split(name: str) -> str:
-    """The split of a document. One in ten is held out, by a hash of its name."""
-    return SPLITS[hashlib.sha256(name.encode()).digest()[0] % 10 == 0]
+def is_held_out(name: str) -> bool:
+    """Whether a document is held out: one in ten is, by a hash of its name."""
+    return hashlib.sha256(name.encode()).digest()[0] % 10 == 0
 
 
 def documents(split: str) -> Iterator[dict]:
@@ -50,7 +51,7 @@ def documents(split: str) -> Iterator[dict]:
     """
     if split not in SPLITS:
         raise UserError(f"data 'quickstart:{split}': use quickstart:train or quickstart:validation")
-    for set_name, paths in ((PLAYS, _plays()), (LIBRARY, _library())):
+    for set_name, paths in ((PLAYS, _plays()), (LIBRARY, library())):
         for path in paths:
-            if _split(path.name) == split:
+            if SPLITS[is_held_out(path.name)] == split:
                 yield {"text": path.read_text("utf-8", errors="replace"), "set": set_name}

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from bipe_jax.experiments.outcomes import Measure, Outcomes
 from bipe_jax.positions import NAMED
 
+# Stands for the directory that `Experiment.prepare` writes, in the values of `Experiment.data`.
+DATA = "OUTPUT/data/SIZE"
+
 
 class Cell(NamedTuple):
     """A value that a trained point was measured at.
@@ -85,6 +88,7 @@ class Experiment:
         "answers.json" or "evaluation.json" of the training, "NAME/FILE" of an `Evaluation`.
       measures: measure -> how it is shown; those that are missing are shares.
       seeds: size -> number of seeds.
+      prepare: (size, directory) -> writes what trainings read into a directory; None: they need none.
       samples: yields samples of the data, of JSON's types.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
     """
@@ -100,6 +104,7 @@ class Experiment:
     data: Callable[[str, int, Mapping[str, Any]], Mapping[str, Any]]
     cells: Callable[[Mapping[str, Any]], list[Cell]]
     samples: Callable[[], Iterator[dict[str, Any]]]
+    prepare: Callable[[str, str], None] | None = None
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"quick": 1, "laptop": 3, "paper": 5}

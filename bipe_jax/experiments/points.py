@@ -8,7 +8,7 @@ from typing import Any
 
 from bipe_jax import flags
 from bipe_jax.config import FIELDS, flatten, naming
-from bipe_jax.experiments.experiment import Arm, Experiment
+from bipe_jax.experiments.experiment import DATA, Arm, Experiment
 from bipe_jax.workdir import Workdir
 
 DIRECTORY = "points"  # of all workdirs, within an output
@@ -75,6 +75,11 @@ def _bases(point: Point) -> Iterator[Point]:
         yield point
 
 
+def data_of(output: str, size: str) -> str:
+    """The directory of the data that an experiment prepares."""
+    return os.path.join(output, "data", size)
+
+
 def point_name(arm: str, seed: int) -> str:
     """The name of a point, in letters, digits, "." and "-"."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arm}-seed{seed}")
@@ -96,7 +101,11 @@ def _point(
         assert base is not None, arm
         identity = naming.identity([inherited, _placeless(evaluations, output)])
         return Point(arm, seed, name, {}, base.workdir, base.steps, identity, base)
-    overrides = {"seed": seed, **arm.changes, **experiment.data(size, seed, arm.options)}
+    data = {
+        key: value.replace(DATA, data_of(output, size)) if isinstance(value, str) else value
+        for key, value in experiment.data(size, seed, arm.options).items()
+    }
+    overrides = {"seed": seed, **arm.changes, **data}
     if base:
         overrides["initial_checkpoint"] = base.workdir
     texts = [f"--config.{k}={v if isinstance(v, str) else repr(v)}" for k, v in overrides.items()]

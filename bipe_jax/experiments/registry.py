@@ -1,7 +1,7 @@
 """All experiments by name."""
 
 from bipe_jax.errors import UserError
-from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, retrieval
+from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, modalities, retrieval
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.suggest import did_you_mean
 
@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         *retrieval.EXPERIMENTS,
         *length.EXPERIMENTS,
         extension.EXTENSION,
+        *modalities.EXPERIMENTS,
     )
 }
 

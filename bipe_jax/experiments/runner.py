@@ -12,7 +12,7 @@ from bipe_jax.errors import DONE, PREEMPTED, UserError
 from bipe_jax.experiments import store
 from bipe_jax.experiments.experiment import Cell, Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
-from bipe_jax.experiments.points import DIRECTORY, Point
+from bipe_jax.experiments.points import DIRECTORY, Point, data_of
 from bipe_jax.workdir import Workdir, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def run(
             needed[point.name] = point
             if point.base:
                 needed[point.base.name] = point.base
+    if any(point.arm.trained for point in needed.values()):
+        _prepare(experiment, size, output)
     status = DONE
     for stage in every:
         points = [p for p in stage if p.name in needed]
@@ -74,6 +76,18 @@ def run(
     if status != DONE:
         _LOG.info("Some points failed; the tables have those that are finished")
     return status
+
+
+def _prepare(experiment: Experiment, size: str, output: str) -> None:
+    """Writes the data of an experiment, all or nothing, unless they are there. Raises UserError."""
+    directory = data_of(output, size)
+    if experiment.prepare is None or os.path.isdir(directory):
+        return
+    unfinished = f"{directory}.unfinished"
+    os.makedirs(unfinished, exist_ok=True)
+    _LOG.info(f"Preparing the data of {experiment.name} in {directory}")
+    experiment.prepare(size, unfinished)
+    os.rename(unfinished, directory)
 
 
 def _sweep(
