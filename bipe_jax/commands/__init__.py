@@ -79,6 +79,7 @@ COMMANDS = {
     "preflight": Command("bipe_jax.preflight", options.preflight),
     "prepare": Command("bipe_jax.data.prepare", options.prepare),
     "inspect": Command("bipe_jax.data.inspect", options.inspect),
+    "questions": Command("bipe_jax.data.questions", options.questions),
     "reframe": Command("bipe_jax.data.reframe", options.reframe),
     "checkpoint": Command("bipe_jax.checkpoint.__main__", options.checkpoints),
     "convert": Command("bipe_jax.convert.__main__", options.convert),

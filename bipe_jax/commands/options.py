@@ -223,6 +223,22 @@ def experiments(parser: Parser) -> None:
     )
 
 
+def questions(parser: Parser) -> None:
+    parser.add_argument("--input", required=True, help="a source of text, such as quickstart:train")
+    parser.add_argument("--output", required=True, help="the file to write, .jsonl or .jsonl.gz")
+    parser.add_argument(
+        "--ask", default="line", help="some of line, back, before, key, passkey, by commas (line)"
+    )
+    parser.add_argument("--unit", default="line", choices=("line", "sentence"), help="(line)")
+    parser.add_argument("--lines", default="4:16", help="of a passage, or sentences (4:16)")
+    parser.add_argument(
+        "--k", default="1:65536", help="numbers of lines that are asked for (1:65536)"
+    )
+    parser.add_argument("--width", type=int, default=80, help="most characters a line, on average (80)")
+    parser.add_argument("--count", type=int, default=1000, help="examples of each question (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+
+
 def reframe(parser: Parser) -> None:
     parser.add_argument("--input", required=True, help="globs of shards, separated by commas")
     parser.add_argument("--output", required=True, help="a directory")
