@@ -234,7 +234,9 @@ def questions(parser: Parser) -> None:
     parser.add_argument(
         "--k", default="1:65536", help="numbers of lines that are asked for (1:65536)"
     )
-    parser.add_argument("--width", type=int, default=80, help="most characters a line, on average (80)")
+    parser.add_argument(
+        "--width", type=int, default=80, help="most characters a line, on average (80)"
+    )
     parser.add_argument("--count", type=int, default=1000, help="examples of each question (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
 
