@@ -81,11 +81,13 @@ class Experiment:
       predictions: written before the first run.
       arms: size -> what is compared; the first is the baseline.
       data: (size, seed, options of an arm) -> the config's keys that these set, besides "seed".
+        "OUTPUT/data/" in a text stands for the directory of `prepare`; in flags of evaluations too.
       cells: (files that the evaluations of a point wrote) -> its values. The files are their JSON by name:
         "answers.json" or "evaluation.json" of the training, "NAME/FILE" of an `Evaluation`.
       measures: measure -> how it is shown; those that are missing are shares.
       seeds: size -> number of seeds.
       samples: yields samples of the data, of JSON's types.
+      prepare: (size, directory) writes what the points read into a directory; what is there stays.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
     """
 
@@ -100,6 +102,7 @@ class Experiment:
     data: Callable[[str, int, Mapping[str, Any]], Mapping[str, Any]]
     cells: Callable[[Mapping[str, Any]], list[Cell]]
     samples: Callable[[], Iterator[dict[str, Any]]]
+    prepare: Callable[[str, str], None] = lambda size, directory: None
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"quick": 1, "laptop": 3, "paper": 5}

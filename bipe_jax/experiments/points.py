@@ -12,6 +12,8 @@ from bipe_jax.experiments.experiment import Arm, Experiment
 from bipe_jax.workdir import Workdir
 
 DIRECTORY = "points"  # of all workdirs, within an output
+DATA = "data"  # the directory of what is prepared for them
+_OUTPUT = "OUTPUT/"  # of an output, in texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,20 @@ def stages(
     Raises:
       UserError: a key is unknown, or a value is wrong.
     """
-    known: dict[str, Point] = {}
+    arms = {arm.name: arm for arm in experiment.arms(size)}
+    known: dict[tuple[str, int], Point] = {}
+
+    def point_of(name: str, seed: int) -> Point:
+        if (name, seed) not in known:
+            arm = arms[name]
+            base = point_of(arm.after, seed) if arm.after else None
+            known[name, seed] = _point(experiment, size, arm, seed, output, base, overrides)
+        return known[name, seed]
+
     made: list[list[Point]] = []
     for seed in range(seeds):
-        for arm in experiment.arms(size):
-            base = known[point_name(arm.after, seed)] if arm.after else None
-            point = known[point_name(arm.name, seed)] = _point(
-                experiment, size, arm, seed, output, base, overrides
-            )
+        for name in arms:
+            point = point_of(name, seed)
             number = sum(1 for _ in _bases(point))
             made += [[]] * (number + 1 - len(made))
             made[number] = [*made[number], point]
@@ -97,6 +105,10 @@ def _point(
         identity = naming.identity([inherited, _placeless(evaluations, output)])
         return Point(arm, seed, name, {}, base.workdir, base.steps, identity, base)
     overrides = {"seed": seed, **arm.changes, **experiment.data(size, seed, arm.options)}
+    overrides = {
+        key: placed(value, output) if isinstance(value, str) else value
+        for key, value in overrides.items()
+    }
     if base:
         overrides["initial_checkpoint"] = base.workdir
     texts = [f"--config.{k}={v if isinstance(v, str) else repr(v)}" for k, v in overrides.items()]
@@ -111,10 +123,15 @@ def _point(
     return Point(arm, seed, name, overrides, workdir, int(flat["steps"]), identity, base)
 
 
+def placed(text: str, output: str) -> str:
+    """A text in which "OUTPUT/" stands for the output, with its path."""
+    return text.replace(_OUTPUT, os.path.join(output, ""))
+
+
 def _placeless(value: Any, output: str) -> Any:
     """A value without the path of the output in its texts."""
     if isinstance(value, str):
-        return value.replace(os.path.join(output, ""), "OUTPUT/")
+        return value.replace(os.path.join(output, ""), _OUTPUT)
     if isinstance(value, dict):
         return {key: _placeless(inner, output) for key, inner in value.items()}
     if isinstance(value, Sequence):

@@ -12,7 +12,7 @@ from bipe_jax.errors import DONE, PREEMPTED, UserError
 from bipe_jax.experiments import store
 from bipe_jax.experiments.experiment import Cell, Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
-from bipe_jax.experiments.points import DIRECTORY, Point
+from bipe_jax.experiments.points import DATA, DIRECTORY, Point, placed
 from bipe_jax.workdir import Workdir, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def run(
             needed[point.name] = point
             if point.base:
                 needed[point.base.name] = point.base
+    if needed:
+        experiment.prepare(size, os.path.join(output, DATA))
     status = DONE
     for stage in every:
         points = [p for p in stage if p.name in needed]
@@ -102,7 +104,7 @@ def _evaluate(point: Point, output: str) -> None:
                 one.module,
                 f"--checkpoint={point.workdir}",
                 f"--output={directory}",
-                *one.flags,
+                *(placed(flag, output) for flag in one.flags),
             ]
             _LOG.info(f"{point.name}: python {shlex.join(line)}")
             os.makedirs(directory, exist_ok=True)
