@@ -1,4 +1,4 @@
-"""Questions about real text: their answers are those of a plain search, and a line's number is its segment's."""
+"""Questions about real text: answers are those of a plain search, a line's number is its segment's."""
 
 import gzip
 import json

@@ -1,9 +1,9 @@
 """The data sets of SCROLLS (Shaham et al. 2022) as examples, from SCROLLS' own files.
 
-scrolls:DIR/TASK(split=train, tokens=8192) reads DIR/TASK/train.jsonl, or that file of DIR/TASK.zip. A line has
-"id", "input" and "output"; lines of one id have the same input, and their outputs are references of each
-other. Input and output are cut as by BiPE's authors, whose rows have 8192 tokens; of other rows the output has
-the same share. Other texts have the same form, see `TASKS`.
+scrolls:DIR/TASK(split=train, tokens=8192) reads DIR/TASK/train.jsonl, or that file of DIR/TASK.zip. A line
+has "id", "input" and "output"; lines of one id have the same input, and their outputs are references. Input
+and output are cut as by BiPE's authors, whose rows have 8192 tokens; of other rows the output has the same
+share. Data sets of this project have the same form, see `TASKS`.
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ def parse(source: Source) -> DataSet:
             f"with one of {', '.join(TASKS)}"
         )
     made = DataSet(path, name)
-    for part in filter(None, (part.strip() for part in (form and form[2] or "").split(","))):
+    for part in filter(None, (part.strip() for part in ((form and form[2]) or "").split(","))):
         key, _, value = (word.strip() for word in part.partition("="))
         if key == "split" and value in SPLITS:
             made = dataclasses.replace(made, split=value)

@@ -1,7 +1,7 @@
 """All experiments by name."""
 
 from bipe_jax.errors import UserError
-from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, retrieval
+from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, retrieval, retrieval_text
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.suggest import did_you_mean
 
@@ -12,6 +12,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arithmetic.ARITHMETIC,
         arithmetic.FOLD,
         *retrieval.EXPERIMENTS,
+        *retrieval_text.EXPERIMENTS,
         *length.EXPERIMENTS,
         extension.EXTENSION,
     )
