@@ -71,6 +71,7 @@ COMMANDS = {
     "generate": Command("bipe_jax.generate", options.generate),
     "analyse": Command("bipe_jax.analyse", options.analyse),
     "tasks": Command("bipe_jax.tasks.__main__", options.tasks),
+    "scrolls": Command("bipe_jax.scrolls.__main__", options.scrolls),
     "experiments": Command("bipe_jax.experiments.__main__", options.experiments),
     "harness": Command("bipe_jax.harness", options.harness),
     "plot": Command("bipe_jax.plot", options.plot),

@@ -125,6 +125,18 @@ def tasks(parser: Parser) -> None:
     _output(parser)
 
 
+def scrolls(parser: Parser) -> None:
+    _checkpoint(parser)
+    parser.add_argument("--data", required=True, help="the directory of the data sets")
+    parser.add_argument("--tasks", default="", help="data sets, separated by commas (all there)")
+    parser.add_argument(
+        "--split", default="validation", choices=("validation", "test"), help="(validation)"
+    )
+    parser.add_argument("--tokens", type=int, default=0, help="of a row (the training's)")
+    parser.add_argument("--most", type=int, default=0, help="inputs of a data set (all)")
+    _output(parser)
+
+
 def harness(parser: Parser) -> None:
     _checkpoint(parser)
     parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")

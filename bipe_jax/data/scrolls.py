@@ -141,7 +141,7 @@ def of_source(source: Source) -> tuple[list[str], ReadShard]:
 
     def read(shard, cursor):
         for record, after in _records(data, cursor or 0):
-            if record.output is not None:
+            if record.output:
                 yield to_example(data, record.input, record.output), after
 
     return [data.file], read
