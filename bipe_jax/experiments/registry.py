@@ -1,7 +1,15 @@
 """All experiments by name."""
 
 from bipe_jax.errors import UserError
-from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, retrieval, retrieval_text
+from bipe_jax.experiments import (
+    arithmetic,
+    bi_nfa,
+    extension,
+    length,
+    retrieval,
+    retrieval_text,
+    scrolls,
+)
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.suggest import did_you_mean
 
@@ -13,6 +21,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         arithmetic.FOLD,
         *retrieval.EXPERIMENTS,
         *retrieval_text.EXPERIMENTS,
+        scrolls.SCROLLS,
         *length.EXPERIMENTS,
         extension.EXTENSION,
     )
