@@ -8,11 +8,13 @@ python -m bipe_jax.train --config=configs/scrolls_151m.py:qasper --workdir=runs/
 python -m bipe_jax.scrolls --checkpoint=runs/qasper --data=scrolls --tasks=qasper
 """
 
+from typing import Any
+
 from bipe_jax.config import file
 
 
 def get_config(task: str = "gov_report"):
-    c = file.load("bipe_rope_151m")
+    c: Any = file.load("bipe_rope_151m")
     c.initial_checkpoint = "runs/bipe_rope_151m"
     c.steps = 5000
     c.batch_size = 64

@@ -3,6 +3,8 @@
 The files of questions are made and set by the experiment.
 """
 
+from typing import Any
+
 from bipe_jax.config import file
 from bipe_jax.errors import UserError
 
@@ -12,7 +14,7 @@ SIZES = {"quick": "smoke", "laptop": "quickstart", "paper": "bipe_rope_151m"}
 def get_config(size: str = "quick"):
     if size not in SIZES:
         raise UserError(f"--config=...:{size} is unknown: use one of {', '.join(SIZES)}")
-    c = file.load(SIZES[size])
+    c: Any = file.load(SIZES[size])
     c.steps = {"quick": 20, "laptop": 4000, "paper": 20_000}[size]
     c.batch_size = {"quick": 4, "laptop": 8, "paper": 256}[size]
     # The longest of some thousand questions about 16 lines of the quickstart's text has 520 tokens.

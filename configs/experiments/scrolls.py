@@ -3,6 +3,8 @@
 The size "paper" is the authors' recipe, but that all data sets are learned at once.
 """
 
+from typing import Any
+
 from bipe_jax.config import file
 from bipe_jax.errors import UserError
 
@@ -12,7 +14,7 @@ SIZES = {"quick": "smoke", "laptop": "quickstart", "paper": "scrolls_151m"}
 def get_config(size: str = "quick"):
     if size not in SIZES:
         raise UserError(f"--config=...:{size} is unknown: use one of {', '.join(SIZES)}")
-    c = file.load(SIZES[size])
+    c: Any = file.load(SIZES[size])
     if size == "paper":
         c.steps = 35_000  # 5000 for each of 7 data sets
         return c
