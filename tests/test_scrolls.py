@@ -422,13 +422,17 @@ def test_the_command_writes_scores_and_predictions(made, run, tmp_path, command)
     assert result["results"][0]["choice"] == pytest.approx(20 * sum(right))
     assert result["mean"] == pytest.approx(np.mean([row["score"] for row in result["results"]]))
     assert done.stdout.splitlines()[-2].startswith("mean")
-    for wrong, message in (
-        ("--tasks=line", "did you mean 'lines'"),
-        (f"--data={tmp_path}/none", "has no data set of SCROLLS"),
+
+
+def test_data_sets_that_are_not_there_are_named(made, tmp_path):
+    for settings, message in (
+        (Settings(made, ("line",)), "did you mean 'lines'"),
+        (
+            Settings(made, ("lines", "qasper")),
+            r"neither .*/qasper/validation\.jsonl nor .*/qasper\.zip",
+        ),
+        (Settings(made, split="test"), "has no data set of SCROLLS: it must hold TASK/test"),
+        (Settings(str(tmp_path)), "has no data set of SCROLLS"),
     ):
-        kept_flags = [flag for flag in line if not flag.startswith(wrong.partition("=")[0])]
-        if wrong.startswith("--data"):
-            kept_flags.remove("--tasks=orders,lines")
-        done = command(*kept_flags, wrong, f"--output={tmp_path}")
-        assert done.returncode == 1 and message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        with pytest.raises(UserError, match=message):
+            evaluation.data_sets(settings, 64)

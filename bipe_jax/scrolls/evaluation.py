@@ -56,7 +56,10 @@ def data_sets(settings: Settings, tokens: int) -> list[DataSet]:
         DataSet(f"{directory}/{name}", name, settings.split, tokens)
         for name in settings.tasks or scrolls.TASKS
     ]
-    found = [one for one in every if settings.tasks or epath.Path(one.file).exists()]
+    found = [one for one in every if epath.Path(one.file).exists()]
+    if settings.tasks and len(found) < len(every):
+        missing = next(one for one in every if one not in found)
+        raise UserError(f"--data: there is neither {missing.file} nor {missing.path}.zip")
     if not found:
         raise UserError(
             f"--data={settings.data} has no data set of SCROLLS: it must hold TASK/{settings.split}.jsonl or "
