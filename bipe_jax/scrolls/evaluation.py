@@ -140,14 +140,15 @@ def measure(
         _LOG.info(f"{data.name}: {len(by_id):,} inputs")
         examples = list(by_id.values())
         written = predicting.outputs(loaded_model, examples, data.limits.output)
-        chosen = predicting.choices(loaded_model, examples)
+        of_options = predicting.log_probabilities(loaded_model, examples)
+        chosen = [max(of, key=of.__getitem__) if of else "" for of in of_options]
         results.append(result_of(data, examples, written, chosen))
         if directory and processes.is_first():
             lines = [
                 {"id": number, "prediction": own, "references": example.references}
-                | ({"choice": choice} if choice else {})
-                for (number, example), own, choice in zip(
-                    by_id.items(), written, chosen, strict=True
+                | ({"options": of} if of else {})
+                for (number, example), own, of in zip(
+                    by_id.items(), written, of_options, strict=True
                 )
             ]
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

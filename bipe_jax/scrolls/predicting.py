@@ -1,4 +1,4 @@
-"""What a model predicts: greedy outputs, and which of listed options is the most probable output."""
+"""What a model predicts: greedy outputs, and how probable listed options are as outputs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -89,8 +89,10 @@ def outputs(loaded_model: loaded.LoadedModel, examples: Sequence[Example], most:
     return written
 
 
-def choices(loaded_model: loaded.LoadedModel, examples: Sequence[Example]) -> list[str]:
-    """The option of each example that is the most probable output, with its end; "" without options."""
+def log_probabilities(
+    loaded_model: loaded.LoadedModel, examples: Sequence[Example]
+) -> list[dict[str, float]]:
+    """Option -> the log-probability, in nats, that it is the output and the output ends; for each example."""
     rows: list[Row] = []
     windows: list[Window] = []
     for example in examples:
@@ -99,18 +101,13 @@ def choices(loaded_model: loaded.LoadedModel, examples: Sequence[Example]) -> li
             windows.append(Window(len(rows), 0, end, end + 1 - len(example.prompt["tokens"])))
             rows.append(row)
     if not rows:
-        return [""] * len(examples)
-    longest = max(window.end for window in windows)
+        return [{} for _ in examples]
     scores = scoring.Scorer(loaded_model)(
         loaded_model.params,
         [row["tokens"] for row in rows],
         windows,
-        longest,
+        max(window.end for window in windows),
         [row.get("starts") for row in rows],
     )
     sums = iter([float(log_probs.sum(dtype=np.float64)) for log_probs, _ in scores])
-    chosen = []
-    for example in examples:
-        of_options = [(next(sums), option) for option, _ in example.options]
-        chosen.append(max(of_options, key=lambda of: of[0])[1] if of_options else "")
-    return chosen
+    return [{option: next(sums) for option, _ in example.options} for example in examples]
