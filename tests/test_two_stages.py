@@ -53,6 +53,12 @@ def test_answers_are_told_apart_by_k_and_whether_it_was_seen():
     assert Cell(before, "line, all k", 16, 4, 4) in cells
 
 
+def test_the_loss_on_text_is_not_taken_for_one_by_lines():
+    row = {"set": "Plays", "length": 512, "loss": 2.0, "perplexity": 7.4, "tokens": 100}
+    (cell,) = retrieval_text.cells({"evaluation.json": {"results": [row]}})
+    assert cell == Cell("loss on text by tokens, nats", "Plays", 512, 200.0, 100)
+
+
 def test_predictions_of_retrieval_compare_what_is_tuned():
     experiment = registry.find("passkey")
     keys = [Key("answer right", "passkey, all k", x) for x in (16, 32, 128)]

@@ -22,6 +22,7 @@ _QUICKSTART = "quickstart:train", "quickstart:validation"
 _PILE = "pile/train/*.jsonl.zst", "pile/test.jsonl.zst"
 _SENTENCES = ("before", "key")  # what is asked about sentences, and not about lines
 _RIGHT, _BEFORE = "answer right", "tokens of the answer before the first wrong one"
+_LOSS = "loss on text by tokens, nats"
 _TEXT = {
     "quick": {"steps": 20},
     "laptop": {"steps": 2000, "optimizer.learning_rate": 3e-3},
@@ -81,7 +82,8 @@ def _arms(size: str) -> list[Arm]:
 def cells(files: Mapping[str, Any]) -> list[Cell]:
     """The values of a point: the loss of one on text, else its answers by what is asked, lines and k."""
     if "answers.json" not in files:
-        return text.cells(files)
+        losses = (cell for cell in text.cells(files) if cell.measure == text.LOSS)
+        return [cell._replace(measure=_LOSS) for cell in losses]
     values: list[Cell] = []
     items = [item for of in files["answers.json"]["results"] for item in of["items"]]
     least = min(item["labels"]["lines"] for item in items)  # the most in training
@@ -170,7 +172,7 @@ def _experiment(
         arms=_arms,
         data=_data,
         cells=cells,
-        measures=text.MEASURES,
+        measures={_LOSS: text.MEASURES[text.LOSS]},
         samples=samples,
         prepare=_prepare(asked),
     )
