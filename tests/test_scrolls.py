@@ -449,3 +449,5 @@ def test_data_sets_that_are_not_there_are_named(made, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             evaluation.data_sets(settings, 64)
+    with pytest.raises(UserError, match="--tokens=8 must be at least 32"):
+        evaluation.data_sets(Settings(made), 8)

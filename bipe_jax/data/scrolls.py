@@ -24,6 +24,7 @@ SPLITS = ("train", "validation", "test")
 ROUGE, F1, EXACT = "rouge", "f1", "exact_match"
 LABELS = ("Entailment", "Contradiction", "Not mentioned")  # of ContractNLI
 _AUTHORS_TOKENS = 8192
+LEAST = 32  # tokens of a row
 _FORM = re.compile(r"(.+?)(?:\((.*)\))?", re.DOTALL)
 _OPTION = re.compile(r"\(([A-Z])\)[ \t]*")
 
@@ -126,11 +127,12 @@ def parse(source: Source) -> DataSet:
         key, _, value = (word.strip() for word in part.partition("="))
         if key == "split" and value in SPLITS:
             made = dataclasses.replace(made, split=value)
-        elif key == "tokens" and value.isdecimal() and int(value) >= 32:
+        elif key == "tokens" and value.isdecimal() and int(value) >= LEAST:
             made = dataclasses.replace(made, tokens=int(value))
         else:
             raise UserError(
-                f"{source.text}: {part!r} must be split=train, validation or test, or tokens=N of at least 32"
+                f"{source.text}: {part!r} must be split=train, validation or test, or tokens=N of at least "
+                f"{LEAST}"
             )
     return made
 

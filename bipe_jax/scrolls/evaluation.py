@@ -44,7 +44,9 @@ class Settings:
 
 
 def data_sets(settings: Settings, tokens: int) -> list[DataSet]:
-    """The data sets of the settings. Raises UserError: one is unknown, or there is none."""
+    """The data sets of the settings, in rows of so many tokens. Raises UserError: one is not there."""
+    if tokens < scrolls.LEAST:
+        raise UserError(f"--tokens={tokens} must be at least {scrolls.LEAST}")
     for name in settings.tasks:
         if name not in scrolls.TASKS:
             raise UserError(
