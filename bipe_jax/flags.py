@@ -203,3 +203,12 @@ def numbers(flag: str, listed: str, kind: type) -> tuple[Any, ...]:
 def names(listed: str, separator: str = "|") -> tuple[str, ...]:
     """The names of --FLAG=A|B, or A,B where names have no commas."""
     return tuple(name for name in listed.split(separator) if name)
+
+
+def span(flag: str, text: str) -> tuple[int, int]:
+    """The range of --FLAG=LOW:HIGH, or of --FLAG=N. Raises UserError: it is none."""
+    low, colon, high = text.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError:
+        raise UserError(f"--{flag}={text} must be a range LOW:HIGH, such as 4:16") from None

@@ -14,8 +14,8 @@ SOURCES = sorted(path for name in ("bipe_jax", "launch") for path in (ROOT / nam
 
 # What a function may import, since it is an optional extra or slow to import and seldom needed.
 OPTIONAL = {
-    "apache_beam", "argcomplete", "chess", "lm_eval", "matplotlib", "pysbd", "tensorflow_datasets", "torch",
-    "transformers", "wandb",
+    "apache_beam", "argcomplete", "chess", "lm_eval", "matplotlib", "pysbd", "rouge_score",
+    "tensorflow_datasets", "torch", "transformers", "wandb",
 }  # fmt: skip
 # Modules whose functions may import the project's modules: {module: what}.
 LAZY = {

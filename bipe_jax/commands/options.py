@@ -126,6 +126,18 @@ def tasks(parser: Parser) -> None:
     _output(parser)
 
 
+def scrolls(parser: Parser) -> None:
+    _checkpoint(parser)
+    parser.add_argument("--data", required=True, help="the directory of the data sets")
+    parser.add_argument("--tasks", default="", help="data sets, separated by commas (all there)")
+    parser.add_argument(
+        "--split", default="validation", choices=("validation", "test"), help="(validation)"
+    )
+    parser.add_argument("--tokens", type=int, default=0, help="of a row (the training's)")
+    parser.add_argument("--most", type=int, default=0, help="inputs of a data set (all)")
+    _output(parser)
+
+
 def harness(parser: Parser) -> None:
     _checkpoint(parser)
     parser.add_argument("--tasks", required=True, help="names or patterns, such as piqa,arc_*")
@@ -246,6 +258,24 @@ def places(parser: Parser) -> None:
     _checkpoint(parser)
     _data(parser)
     _output(parser)
+
+
+def questions(parser: Parser) -> None:
+    parser.add_argument("--input", required=True, help="a source of text, such as quickstart:train")
+    parser.add_argument("--output", required=True, help="the file to write, .jsonl or .jsonl.gz")
+    parser.add_argument(
+        "--ask", default="line", help="some of line, back, before, key, passkey, by commas (line)"
+    )
+    parser.add_argument("--unit", default="line", choices=("line", "sentence"), help="(line)")
+    parser.add_argument("--lines", default="4:16", help="of a passage, or sentences (4:16)")
+    parser.add_argument(
+        "--k", default="1:65536", help="numbers of lines that are asked for (1:65536)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=80, help="most characters a line, on average (80)"
+    )
+    parser.add_argument("--count", type=int, default=1000, help="examples of each question (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
 
 
 def reframe(parser: Parser) -> None:

@@ -141,9 +141,10 @@ class Data:
         "quickstart:train",
         checks.TEXT,
         '"quickstart:train"; globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas; '
-        '"tfds:NAME[:SPLIT]"; "prepared:DIR"; "examples:GLOBS" of prompts and completions; or '
-        '"synthetic:NAME(OPTIONS)" (see docs/data.md). "#A|B" after one keeps the sets A and '
-        'B. A mixture is several of these with weights: "a/*.jsonl@0.7; b/*.jsonl@0.3"',
+        '"tfds:NAME[:SPLIT]"; "prepared:DIR"; "examples:GLOBS" of prompts and completions; '
+        '"synthetic:NAME(OPTIONS)"; or "scrolls:DIR/TASK(OPTIONS)" (see docs/data.md). "#A|B" '
+        "after one keeps the sets A and B. A mixture is several of these with weights: "
+        '"a/*.jsonl@0.7; b/*.jsonl@0.3"',
         DATA,
     )
     evaluation: str = _field(

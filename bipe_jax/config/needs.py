@@ -89,6 +89,8 @@ def _files(field: str, source: Source) -> Iterator[File]:
             yield File(field, pattern.strip())
     elif source.kind == spec.PREPARED:
         yield File(field, f"{source.path.rstrip('/')}/tokenizer.model")
+    elif source.kind == spec.SCROLLS:
+        yield File(field, f"{source.path.partition('(')[0].rstrip('/')}*")  # a directory, or .zip
     elif source.kind == spec.TFDS and "/" in source.path:  # a directory, not a dataset's name
         yield File(field, source.path.partition(":")[0])
 

@@ -5,6 +5,7 @@ tfds:NAME[:SPLIT]           a TFDS text dataset, by name or directory
 prepared:DIR                what bipe_jax.data.prepare wrote
 examples:GLOBS              JSONL shards of examples, see bipe_jax/data/examples.py
 synthetic:NAME(OPTIONS)     examples that are computed, see bipe_jax/synthetic
+scrolls:DIR/TASK(OPTIONS)   a data set of SCROLLS as examples, see bipe_jax/data/scrolls.py
 a/*.jsonl,b/*.jsonl.zst     globs of JSONL shards, separated by commas
 KIND:PATH                   a source of a plug-in, see `plugins`
 SOURCE#A|B                  only the sets A and B of a source
@@ -20,10 +21,10 @@ from bipe_jax.errors import UserError
 from bipe_jax.suggest import did_you_mean
 
 QUICKSTART, TFDS, PREPARED, JSONL = "quickstart", "tfds", "prepared", "jsonl"
-EXAMPLES, SYNTHETIC = "examples", "synthetic"
+EXAMPLES, SYNTHETIC, SCROLLS = "examples", "synthetic", "scrolls"
 WORDS = "symbols:"  # what a value of `tokenizer.path` begins with that is a list of words
 FILES = (JSONL, EXAMPLES)  # kinds whose shards are files of lines
-OF_EXAMPLES = (EXAMPLES, SYNTHETIC)  # kinds whose documents are examples
+OF_EXAMPLES = (EXAMPLES, SYNTHETIC, SCROLLS)  # kinds whose documents are examples
 OWN = (QUICKSTART, TFDS, PREPARED, *OF_EXAMPLES)  # the kinds that are written before a colon
 
 
@@ -33,7 +34,8 @@ class Source:
 
     Attributes:
       text: as it was written, without a weight.
-      kind: "quickstart", "tfds", "prepared", "jsonl", "examples", "synthetic", or the name of a plug-in.
+      kind: "quickstart", "tfds", "prepared", "jsonl", "examples", "synthetic", "scrolls", or the name
+        of a plug-in.
       path: what follows the kind: a split, a dataset, a directory, globs, or a task.
       sets: names of the sets to keep; () keeps all.
     """

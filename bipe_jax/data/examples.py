@@ -11,7 +11,8 @@ follows the completion, and is learned too.
 
 As a document an example is {"text", "set", "learned", "answer", "labels", perhaps "segments"}; "learned" are
 ranges of the text's characters. A document with "sets" in place of them has labels of its tokens: for each
-word of its text (words, where words are set) and (words that it is from), see `loss.sets_error_sum`.
+word of its text (words, where words are set) and (words that it is from), see `loss.sets_error_sum`. A
+document with "limits" is cut when it is tokenised, see `scrolls.Limits`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,14 @@ def pieces_of(document: Mapping[str, Any]) -> list[tuple[int, int, bool]]:
         at = last
     pieces.append((at, len(document["text"]), False))
     return [(first, last, learned) for first, last, learned in pieces if first < last]
+
+
+def kept_of(document: Mapping[str, Any], learned: bool) -> tuple[int, int] | None:
+    """The tokens that are kept of the start and the end of an example's prompt or output; None: all."""
+    if "limits" not in document:
+        return None
+    first, last, output = document["limits"]
+    return (output, 0) if learned else (first, last)
 
 
 def ends_with_eos(document: Mapping[str, Any]) -> bool:

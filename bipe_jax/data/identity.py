@@ -16,7 +16,7 @@ from etils import epath
 
 from bipe_jax.config import spec
 from bipe_jax.config.spec import Shard, Source
-from bipe_jax.data import datasets, prepared, quickstart, shards, sources
+from bipe_jax.data import datasets, prepared, quickstart, scrolls, shards, sources
 from bipe_jax.errors import UserError
 from bipe_jax.plan import Plan
 
@@ -47,6 +47,8 @@ def of_source(source: Source) -> tuple[Shard, ...]:
         paths = shards.find(source.path)
     elif source.kind == spec.PREPARED:
         paths = prepared.files(source)
+    elif source.kind == spec.SCROLLS:
+        paths = [scrolls.parse(source).file]
     elif source.kind != spec.TFDS:
         return sources.of_plugin(source)[0]
     else:

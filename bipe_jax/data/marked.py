@@ -21,6 +21,7 @@ class Part(NamedTuple):
       begins: for each level the offsets of characters of the part at which segments begin; () without
         segmenters.
       example: the document, if it is an example. learned: whether the part is. last: whether EOS follows.
+      kept: the numbers of tokens that are kept of its start and its end; None: all.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Part(NamedTuple):
     example: dict | None = None
     learned: bool = True
     last: bool = False
+    kept: tuple[int, int] | None = None
 
 
 def parts_of(document: dict, names: Sequence[str]) -> Iterator[Part]:
@@ -45,12 +47,13 @@ def parts_of(document: dict, names: Sequence[str]) -> Iterator[Part]:
     example = document if examples.is_example(document) else None
     pieces = examples.pieces_of(document) if example else [(0, len(whole), True)]
     for start, end, learned in pieces:
-        for text in parts(whole[start:end]):
+        kept = examples.kept_of(document, learned)
+        for text in [whole[start:end]] if kept else parts(whole[start:end]):
             bounds = start, start + len(text)
             own = (at[slice(*np.searchsorted(at, bounds))] - start for at in begins)
             marks = tuple(tuple(at.tolist()) for at in own)
             last = bool(example) and bounds[1] == len(whole) and learned
-            yield Part(text, start == 0, marks, example, learned, last)
+            yield Part(text, start == 0, marks, example, learned, last, kept)
             start += len(text)
 
 
@@ -74,6 +77,8 @@ def encode(tokenizer: Tokenizer, some: Sequence[Part]) -> list[dict]:
         row = {"tokens": tokens}
         if part.begins:
             row["starts"] = _starts(part, tokenizer.text_bytes(part.text, tokens))
+        if part.kept:
+            row = {name: _cut(array, *part.kept) for name, array in row.items()}
         if part.example:
             row |= _of_example(part.example, part, tokenizer, row)
         rows.append(row)
@@ -87,13 +92,22 @@ def encode_whole(
     rows, sizes = [], []
     for part in parts_of(document, names):
         rows += encode(tokenizer, [part])
-        own = rows[-1]["tokens"]
-        of_part = tokenizer.text_bytes(part.text, own[: len(own) - part.last])
+        own = rows[-1]["tokens"][: len(rows[-1]["tokens"]) - part.last]
+        of_part = (
+            tokenizer.byte_lengths()[own] if part.kept else tokenizer.text_bytes(part.text, own)
+        )
         of_part = np.pad(of_part, (0, part.last))  # EOS stands for no text
         # Most are small: a quarter of the memory.
         sizes.append(of_part.astype(np.min_scalar_type(int(of_part.max(initial=0)))))
     joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return joined, np.concatenate(sizes)
+
+
+def _cut(array: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The first and the last elements, or all if these are as many."""
+    if len(array) <= first + last:
+        return array
+    return np.concatenate([array[:first], array[len(array) - last :]])
 
 
 def starts_of(tokenizer: Tokenizer, text: str, names: Sequence[str]) -> np.ndarray | None:

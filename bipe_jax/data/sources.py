@@ -15,7 +15,7 @@ from typing import Any
 
 from bipe_jax.config import Config, spec
 from bipe_jax.config.spec import Shard, Source
-from bipe_jax.data import datasets, examples, lines
+from bipe_jax.data import datasets, examples, lines, scrolls
 from bipe_jax.data import shards as files
 from bipe_jax.data.datasets import ReadShard
 from bipe_jax.errors import UserError
@@ -136,7 +136,7 @@ def open_source(
 
     Args:
       source: the quickstart's corpus, a TFDS dataset (its name or directory, in ArrayRecord files), a
-        synthetic task, JSONL shards, or the source of a plug-in.
+        synthetic task, a data set of SCROLLS, JSONL shards, or the source of a plug-in.
       sets: names of sets to keep, besides the source's own; () keeps all.
       policy: for the faults of JSONL shards.
       paths: of the JSONL shards, in their order; None: those that match the source's globs.
@@ -151,6 +151,8 @@ def open_source(
         shards, read = datasets.of_tfds(source)
     elif source.kind == spec.SYNTHETIC:
         shards, read = datasets.of_task(source)
+    elif source.kind == spec.SCROLLS:
+        shards, read = scrolls.of_source(source)
     elif source.kind == spec.PREPARED:
         raise UserError(f"data: {source.text} is prepared data, and text is needed here")
     elif source.kind not in spec.FILES:

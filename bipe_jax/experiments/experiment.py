@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from bipe_jax.experiments.outcomes import Measure, Outcomes
 from bipe_jax.positions import NAMED
 
-# Stands for the directory that `Experiment.prepare` writes, in the values of `Experiment.data`.
-DATA = "OUTPUT/data/SIZE"
+# Stands for the directory that `Experiment.prepare` writes, in configs and in flags of evaluations.
+DATA = "OUTPUT/data"
 
 
 class Cell(NamedTuple):
@@ -88,8 +88,9 @@ class Experiment:
         "answers.json" or "evaluation.json" of the training, "NAME/FILE" of an `Evaluation`.
       measures: measure -> how it is shown; those that are missing are shares.
       seeds: size -> number of seeds.
-      prepare: (size, directory) -> writes what trainings read into a directory; None: they need none.
       samples: yields samples of the data, of JSON's types.
+      prepare: (size, directory) writes what the points read into a directory, see `DATA`; None: they need
+        none. It is called again where it was interrupted.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
     """
 

@@ -55,14 +55,20 @@ def stages(
     Raises:
       UserError: a key is unknown, or a value is wrong.
     """
-    known: dict[str, Point] = {}
+    arms = {arm.name: arm for arm in experiment.arms(size)}
+    known: dict[tuple[str, int], Point] = {}
+
+    def point_of(name: str, seed: int) -> Point:
+        if (name, seed) not in known:
+            arm = arms[name]
+            base = point_of(arm.after, seed) if arm.after else None
+            known[name, seed] = _point(experiment, size, arm, seed, output, base, overrides)
+        return known[name, seed]
+
     made: list[list[Point]] = []
     for seed in range(seeds):
-        for arm in experiment.arms(size):
-            base = known[point_name(arm.after, seed)] if arm.after else None
-            point = known[point_name(arm.name, seed)] = _point(
-                experiment, size, arm, seed, output, base, overrides
-            )
+        for name in arms:
+            point = point_of(name, seed)
             number = sum(1 for _ in _bases(point))
             made += [[]] * (number + 1 - len(made))
             made[number] = [*made[number], point]
@@ -73,6 +79,11 @@ def _bases(point: Point) -> Iterator[Point]:
     while point.base:
         point = point.base
         yield point
+
+
+def placed(text: str, output: str, size: str) -> str:
+    """A text in which `experiment.DATA` stands for the directory of the data, with its path."""
+    return text.replace(DATA, data_of(output, size))
 
 
 def data_of(output: str, size: str) -> str:
@@ -99,13 +110,14 @@ def _point(
     inherited = base.identity if base else ""
     if not arm.trained:
         assert base is not None, arm
-        identity = naming.identity([inherited, _placeless(evaluations, output)])
+        identity = naming.identity([inherited, evaluations])
         return Point(arm, seed, name, {}, base.workdir, base.steps, identity, base)
-    data = {
-        key: value.replace(DATA, data_of(output, size)) if isinstance(value, str) else value
-        for key, value in experiment.data(size, seed, arm.options).items()
+    data = experiment.data(size, seed, arm.options)
+    own = {"seed": seed, **arm.changes, **data}
+    overrides = {
+        key: placed(value, output, size) if isinstance(value, str) else value
+        for key, value in own.items()
     }
-    overrides = {"seed": seed, **arm.changes, **data}
     if base:
         overrides["initial_checkpoint"] = base.workdir
     texts = [f"--config.{k}={v if isinstance(v, str) else repr(v)}" for k, v in overrides.items()]
@@ -113,19 +125,8 @@ def _point(
     flat: dict[str, Any] = flatten(config)
     of_all = [word.removeprefix("--config.").partition("=")[0] for word in shared]
     varied = [*overrides, *of_all, *(field for field in FIELDS if field.startswith("evaluation."))]
-    changes = naming.changes(varied, flat) | {"initial_checkpoint": inherited}
-    identity = naming.identity(_placeless([changes, evaluations], output))
+    changes = naming.changes(varied, flat | own) | {"initial_checkpoint": inherited}
+    identity = naming.identity([changes, evaluations])
     directory = naming.name_of(overrides, config, name)
     workdir = os.path.join(output, DIRECTORY, directory)
     return Point(arm, seed, name, overrides, workdir, int(flat["steps"]), identity, base)
-
-
-def _placeless(value: Any, output: str) -> Any:
-    """A value without the path of the output in its texts."""
-    if isinstance(value, str):
-        return value.replace(os.path.join(output, ""), "OUTPUT/")
-    if isinstance(value, dict):
-        return {key: _placeless(inner, output) for key, inner in value.items()}
-    if isinstance(value, Sequence):
-        return [_placeless(inner, output) for inner in value]
-    return value

@@ -1,7 +1,16 @@
 """All experiments by name."""
 
 from bipe_jax.errors import UserError
-from bipe_jax.experiments import arithmetic, bi_nfa, extension, length, modalities, retrieval
+from bipe_jax.experiments import (
+    arithmetic,
+    bi_nfa,
+    extension,
+    length,
+    modalities,
+    retrieval,
+    retrieval_text,
+    scrolls,
+)
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.suggest import did_you_mean
 
@@ -12,6 +21,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         arithmetic.ARITHMETIC,
         arithmetic.FOLD,
         *retrieval.EXPERIMENTS,
+        *retrieval_text.EXPERIMENTS,
+        scrolls.SCROLLS,
         *length.EXPERIMENTS,
         extension.EXTENSION,
         *modalities.EXPERIMENTS,

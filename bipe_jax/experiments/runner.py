@@ -12,12 +12,13 @@ from bipe_jax.errors import DONE, PREEMPTED, UserError
 from bipe_jax.experiments import store
 from bipe_jax.experiments.experiment import Cell, Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
-from bipe_jax.experiments.points import DIRECTORY, Point, data_of
+from bipe_jax.experiments.points import DIRECTORY, Point, data_of, placed
 from bipe_jax.workdir import Workdir, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
 
 _SWEEP = "sweep.json"
+_PREPARED = "prepared"  # is in the directory of data that are complete
 _OF_TRAINING = (Workdir.answers, Workdir.evaluation)  # what a training may end with
 
 
@@ -53,7 +54,7 @@ def run(
             needed[point.name] = point
             if point.base:
                 needed[point.base.name] = point.base
-    if any(point.arm.trained for point in needed.values()):
+    if needed:
         _prepare(experiment, size, output)
     status = DONE
     for stage in every:
@@ -66,7 +67,7 @@ def run(
             return status
         for point in (p for p in ready if p.is_trained()):
             if store.read(output, point) is None:
-                _evaluate(point, output)
+                _evaluate(point, output, size)
                 if cells := _cells(experiment, point, output):
                     store.write(output, point, cells)
         if waiting := len(points) - len(ready):
@@ -79,15 +80,15 @@ def run(
 
 
 def _prepare(experiment: Experiment, size: str, output: str) -> None:
-    """Writes the data of an experiment, all or nothing, unless they are there. Raises UserError."""
+    """Writes the data of an experiment, unless that is done. Raises UserError."""
     directory = data_of(output, size)
-    if experiment.prepare is None or os.path.isdir(directory):
+    done = os.path.join(directory, _PREPARED)
+    if experiment.prepare is None or os.path.exists(done):
         return
-    unfinished = f"{directory}.unfinished"
-    os.makedirs(unfinished, exist_ok=True)
+    outputs.check_directory(directory, _PREPARED)
     _LOG.info(f"Preparing the data of {experiment.name} in {directory}")
-    experiment.prepare(size, unfinished)
-    os.rename(unfinished, directory)
+    experiment.prepare(size, directory)
+    outputs.write_bytes(done, b"")
 
 
 def _sweep(
@@ -106,7 +107,7 @@ def _sweep(
     return subprocess.run(line).returncode
 
 
-def _evaluate(point: Point, output: str) -> None:
+def _evaluate(point: Point, output: str, size: str) -> None:
     """Runs the evaluations of a trained point that have written nothing yet. Raises UserError."""
     for one in point.arm.evaluations:
         directory = point.directory(one.name, output)
@@ -116,7 +117,7 @@ def _evaluate(point: Point, output: str) -> None:
                 one.module,
                 f"--checkpoint={point.workdir}",
                 f"--output={directory}",
-                *one.flags,
+                *(placed(flag, output, size) for flag in one.flags),
             ]
             _LOG.info(f"{point.name}: python {shlex.join(line)}")
             os.makedirs(directory, exist_ok=True)

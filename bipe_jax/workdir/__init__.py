@@ -58,6 +58,7 @@ class Workdir:
     answers = _Entry("answers.json")  # to examples, of the latest step
     tasks = _Entry("tasks.json")
     tasks_picture = _Entry("tasks.png")
+    scrolls = _Entry("scrolls.json")
     attention = _Entry("attention.json")
     harness = _Entry("harness.json")
     report = _Entry("report.html")
