@@ -358,5 +358,5 @@ def test_every_value_of_an_event(tmp_path):
             lines = changed if isinstance(changed, list) else [changed]
             text = "\n".join(map(json.dumps, [*lines, first]))
             Path(Workdir(tmp_path).events).write_text(text + "\n")
-            kept = [event for event in events.read(tmp_path) if goodput._is_record(event)]
+            kept = [event for event in events.read(tmp_path) if goodput.is_record(event)]
             assert goodput.table("w", goodput.account(kept, beat))

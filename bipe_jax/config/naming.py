@@ -7,8 +7,8 @@ of the fields that change results. Neither depends on the other points of a swee
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 from bipe_jax.config import FIELDS, defaults, flatten
 
@@ -60,16 +60,17 @@ def short_key(key: str) -> str:
     return last if sum(name.rpartition(".")[2] == last for name in FIELDS) == 1 else key
 
 
-def words(value, between: str = ", ", within: str = " ") -> str:
+def words(value: Any, between: str = ", ", within: str = " ") -> str:
     """A value as text: (("rope", "segment"),) is "rope segment", and () is "none"."""
     if isinstance(value, (tuple, list)):
-        return between.join(words(inner, within, within) for inner in value) or "none"
+        inner = cast(Sequence[Any], value)
+        return between.join(words(each, within, within) for each in inner) or "none"
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value) or "none"
 
 
-def short_value(value) -> str:
+def short_value(value: Any) -> str:
     """A value in letters, digits, ".", "_" and "-": (("rope", "segment"),) is "rope.segment"."""
     return shortened(re.sub(r"[^A-Za-z0-9._-]+", "-", words(value, "_", ".")).rstrip("-"), "..")
 

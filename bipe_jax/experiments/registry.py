@@ -7,6 +7,7 @@ from bipe_jax.experiments import (
     extension,
     length,
     modalities,
+    normal_length,
     retrieval,
     retrieval_text,
     scrolls,
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         scrolls.SCROLLS,
         *length.EXPERIMENTS,
         extension.EXTENSION,
+        normal_length.NORMAL_LENGTH,
         *modalities.EXPERIMENTS,
     )
 }

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from bipe_jax import goodput
 from bipe_jax.errors import UserError
 from bipe_jax.experiments.experiment import Cell
 from bipe_jax.experiments.points import Point
+from bipe_jax.training.observing.account import account
 from bipe_jax.workdir import Workdir, events, files, json_files, outputs
 
 DIRECTORY = "results"
@@ -63,7 +63,7 @@ def _origin(workdir: str) -> dict[str, Any]:
     directory = Workdir(workdir)
     start = files.read_json(directory.start(directory.last_start())) or {}
     recorded = events.read(workdir)
-    seconds = goodput.account(recorded).seconds if recorded else {}
+    seconds = account(recorded).seconds if recorded else {}
     spent = sum(of_part for part, of_part in seconds.items() if part != "down")
     origin: dict[str, Any] = start.get("provenance") or {}
     machine = {name: of for name, of in origin.get("machine", {}).items() if name != "host"}
