@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -296,13 +297,30 @@ def test_what_is_made_is_that_of_a_plain_search(made):
 
 
 def test_limits_are_the_authors():
-    assert DataSet("x/gov_report", "gov_report").limits == (7184, 7, 1000)
-    limits = DataSet("x/qasper", "qasper").limits
-    assert limits.first + limits.last == 7991 and limits.output == 200
+    assert DataSet("x/gov_report", "gov_report").limits[::2] == (7184 + 7, 1000)
+    assert DataSet("x/qasper", "qasper").limits[::2] == (7991, 200)
     for name in scrolls.TASKS:
         for tokens in (32, 100, 512, 8192):
             limits = DataSet("x", name, tokens=tokens).limits
-            assert sum(limits) + 1 == tokens and limits.first > 0
+            assert limits.prompt + limits.output + 1 == tokens and limits.prompt > 0
+
+
+def test_a_tokenizer_like_llamas_keeps_what_the_authors_keep(texts):
+    package = pytest.importorskip("mistral_common")
+    path = Path(package.__file__).parent / "data" / "tokenizer.model.v1"
+    tokens = tokenizer.load(str(path))
+    text = "\n".join(texts)[:60_000]
+    for name, first, last in (("gov_report", 7184, 7), ("qasper", 7988, 3)):
+        task = scrolls.TASKS[name]
+        document = scrolls.to_example(DataSet(f"x/{name}", name), text, "x")
+        (row, _), whole = (
+            marked.encode_whole(tokens, document, ()),
+            tokens.encode(f"{task.before}{text}{task.after}").tolist(),
+        )
+        assert len(whole) > 8192
+        wanted = whole[:first] + whole[-last:]
+        assert row["tokens"][: first + last].tolist() == wanted
+        assert tokens.decode(wanted[-last:]).strip() == task.after.strip()
 
 
 @pytest.mark.parametrize("name", ["gov_report", "quality"])
@@ -310,13 +328,15 @@ def test_limits_are_the_authors():
 def test_examples_are_cut_by_exact_numbers_of_tokens(name, size, tokenizer_file, texts):
     tokens = tokenizer.load(tokenizer_file)
     data = DataSet(f"x/{name}", name, tokens=64)
-    first, last, output = data.limits
+    most, _, output = data.limits
     text, summary = texts[0][:size], texts[1][:size]
     document = scrolls.to_example(data, text, summary)
     row, sizes = marked.encode_whole(tokens, document, ())
     prompt = tokens.encode(f"{data.task.before}{text}{data.task.after}").tolist()
-    if len(prompt) > first + last:
-        prompt = prompt[:first] + prompt[-last:]
+    if len(prompt) > most:
+        last = len(tokens.encode_parts([data.task.after], [False])[0])
+        assert tokens.decode(prompt[-last:]) == data.task.after
+        prompt = prompt[: most - last] + prompt[-last:]
     completion = tokens.encode_parts([summary], [False])[0].tolist()[:output]
     assert row["tokens"].tolist() == [*prompt, *completion, tokens.eos_id]
     assert row["learned"].tolist() == [0] * len(prompt) + [1] * (len(completion) + 1)
@@ -333,9 +353,10 @@ def test_segments_of_what_is_kept_stay_where_they_begin(tokenizer_file):
     document = scrolls.to_example(data, text, "x") | {"segments": [begins]}
     (prompt, _) = marked.parts_of(document, ("data:0",))
     cut, whole = (marked.encode(tokens, [part])[0] for part in (prompt, prompt._replace(kept=None)))
-    first = data.limits.first
+    last = len(tokens.encode_parts([data.task.after], [False])[0])
+    first = data.limits.prompt - last
     assert cut["starts"][:first].tolist() == whole["starts"][:first].tolist()
-    assert cut["starts"][first:].tolist() == whole["starts"][-3:].tolist()
+    assert cut["starts"][first:].tolist() == whole["starts"][-last:].tolist()
     assert cut["starts"].sum() > 2
 
 

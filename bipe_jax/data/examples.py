@@ -60,11 +60,11 @@ def pieces_of(document: Mapping[str, Any]) -> list[tuple[int, int, bool]]:
 
 
 def kept_of(document: Mapping[str, Any], learned: bool) -> tuple[int, int] | None:
-    """The tokens that are kept of the start and the end of an example's prompt or output; None: all."""
+    """What is kept of an example's prompt or output, see `marked.Part`; None: all."""
     if "limits" not in document:
         return None
-    first, last, output = document["limits"]
-    return (output, 0) if learned else (first, last)
+    prompt, after, output = document["limits"]
+    return (output, 0) if learned else (prompt, after)
 
 
 def ends_with_eos(document: Mapping[str, Any]) -> bool:

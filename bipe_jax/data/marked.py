@@ -21,7 +21,7 @@ class Part(NamedTuple):
       begins: for each level the offsets of characters of the part at which segments begin; () without
         segmenters.
       example: the document, if it is an example. learned: whether the part is. last: whether EOS follows.
-      kept: the numbers of tokens that are kept of its start and its end; None: all.
+      kept: the most tokens that are kept of it, and the characters at its end that are among them; None: all.
     """
 
     text: str
@@ -77,8 +77,9 @@ def encode(tokenizer: Tokenizer, some: Sequence[Part]) -> list[dict]:
         row = {"tokens": tokens}
         if part.begins:
             row["starts"] = _starts(part, tokenizer.text_bytes(part.text, tokens))
-        if part.kept:
-            row = {name: _cut(array, *part.kept) for name, array in row.items()}
+        if part.kept and len(tokens) > part.kept[0]:
+            chosen = _kept(part.kept, part.text, tokenizer, tokens)
+            row = {name: array[chosen] for name, array in row.items()}
         if part.example:
             row |= _of_example(part.example, part, tokenizer, row)
         rows.append(row)
@@ -103,11 +104,13 @@ def encode_whole(
     return joined, np.concatenate(sizes)
 
 
-def _cut(array: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The first and the last elements, or all if these are as many."""
-    if len(array) <= first + last:
-        return array
-    return np.concatenate([array[:first], array[len(array) - last :]])
+def _kept(kept: tuple[int, int], text: str, tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+    """The indices of the tokens that are kept of a part with more: the first ones, and those of its end."""
+    most, characters = kept
+    size = len(text[len(text) - characters :].encode())
+    ends = np.cumsum(tokenizer.text_bytes(text, tokens)[::-1])
+    last = min(int(np.searchsorted(ends, size)) + 1, most) if size else 0
+    return np.concatenate([np.arange(most - last), np.arange(len(tokens) - last, len(tokens))])
 
 
 def starts_of(tokenizer: Tokenizer, text: str, names: Sequence[str]) -> np.ndarray | None:

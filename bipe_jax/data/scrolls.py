@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
     Attributes:
       metric: of its outputs. output: the most tokens of one, in a row of 8192.
-      before, after: what is put around the input. last: the tokens that are kept of the end of what results.
+      before, after: what is put around the input. Where the prompt is cut, `after` is kept.
       options: the outputs that are compared by their probability; "input": the input lists them.
     """
 
@@ -42,13 +42,12 @@ class Task(NamedTuple):
     output: int
     before: str = ""
     after: str = "\n Answer:"
-    last: int = 3
     options: tuple[str, ...] | str = ()
 
 
-# The authors' instruction is 7 tokens of Llama's tokenizer. They put nothing after questions, since that
-# tokenizer begins each output with BOS; here 3 tokens of Llama's say that the answer follows.
-_SUMMARY = Task(ROUGE, 1000, "Context:\n", "\n Please summarize this report:", 7)
+# The authors keep the last 7 tokens, which in Llama's are the instruction. They put nothing after questions,
+# since that tokenizer begins each output with BOS; here 3 tokens of Llama's say that the answer follows.
+_SUMMARY = Task(ROUGE, 1000, "Context:\n", "\n Please summarize this report:")
 _ANSWER = Task(F1, 200)
 TASKS = {
     "gov_report": _SUMMARY,
@@ -67,10 +66,15 @@ TASKS = {
 
 
 class Limits(NamedTuple):
-    """The tokens that are kept of an example: of its prompt the first and the last ones, of its output."""
+    """What is kept of an example.
 
-    first: int
-    last: int
+    Attributes:
+      prompt: the most tokens of its prompt. after: the characters at the prompt's end that are among them.
+      output: the most tokens of its output, without EOS.
+    """
+
+    prompt: int
+    after: int
     output: int
 
 
@@ -95,7 +99,7 @@ class DataSet:
     @property
     def limits(self) -> Limits:
         output = max(self.tokens * self.task.output // _AUTHORS_TOKENS, 1)
-        return Limits(self.tokens - output - 1 - self.task.last, self.task.last, output)
+        return Limits(self.tokens - output - 1, len(self.task.after), output)
 
     @property
     def file(self) -> str:
