@@ -24,10 +24,21 @@ from bipe_jax.hardware import CHIPS
 from bipe_jax.training import compiled, roofline, step
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(
-    f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "base"
-)
-EXPERIMENTS = sorted({one.config for one in registry.EXPERIMENTS.values()})
+
+
+def configs() -> list[str]:
+    """All shipped configs, and those of the experiments' size paper; of equal programs the first."""
+    shipped = sorted((ROOT / "configs").glob("*.py"))
+    names = [f"configs/{path.name}" for path in shipped if path.stem != "base"]
+    names += [f"{one.config}:paper" for one in registry.EXPERIMENTS.values()]
+    programs = {}
+    for name in names:
+        config = plan.make(file.load(f"{ROOT}/{name}"))
+        parts = (config.model, config.position, config.segments, config.mesh, config.optimizer.name)
+        programs.setdefault(repr((*parts, config.sequence_length, config.batch_size)), name)
+    return list(programs.values())
+
+
 with_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra 'preflight'"
 )
@@ -48,7 +59,7 @@ def table(done) -> dict:
 
 
 @with_libtpu
-@pytest.mark.parametrize("name", [*CONFIGS, *(f"{config}:paper" for config in EXPERIMENTS)])
+@pytest.mark.parametrize("name", configs())
 def test_each_config_compiles_for_four_chips_of_its_generation(name):
     config = plan.make(file.load(f"{ROOT}/{name}"))
     generation = config.mesh.topology.partition(":")[0]
