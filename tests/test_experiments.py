@@ -3,12 +3,8 @@
 import csv
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -268,48 +264,6 @@ def test_ranks_count_certain_differences_alone():
     for lower, wanted in ((True, [(1, 2), (1, 2), (3, 3)]), (False, [(2, 3), (2, 3), (1, 1)])):
         made = Outcomes(list("abc"), values, {"loss": Measure("number", lower_is_better=lower)})
         assert [row.ranks for row in made.rows()] == wanted
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fold", "bi-nfa-total", "retrieval-back"])
-def test_an_experiment_runs_and_continues_after_a_kill_to_the_same_tables(name, tmp_path):
-    line = [sys.executable, "-m", "bipe_jax.experiments", name, "--size=quick"]
-
-    def rows(output):
-        return json.loads((output / "results.json").read_text())["rows"]
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run([*line, f"--output={whole}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        [*line, f"--output={killed}"], cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not list(killed.glob("points/*/checkpoints/15/params")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pid in trainers_of(killed):
-        os.kill(pid, signal.SIGKILL)
-    done = subprocess.run([*line, f"--output={killed}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert rows(killed) == rows(whole)
-    assert (whole / "table.csv").read_text() == (killed / "table.csv").read_text()
-
-
-def trainers_of(directory: Path) -> list[int]:
-    """The processes whose command line names a directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if f"{directory}/points".encode() in words:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.parametrize(("family", "as_predicted"), [("total", True), ("group", False)])
