@@ -275,3 +275,16 @@ def test_a_prediction_is_that_of_its_family(family, as_predicted):
     made = Outcomes(["bipe_rope"], {"bipe_rope": values})
     assert flat.outcome(made)[1] is as_predicted
     assert flat.outcome(Outcomes(["bipe_rope"], {}))[1] is None
+
+
+def test_of_many_arms_the_first_and_the_best_have_colours():
+    names = [f"arm {i}" for i in range(12)]
+    values = {
+        name: {Key("loss", "", x): {0: (10 - i if x == 2 else i, 1)} for x in (1.0, 2.0)}
+        for i, name in enumerate(names)
+    }
+    made = Outcomes(names, values, {"loss": Measure("number", lower_is_better=True)})
+    styles = files._styles(made)
+    coloured = [name for name in names if styles[name] != files.charts.OTHER]
+    assert coloured == ["arm 0", *names[-len(coloured) + 1 :]] and len(coloured) > 5
+    assert len({styles[name].name for name in coloured}) == len(coloured)

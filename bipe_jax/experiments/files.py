@@ -47,10 +47,10 @@ def write(
     _write_text(output, "table.csv", _csv(rows))
     _write_text(output, "table.tex", _latex(outcomes, rows))
     written = [*NAMES]
-    groups = _groups(rows)
+    groups, styles = _groups(rows), _styles(outcomes)
     drawn = {
         f"{measure}, {condition}" if condition else measure: _chart(
-            experiment, size, outcomes, measure, of_group
+            experiment, size, outcomes, measure, of_group, styles
         )
         for (measure, condition), of_group in groups.items()
     }
@@ -68,7 +68,7 @@ def write(
             [(p.text, p.source, text, _VERDICTS[verdict]) for p, text, verdict in of_predictions],
             4,
         ),
-        legend=[(charts.key(_style(outcomes, arm)), arm) for arm in outcomes.arms],
+        legend=[(charts.key(styles[arm]), arm) for arm in outcomes.arms],
         figures=[
             charts.figure(title, chart, f"{experiment.name}: {title}")
             for title, chart in drawn.items()
@@ -122,13 +122,31 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _style(outcomes: Outcomes, arm: str) -> charts.Style:
-    number = list(outcomes.arms).index(arm)
-    return charts.series(number) if number < palette.SERIES else charts.OTHER
+def _styles(outcomes: Outcomes) -> dict[str, charts.Style]:
+    """Arm -> its style.
+
+    Of too many arms the first has a colour, and those that are best at the last x of the first figure.
+    """
+    chosen = list(outcomes.arms)
+    if len(chosen) > palette.SERIES and outcomes.keys:
+        first = outcomes.keys[0]
+        key = max((k for k in outcomes.keys if k[:2] == first[:2]), key=lambda k: k.x)
+        means = {arm: mean.mean for arm in chosen[1:] if (mean := outcomes.mean(arm, *key))}
+        is_loss = outcomes.measure(key.measure).lower_is_better
+        best = sorted(means, key=lambda arm: means[arm] if is_loss else -means[arm])
+        some = best[: palette.SERIES - 1]
+        chosen = [arm for arm in chosen if arm == chosen[0] or arm in some]
+    coloured = {arm: charts.series(i) for i, arm in enumerate(chosen[: palette.SERIES])}
+    return {arm: coloured.get(arm, charts.OTHER) for arm in outcomes.arms}
 
 
 def _chart(
-    experiment: Experiment, size: str, outcomes: Outcomes, measure: str, rows: Sequence[Row]
+    experiment: Experiment,
+    size: str,
+    outcomes: Outcomes,
+    measure: str,
+    rows: Sequence[Row],
+    styles: Mapping[str, charts.Style],
 ) -> Lines:
     curves, kind = [], outcomes.measure(measure)
     for arm in outcomes.arms:
@@ -144,7 +162,7 @@ def _chart(
             if row.arm == arm
         ]
         if points:
-            curves.append(Curve(_style(outcomes, arm), points, arm))
+            curves.append(Curve(styles[arm], points, arm))
     xs = {row.key.x for row in rows}
     return Lines(
         curves, experiment.x_name, measure, xs, {experiment.trained[size]}, log=kind.log,
