@@ -29,6 +29,7 @@ _TOKENS = {"quick": 32, "laptop": 128, "paper": 512}  # of a block, in music, co
 _REFERENCES, _MOVE = "references right", "legal move"
 _KINDS = _ABSOLUTE, _RELATIVE = "absolute references", "relative references"
 
+_SECONDS = {"music": 40, "proofs": 52, "code": 37, "chess": 53, "control": 32}  # at the size quick
 _FEWEST = 30  # places of a share that a prediction is about
 _PLACES = Evaluation("places", "bipe_jax.modalities.places")
 _BY_LENGTH = (
@@ -167,8 +168,10 @@ def _experiment(
         "method": _BY_LENGTH, "trained": _TOKENS, "arms": _arms, "data": _data,
     }  # fmt: skip
     own: dict[str, Any] = {
-        "config": f"configs/experiments/{config}.py", "predictions": predictions
-    }  # fmt: skip
+        "config": f"configs/experiments/{config}.py",
+        "predictions": predictions,
+        "costs": {"quick": f"{_SECONDS[name]} s on 2 CPU cores, November 2026"},
+    }
     return text.experiment(f"modalities-{name}", question, **usual | own | fields)
 
 
