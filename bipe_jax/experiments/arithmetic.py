@@ -59,6 +59,8 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
 def _arms(size: str) -> list[Arm]:
     if size == "quick":
         return encodings("bipe_rope", "rope", "nope")
+    if size == "laptop":  # of width 48
+        return encodings("bipe_rope", "bipe_alibi", "rope", "nope")
     own = encodings("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
     own.append(
         Arm(
@@ -69,8 +71,10 @@ def _arms(size: str) -> list[Arm]:
             },
         )
     )
-    widths = (48, 128) if size == "laptop" else (48, 64, 96, 128, 256)
-    of_width = [Arm(f"width {w}", {"model.width": w, "model.feed_forward": 4 * w}) for w in widths]
+    of_width = [
+        Arm(f"width {w}", {"model.width": w, "model.feed_forward": 4 * w})
+        for w in (48, 64, 96, 128, 256)
+    ]
     return crossed(own, of_width)
 
 

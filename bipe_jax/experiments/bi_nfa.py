@@ -45,10 +45,12 @@ def _data(size: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encodings(size: str) -> list[Arm]:
-    names = ("bipe_rope", "rope", "nope") if size == "quick" else (
-        "bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope",
-    )  # fmt: skip
-    alone = [] if size == "quick" else [
+    names = {
+        "quick": ("bipe_rope", "rope", "nope"),
+        "laptop": ("bipe_rope", "rope", "alibi", "nope"),
+        "paper": ("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope"),
+    }[size]
+    alone = [] if size != "paper" else [
         Arm("intra alone", {"position.absolute": INTRA, "position.relative": ()}),
         Arm("inter alone", {"position.absolute": (), "position.relative": INTER}),
     ]  # fmt: skip

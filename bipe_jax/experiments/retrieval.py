@@ -40,9 +40,12 @@ def _cells(files: Mapping[str, Any]) -> list[Cell]:
 
 
 def _arms(size: str) -> list[Arm]:
-    if size == "quick":
-        return encodings("bipe_rope", "rope")
-    return encodings("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
+    names = {
+        "quick": ("bipe_rope", "rope"),
+        "laptop": ("bipe_rope", "rope", "alibi", "nope"),
+        "paper": ("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope"),
+    }
+    return encodings(*names[size])
 
 
 def _ahead_at_twice(outcomes: Outcomes) -> tuple[str, float | None]:

@@ -4,7 +4,7 @@ from . import small
 
 
 def get_config(size: str = "quick"):
-    c = small.get_config(size, steps=5000)
+    c = small.get_config(size, steps=2000)
     c.sequence_length = {"quick": 64, "laptop": 96, "paper": 512}[size]
     c.loss_chunk = 32
     c.segments.rule = "regex:="

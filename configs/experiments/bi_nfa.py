@@ -4,7 +4,7 @@ from . import small
 
 
 def get_config(size: str = "quick"):
-    c = small.get_config(size, steps=2000)
+    c = small.get_config(size, steps=1500)
     c.sequence_length = 128  # 8 segments of at most 12 letters and "#", and BOS
     c.segments.rule = "data"
     states = {"quick": 3, "laptop": 4, "paper": 6}[size]

@@ -4,7 +4,7 @@ from . import small
 
 
 def get_config(size: str = "quick"):
-    c = small.get_config(size, steps=2000)
+    c = small.get_config(size, steps=1500)
     most = 3 if size == "quick" else 15
     c.sequence_length = 24 if size == "quick" else 96
     c.loss_chunk = 8 if size == "quick" else 32

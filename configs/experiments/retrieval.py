@@ -4,7 +4,7 @@ from . import small
 
 
 def get_config(size: str = "quick"):
-    c = small.get_config(size, steps=3000)
+    c = small.get_config(size, steps=2000)
     c.sequence_length = 64 if size == "quick" else 144
     c.loss_chunk = 16
     c.segments.rule = "regex:;"
