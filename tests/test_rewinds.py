@@ -45,10 +45,13 @@ def config(config):
     return config
 
 
-@pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize(
-    ("stops", "spike"),
-    [((5,), 6), ((5, 6, 7), 8), ((9, 10, 11), 12), ((1,), 2), ((1, 2), 3), ((4,), 6), ((5,), 10)],
+    ("stops", "spike", "keep"),
+    [
+        *(((5,), 6, keep) for keep in (1, 3)),
+        *(((9, 10, 11), 12, keep) for keep in (1, 3)),
+        *(((5, 6, 7), 8, 1), ((1,), 2, 1), ((1, 2), 3, 1), ((4,), 6, 1), ((5,), 10, 1)),
+    ],
     ids=str,
 )
 def test_a_rewind_goes_as_far_back_as_in_a_run_that_was_not_stopped(
