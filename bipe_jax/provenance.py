@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,6 +45,13 @@ def record() -> dict[str, Any]:
             "processes": jax.process_count(),
         },
     }
+
+
+def shared(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance for files that are published: without the command, which has paths, and the host."""
+    machine = {name: of for name, of in recorded.get("machine", {}).items() if name != "host"}
+    known = {name: recorded.get(name) for name in ("time", "commit", "clean", "versions")}
+    return {**known, "machine": machine}
 
 
 def _commit(seconds: float, directory: str = os.path.dirname(__file__)) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_means_and_differences_are_scipys():
         own = np.array(list(row.values.values()))
         interval = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
         assert (row.mean.mean, row.mean.low, row.mean.high) == pytest.approx(
-            (own.mean(), *interval)
+            (own.mean(), *np.clip(interval, 0, 1))
         )
         if arm != "a":
             first = np.array(list(rows["a", x].values.values()))[: len(own)]
@@ -288,3 +288,12 @@ def test_of_many_arms_the_first_and_the_best_have_colours():
     coloured = [name for name in names if styles[name] != files.charts.OTHER]
     assert coloured == ["arm 0", *names[-len(coloured) + 1 :]] and len(coloured) > 5
     assert len({styles[name].name for name in coloured}) == len(coloured)
+
+
+def test_intervals_of_shares_over_seeds_end_at_0_and_1():
+    values = {Key(name, "", 1.0): {0: (1, 1), 1: (1, 10), 2: (1, 5)} for name in ("share", "loss")}
+    made = Outcomes(["a"], {"a": values}, {"loss": Measure("number")})
+    low, high = stats.t.interval(0.95, 2, np.mean([1, 0.1, 0.2]), stats.sem([1, 0.1, 0.2]))
+    assert low < 0 and high > 1
+    assert made.mean("a", "loss", "", 1.0)[1:3] == pytest.approx((low, high))
+    assert made.mean("a", "share", "", 1.0)[1:3] == (0.0, 1.0)

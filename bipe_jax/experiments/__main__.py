@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
     status = runner.run(experiment, args.size, points, args.output, more)
     outcomes = runner.read(experiment, args.size, points, args.output)
     if any(outcomes.values.values()):
-        written = files.write(experiment, args.size, outcomes, args.output, provenance.record())
+        origin = provenance.shared(provenance.record())
+        written = files.write(experiment, args.size, outcomes, args.output, origin)
         print(files.text(outcomes))
         print(f"Wrote {', '.join(written[:4])} and {len(written) - 4} figures in {args.output}")
     else:

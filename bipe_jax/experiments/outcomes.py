@@ -84,15 +84,15 @@ class Outcomes:
         values = self.of_seeds(arm, key)
         if not values:
             return None
+        is_share = self.measure(measure).unit == "share"
         if len(values) > 1:
-            return statistics.mean_of(list(values.values()))
+            made = statistics.mean_of(list(values.values()))
+            # Student's interval knows no bounds.
+            bounds = [end and min(max(end, 0.0), 1.0) for end in (made.low, made.high)]
+            return made._replace(low=bounds[0], high=bounds[1]) if is_share else made
         ((right, total),) = self.values[arm][key].values()
         (value,) = values.values()
-        low, high = (
-            statistics.proportion(int(right), int(total))
-            if self.measure(measure).unit == "share"
-            else (None, None)
-        )
+        low, high = statistics.proportion(int(right), int(total)) if is_share else (None, None)
         return Difference(value, low, high, None)
 
     def measure(self, name: str) -> Measure:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from bipe_jax import provenance
 from bipe_jax.errors import UserError
 from bipe_jax.experiments.experiment import Cell
 from bipe_jax.experiments.points import Point
@@ -56,16 +57,11 @@ def write(output: str, point: Point, cells: Iterable[Cell]) -> None:
 
 
 def _origin(workdir: str) -> dict[str, Any]:
-    """The seconds of a training, but for those between its starts, and the provenance of its last start.
-
-    Paths and the name of the machine are left out, since the file is to be shared.
-    """
+    """The seconds of a training, but for those between its starts, and the provenance of its last start."""
     directory = Workdir(workdir)
     start = files.read_json(directory.start(directory.last_start())) or {}
     recorded = events.read(workdir)
     seconds = account(recorded).seconds if recorded else {}
     spent = sum(of_part for part, of_part in seconds.items() if part != "down")
-    origin: dict[str, Any] = start.get("provenance") or {}
-    machine = {name: of for name, of in origin.get("machine", {}).items() if name != "host"}
-    shared = {name: origin.get(name) for name in ("time", "commit", "clean", "versions")}
-    return {"seconds": round(spent, 1), "provenance": {**shared, "machine": machine}}
+    origin = provenance.shared(start.get("provenance") or {})
+    return {"seconds": round(spent, 1), "provenance": origin}
