@@ -15,7 +15,7 @@ from bipe_jax import plan, synthetic
 from bipe_jax.config import file
 from bipe_jax.errors import UserError
 from bipe_jax.evaluation import ending
-from bipe_jax.experiments import bi_nfa, files, registry, runner
+from bipe_jax.experiments import bi_nfa, extension, files, registry, runner, store, text
 from bipe_jax.experiments.experiment import Arm, Cell, Evaluation, encodings
 from bipe_jax.experiments.outcomes import Key, Measure, Outcomes
 from bipe_jax.experiments.points import point_name, stages
@@ -190,7 +190,10 @@ def test_values_are_kept_and_points_that_others_start_from_come_first(tmp_path, 
     experiment = dataclasses.replace(
         registry.find("fold"),
         arms=lambda size: arms,
-        cells=lambda files: [Cell("share", "", 1, sum(files.values()), 10) for _ in range(2)],
+        cells=lambda files: [
+            Cell("share", "", 1, sum(file["right"] for file in files.values()), 10)
+            for _ in range(2)
+        ],
     )
     output = str(tmp_path)
 
@@ -211,11 +214,11 @@ def test_values_are_kept_and_points_that_others_start_from_come_first(tmp_path, 
             for point in (p for stage in points() for p in stage):
                 if point.name in swept[-1]:
                     Path(point.workdir, "checkpoints", "30", "params").mkdir(parents=True)
-                    Path(point.workdir, "answers.json").write_text("3")
+                    Path(point.workdir, "answers.json").write_text('{"right": 3}')
         else:
             evaluated.append(line[2:])
             directory = line[4].removeprefix("--output=")
-            Path(directory, "evaluation.json").write_text("2")
+            Path(directory, "evaluation.json").write_text('{"right": 2}')
         return subprocess.CompletedProcess(line, 0)
 
     monkeypatch.chdir(ROOT)
@@ -245,6 +248,40 @@ def test_values_are_kept_and_points_that_others_start_from_come_first(tmp_path, 
     assert runner.run(experiment, "quick", points(), output, ()) == 0
     assert swept[3:] == [["rope-seed0"], ["tuned-seed0"], ["tuned-twice-seed0"]]
     assert len(evaluated) == 1
+
+
+def test_losses_of_other_targets_are_not_compared(tmp_path):
+    experiment, output = registry.find("extension"), str(tmp_path)
+    points = stages(experiment, "quick", 1, output)
+    one, other = points[0][0], points[1][0]
+
+    def keep(point, digest, tokenizer="t"):
+        evaluation = {
+            "kind": "perplexity",
+            "tokenizer": tokenizer,
+            "targets": [{"set": "Plays", "targets": digest}],
+            "results": [
+                {"set": "Plays", "length": 32, "loss": 2.0, "tokens": 10, "perplexity": 7.4}
+            ],
+        }
+        files = {"evaluation.json": evaluation}
+        store.write(output, point, experiment.cells(files), files)
+
+    keep(one, "a")
+    keep(other, "a")
+    read = runner.read(experiment, "quick", points, output)
+    assert read.mean(one.arm.name, text.LOSS, "Plays", 32).mean == 2.0
+    for digest, tokenizer in (("b", "t"), ("a", "another")):
+        keep(other, digest, tokenizer)
+        with pytest.raises(UserError, match=rf"{other.name}\.json and .*{one.name}\.json scored"):
+            runner.read(experiment, "quick", points, output)
+
+
+def test_facts_that_experiments_on_text_name_are_those_of_the_config():
+    for size, length in text.LENGTHS.items():
+        config = file.load(f"{ROOT}/{text.CONFIG}:{size}")
+        assert config.sequence_length == length == config.evaluation.lengths[0]
+        assert config.batch_size == extension._BATCHES[size]
 
 
 def test_ranks_count_certain_differences_alone():

@@ -22,9 +22,11 @@ from bipe_jax.training import failures, step
 from bipe_jax.training.observing.tensorboard import TensorBoard
 from bipe_jax.training.trainer import train
 from bipe_jax.workdir import files
+from tests.faults import kinds
 
-# Those that no test below has by itself; `python -m tests.faults` has all.
-KINDS = ("peer-stopped", "peer-killed", "kill", "term", "several", "full-then-free", "damaged")
+# Not a full disk, a directory that vanishes, and faults of the data, which tests below and those of
+# tests/test_faults_of_data.py have by themselves; `python -m tests.faults` has all.
+KINDS = tuple(kind for kind in kinds.KINDS if kind not in ("full", "vanished", "data"))
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,9 @@ def _experiment(
     own: dict[str, Any] = {
         "config": f"configs/experiments/{config}.py",
         "predictions": predictions,
-        "costs": {"quick": f"{_SECONDS[name]} s on 2 CPU cores, November 2026"},
+        "costs": {
+            "quick": f"{_SECONDS[name]} s, 2 cores of an AMD EPYC with other work, 2026-11-28"
+        },
     }
     return text.experiment(f"modalities-{name}", question, **usual | own | fields)
 

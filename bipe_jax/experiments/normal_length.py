@@ -63,7 +63,8 @@ def prepare(size: str, directory: str) -> None:
     chosen = made[:: max(len(made) // _COUNTS[size], 1)][: _COUNTS[size]]
     with open(os.path.join(directory, f"{_TASK}.jsonl"), "w", encoding="utf-8") as file:
         file.writelines(json.dumps(question) + "\n" for question in chosen)
-    task = _YAML.format(task=_TASK, file=os.path.join(os.path.abspath(directory), f"{_TASK}.jsonl"))
+    path = os.path.join(os.path.abspath(directory), f"{_TASK}.jsonl")
+    task = _YAML.format(task=_TASK, file=json.dumps(path))  # a text of JSON is one of YAML
     with open(os.path.join(directory, f"{_TASK}.yaml"), "w", encoding="utf-8") as file:
         file.write(task)
 

@@ -7,10 +7,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from bipe_jax.errors import DONE, PREEMPTED, UserError
 from bipe_jax.experiments import store
-from bipe_jax.experiments.experiment import Cell, Experiment
+from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
 from bipe_jax.experiments.points import DIRECTORY, Point, data_of, placed
 from bipe_jax.workdir import Workdir, json_files, outputs
@@ -68,8 +69,7 @@ def run(
         for point in (p for p in ready if p.is_trained()):
             if store.read(output, point) is None:
                 _evaluate(point, output, size)
-                if cells := _cells(experiment, point, output):
-                    store.write(output, point, cells)
+                _keep(experiment, point, output)
         if waiting := len(points) - len(ready):
             _LOG.info(
                 f"{waiting} points wait for those that they start from: run the same command later"
@@ -127,34 +127,56 @@ def _evaluate(point: Point, output: str, size: str) -> None:
                 )
 
 
-def _cells(experiment: Experiment, point: Point, output: str) -> list[Cell]:
-    """The values of a point; [] if it is not finished. Raises UserError: a file is malformed."""
+def _files(point: Point, output: str) -> dict[str, Any]:
+    """The files that the evaluations of a trained point wrote, see `Experiment.cells`; {} if it has none yet.
+
+    Raises:
+      UserError: one cannot be read.
+    """
     paths: dict[str, str] = {}
     if point.arm.trained:
         of_training = {name: os.path.join(point.workdir, name) for name in _OF_TRAINING}
         paths |= {name: path for name, path in of_training.items() if os.path.exists(path)}
         if not paths:
-            return []
+            return {}
     for one in point.arm.evaluations:
         directory = point.directory(one.name, output)
         for path in glob.glob(os.path.join(glob.escape(directory), "*.json")):
             paths[f"{one.name}/{os.path.basename(path)}"] = path
+    return {name: json_files.read(path) for name, path in paths.items()}
+
+
+def _keep(experiment: Experiment, point: Point, output: str) -> None:
+    """Keeps the values of a trained point, if it is evaluated. Raises UserError: a file is malformed."""
+    files = _files(point, output)
+    if not files:
+        return
     try:
-        return experiment.cells({name: json_files.load(path) for name, path in paths.items()})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        store.write(output, point, experiment.cells(files), files)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{' or '.join(paths.values())} cannot be read ({error!r}): remove it, and run again, which "
-            "repeats the evaluation"
+            f"{point.name}: {' or '.join(files)} of {point.workdir} is malformed ({error!r}): remove it, and "
+            "run again, which repeats the evaluation"
         ) from None
 
 
 def read(
     experiment: Experiment, size: str, every: Sequence[Sequence[Point]], output: str
 ) -> Outcomes:
-    """The values of all points that are finished. Raises UserError: they are malformed."""
+    """The values of all points that are finished.
+
+    Raises:
+      UserError: they are malformed, or arms of one seed have the losses of other texts.
+    """
     values: dict[str, dict[Key, dict[int, tuple[float, float]]]] = {}
+    of_seeds: dict[int, dict[str, store.Kept]] = {}
     for point in (p for stage in every for p in stage):
         own = values.setdefault(point.arm.name, {})
-        for measure, condition, x, right, total in store.read(output, point) or ():
+        if (kept := store.read(output, point)) is None:
+            continue
+        of_seeds.setdefault(point.seed, {})[store.path(output, point)] = kept
+        for measure, condition, x, right, total in kept.cells:
             own.setdefault(Key(measure, condition, x), {})[point.seed] = right, total
+    for of_seed in of_seeds.values():
+        store.check_alike(of_seed)
     return Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)

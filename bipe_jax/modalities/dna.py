@@ -13,9 +13,7 @@ ORDER = 3
 SET = "dna"
 COUNT = 300  # by default
 LENGTH = 10_000  # letters of a sequence
-_CONCENTRATION = (
-    0.5  # of the Dirichlet distribution that each context's probabilities are drawn from
-)
+_CONCENTRATION = 0.5  # of the Dirichlet distribution of the letters after each context
 
 
 def chain(seed: int) -> dict[str, list[float]]:

@@ -29,7 +29,11 @@ from bipe_jax.workdir import outputs
 
 FILE = "places.json"
 NUMBER, TOKENS = "number", "tokens"  # what the places are counted by
-PLACES = {games.SET: games.places, proofs.SET: proofs.places}  # by the set of a document
+PLACES = {  # by the set of a document
+    games.SET: games.places,
+    proofs.SET: proofs.places,
+    proofs.RELATIVE: proofs.places,
+}
 
 
 def judged(

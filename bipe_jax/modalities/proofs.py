@@ -21,7 +21,7 @@ from bipe_jax.modalities.documents import Document, Options
 from bipe_jax.modalities.place import Place
 
 FILE = "/usr/share/metamath/databases/set.mm"
-SET = "set.mm"
+SET, RELATIVE = "set.mm", "set.mm, relative references"  # of the two kinds of text
 
 
 def documents(options: Options) -> Iterator[Document]:
@@ -50,7 +50,7 @@ def document(theorem: metamath.Statement, steps: list[metamath.Step], relative: 
         references = [",".join(shown)] if shown else []
         lines.append(f"{' '.join([str(number), *references, step.label, *step.symbols])}\n")
     begins = [0, *itertools.accumulate(map(len, lines))][:-1]
-    return Document(theorem.label, "".join(lines), SET, (begins,))
+    return Document(theorem.label, "".join(lines), RELATIVE if relative else SET, (begins,))
 
 
 def places(text: str) -> Iterator[Place]:
