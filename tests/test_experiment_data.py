@@ -11,6 +11,22 @@ from bipe_jax.experiments.experiment import DATA
 from bipe_jax.experiments.points import stages
 
 
+def test_a_missing_module_is_named_before_any_training(tmp_path, monkeypatch):
+    """It would be needed after the trainings."""
+    monkeypatch.setattr(runner, "_sweep", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    for name, message in {
+        "normal-length": r"normal-length needs lm_eval: pip install -e '\.\[eval\]'",
+        "scrolls": "scrolls needs rouge_score",
+        "modalities-chess": "modalities-chess needs chess",
+    }.items():
+        experiment = registry.find(name)
+        points = stages(experiment, "quick", 1, str(tmp_path))
+        with pytest.raises(UserError, match=message):
+            runner.run(experiment, "quick", points, str(tmp_path), ())
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_are_prepared_once_and_an_interrupted_preparation_is_repeated(tmp_path, monkeypatch):
     output, prepared = str(tmp_path), []
 

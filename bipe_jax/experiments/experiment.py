@@ -91,6 +91,7 @@ class Experiment:
       samples: yields samples of the data, of JSON's types.
       prepare: (size, directory) writes what the points read into a directory, see `DATA`; None: they need
         none. It is called again where it was interrupted.
+      extras: module -> the extra that brings it, of what data or evaluations need.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
     """
 
@@ -106,6 +107,7 @@ class Experiment:
     cells: Callable[[Mapping[str, Any]], list[Cell]]
     samples: Callable[[], Iterator[dict[str, Any]]]
     prepare: Callable[[str, str], None] | None = None
+    extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"quick": 1, "laptop": 3, "paper": 5}

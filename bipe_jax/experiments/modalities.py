@@ -184,6 +184,7 @@ EXPERIMENTS = (
         "modalities",
         _of_segments_of_data("bars", 0.01),
         prepare=_prepare("music"),
+        extras={"music21": "modalities"},
         samples=_samples("music"),
     ),
     _experiment(
@@ -266,6 +267,7 @@ EXPERIMENTS = (
         cells=cells_of_games,
         measures={},
         prepare=_prepare("chess", count=_GAMES, plies=_PLIES),
+        extras={"chess": "modalities"},
         samples=_samples("chess"),
     ),
     _experiment(

@@ -110,6 +110,7 @@ NORMAL_LENGTH = text.experiment(
     arms=_arms,
     cells=cells,
     prepare=prepare,
+    extras={"lm_eval": "eval"},
     samples=questions,
     predictions=(
         Prediction(

@@ -1,6 +1,7 @@
 """Runs the points of an experiment through `launch.sweep`, stage by stage, and keeps their values."""
 
 import glob
+import importlib.util
 import logging
 import os
 import shlex
@@ -42,7 +43,8 @@ def run(
       0 if all points are finished, or launched elsewhere; 42 if it was stopped; 1 if some failed.
 
     Raises:
-      UserError: the output cannot be written, kept values are of another config, or `launch` is not here.
+      UserError: the output cannot be written, kept values are of another config, or `launch` or a module is
+        not here.
     """
     if not os.path.isdir("launch"):
         raise UserError(
@@ -56,6 +58,7 @@ def run(
             if point.base:
                 needed[point.base.name] = point.base
     if needed:
+        _check_installed(experiment)
         _prepare(experiment, size, output)
     status = DONE
     for stage in every:
@@ -77,6 +80,13 @@ def run(
     if status != DONE:
         _LOG.info("Some points failed; the tables have those that are finished")
     return status
+
+
+def _check_installed(experiment: Experiment) -> None:
+    """Raises UserError if this Python lacks a module that is needed only after the trainings."""
+    for module, extra in experiment.extras.items():
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{experiment.name} needs {module}: pip install -e '.[{extra}]'")
 
 
 def _prepare(experiment: Experiment, size: str, output: str) -> None:

@@ -170,4 +170,5 @@ SCROLLS = Experiment(
     },
     samples=_samples,
     prepare=_prepare,
+    extras={"rouge_score": "eval"},
 )  # fmt: skip
