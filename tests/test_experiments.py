@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -150,6 +151,28 @@ def test_cells_are_of_the_last_outer_set_and_all_inner_sets():
     assert Cell("outer set after the last segment", usual, 8, False, 1) in cells
     assert Cell("inner sets, all of a string", usual, 8, False, 1) in cells
     assert Cell("inner sets, all of a string", "segments of 12 to 24 letters", 8, False, 1) in cells
+    # Of strings with as many letters in all, those of 8 segments are the usual ones.
+    places = ((8, "4:12"), (4, "8:24"), (1, "32:96"), (4, "4:12"), (4, "12:24"))
+    results = [
+        {"source": f"synthetic:bi-nfa(segments={k}, letters={of})", "items": [item(k, True, 3)]}
+        for k, of in places
+    ]
+    outer = [
+        cell
+        for cell in bi_nfa.cells({"answers.json": {"results": results}})
+        if cell.measure == "outer set after the last segment"
+    ]
+    assert [cell.x for cell in outer if cell.condition.startswith("64 letters")] == [8, 4, 1]
+    assert [cell.x for cell in outer if cell.condition == usual] == [8, 4]
+
+
+def test_a_page_says_how_machines_forget_and_what_guessing_scores():
+    facts = registry.find("bi-nfa-group").facts("laptop", [0, 3])
+    assert [name for name, _ in facts] == ["Machine of seed 0", "Machine of seed 3"]
+    assert all("after 65 segments" in text and "100% not within 64" in text for _, text in facts)
+    shares = [int(re.search(r"right for (\d+)%", text)[1]) for _, text in facts]
+    assert all(10 <= share <= 45 for share in shares)  # each of 4 states is as frequent
+    assert registry.find("bi-nfa-width").facts("laptop", [0]) == ()
 
 
 def test_wrong_names_and_flags_are_one_line(command, tmp_path):

@@ -1,8 +1,11 @@
 """Bi-NFA: strings of bilevel automata. A task of this project, see docs/experiments.md."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from bipe_jax import synthetic
 from bipe_jax.commands.options import SIZES
@@ -15,6 +18,7 @@ from bipe_jax.experiments.experiment import (
     encodings,
 )
 from bipe_jax.experiments.outcomes import Outcomes, shown
+from bipe_jax.synthetic import machines
 
 _CONFIG = "configs/experiments/bi_nfa.py"
 _STATES = {"quick": 3, "laptop": 4, "paper": 6}
@@ -22,6 +26,8 @@ _COUNTS = {"quick": 16, "laptop": 250, "paper": 1000}
 _SEGMENTS = {"quick": (8, 16), "laptop": (8, 16, 32, 64), "paper": (8, 16, 32, 64)}
 _OUTER, _INNER = "outer set after the last segment", "inner sets, all of a string"
 _WRITTEN = "all that is written right"
+_SAME = "64 letters on average, in fewer and longer segments"
+_SAME_LETTERS = {8: "4:12", 4: "8:24", 2: "16:48", 1: "32:96"}  # segments -> letters of each
 _USUAL = "segments of 4 to 12 letters"
 _LONG = "segments of 12 to 24 letters"
 
@@ -39,6 +45,12 @@ def _data(size: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     tests = [
         _task(size, seed, split="test", count=count, segments=k, **options) for k in _SEGMENTS[size]
     ]
+    if size == "paper":
+        tests += [
+            _task(size, seed, split="test", count=count, segments=k, letters=letters, **options)
+            for k, letters in _SAME_LETTERS.items()
+            if k != 8  # it is there
+        ]
     longer = {**options, "letters": "12:24"}
     tests.append(_task(size, seed, split="test", count=count, segments=8, **longer))
     return {"data.train": _task(size, seed, **options), "data.evaluation": "; ".join(tests)}
@@ -62,8 +74,8 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
     values: list[Cell] = []
     for of_source in files["answers.json"]["results"]:
         options = synthetic.parse(of_source["source"].partition(":")[2])
-        condition = _LONG if options.letters[0] >= 12 else _USUAL  # type: ignore[attr-defined]
-        for item in of_source["items"]:
+        conditions = _conditions(options.segments[0], options.letters)  # type: ignore[attr-defined]
+        for item, condition in itertools.product(of_source["items"], conditions):
             groups, x = item.get("groups", {}), item["labels"]["segments"]
             if "outer" in groups:
                 values.append(Cell(_OUTER, condition, x, groups["outer"]["last"], 1))
@@ -75,6 +87,32 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
             if options.mode == "scratchpad":  # type: ignore[attr-defined]
                 values.append(Cell(_WRITTEN, condition, x, item["whole"], 1))
     return values
+
+
+def _conditions(segments: int, letters: tuple[int, int]) -> list[str]:
+    """What strings of so many segments, each of a range of letters, are a test of."""
+    if letters == (12, 24):
+        return [_LONG]
+    usual = [_USUAL] if letters == (4, 12) else []
+    same = f"{letters[0]}:{letters[1]}" == _SAME_LETTERS.get(segments)
+    return usual + [_SAME] * same
+
+
+def _machines(size: str, seeds: Sequence[int], **options: Any) -> list[tuple[str, str]]:
+    """How long the machine of each seed remembers, and what guessing scores."""
+    facts: list[tuple[str, str]] = []
+    for seed in seeds:
+        task: Any = synthetic.parse(_task(size, seed, **options).partition(":")[2])
+        random = np.random.RandomState(seed)
+        memory = machines.memory(task.machine, random)
+        guessed = machines.majority(machines.outer_sets(task.machine, random))
+        text = (
+            f"two outer states lead to one set after {memory['median']:g} segments (median; 65: more than "
+            f"64), {memory['never']:.0%} not within 64; guessing the most frequent outer set of 8 segments "
+            f"is right for {guessed:.0%} of the strings"
+        )
+        facts.append((f"Machine of seed {seed}", text))
+    return facts
 
 
 def _at(outcomes: Outcomes, arms: Sequence[str], measure: str, condition: str, x: float) -> str:
@@ -176,7 +214,7 @@ def _experiment(name: str, question: str, arms: Any, **changes: Any) -> Experime
     usual = {
         "name": name, "question": question, "method": _METHOD, "config": _CONFIG,
         "x_name": "segments", "trained": dict.fromkeys(SIZES, 8), "arms": arms, "data": _data,
-        "cells": cells, "samples": lambda: _samples({}),
+        "cells": cells, "samples": lambda: _samples({}), "facts": _machines,
     }  # fmt: skip
     return Experiment(**usual | changes)
 
@@ -195,6 +233,7 @@ def _of_family(family: str) -> Experiment:
         lambda size: [arm._replace(options={"family": family}) for arm in _encodings(size)],
         samples=lambda: _samples({"family": family}),
         predictions=_predictions(family),
+        facts=functools.partial(_machines, family=family),
         costs=_COSTS.get(family, {}),
     )
 
@@ -271,6 +310,7 @@ WIDTHS = _experiment(
     "bi-nfa-width",
     "Which width does a model need for a machine of so many states?",
     _widths,
+    facts=lambda size, seeds: (),
     predictions=(
         Prediction(
             "BiPE-RoPE needs no more width than RoPE, for any number of states, in distribution.",

@@ -92,6 +92,7 @@ class Experiment:
       prepare: (size, directory) writes what the points read into a directory, see `DATA`; None: they need
         none. It is called again where it was interrupted.
       extras: module -> the extra that brings it, of what data or evaluations need.
+      facts: (size, seeds) -> names and values of what else the page says of the data.
       costs: size -> the cost as measured, with the machine and the date; sizes without one are not measured.
     """
 
@@ -112,6 +113,7 @@ class Experiment:
     seeds: Mapping[str, int] = dataclasses.field(
         default_factory=lambda: {"quick": 1, "laptop": 3, "paper": 5}
     )
+    facts: Callable[[str, Sequence[int]], Sequence[tuple[str, str]]] = lambda size, seeds: ()
     costs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def cost(self, size: str) -> str:

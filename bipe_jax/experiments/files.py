@@ -32,9 +32,11 @@ def write(
     of_predictions = [
         (prediction, *prediction.outcome(outcomes)) for prediction in experiment.predictions
     ]
+    facts = _facts(experiment, size, outcomes, provenance)
     result = {
         "experiment": experiment.name,
         "size": size,
+        "facts": dict(facts),
         "provenance": dict(provenance),
         "arms": list(outcomes.arms),
         "predictions": [
@@ -62,7 +64,7 @@ def write(
     page = webpage.render(
         "experiment.html",
         title=f"Experiment {experiment.name}",
-        facts=_facts(experiment, size, outcomes, provenance),
+        facts=facts,
         predictions=Table(
             ("prediction", "whose", "outcome", "as predicted"),
             [(p.text, p.source, text, _VERDICTS[verdict]) for p, text, verdict in of_predictions],
@@ -111,6 +113,7 @@ def _facts(
         ("Method", experiment.method),
         ("Size", f"{size}: {experiment.cost(size)}"),
         ("Finished", f"{done} of {len(outcomes.arms)} arms, {len(seeds)} seeds"),
+        *experiment.facts(size, sorted(seeds)),
         ("Commit", f"{provenance.get('commit') or 'unknown'}"),
     ]
 

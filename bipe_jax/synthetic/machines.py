@@ -151,12 +151,17 @@ def strings(
 
 
 def _is_good(machine: Machine, random: np.random.RandomState) -> bool:
-    ends = [
+    ends = outer_sets(machine, random)
+    accepted = sum(machine.accepts(outer) for outer in ends) / len(ends)
+    return _ACCEPTED[0] <= accepted <= _ACCEPTED[1] and majority(ends) <= _GUESSED
+
+
+def outer_sets(machine: Machine, random: np.random.RandomState) -> list[int]:
+    """The last outer sets of random strings of 8 segments."""
+    return [
         machine.run(strings(random, (_SEGMENTS, _SEGMENTS), (4, 12)))[1][-1]
         for _ in range(_STRINGS)
     ]
-    accepted = sum(machine.accepts(outer) for outer in ends) / len(ends)
-    return _ACCEPTED[0] <= accepted <= _ACCEPTED[1] and majority(ends) <= _GUESSED
 
 
 def majority(sets: Sequence[int]) -> float:
