@@ -85,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes all of a JSON value or nothing. Raises OSError; ValueError of numbers that JSON has not."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
