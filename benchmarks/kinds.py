@@ -1,4 +1,4 @@
-"""What each kind of encoding runs on and costs, as the table of docs/positions.md.
+"""What each kind of encoding runs on and costs, as the table of docs/reference/positions.md.
 
 python -m benchmarks.kinds [--config=quickstart] [--rounds=5] [--steps=2] [--set=batch_size=8 ...]
 

@@ -1,6 +1,6 @@
 """Plug-ins: kinds, segment rules, sources and tasks that other packages add by entry points.
 
-A package names what it adds in its pyproject.toml, see docs/plugins.md:
+A package names what it adds in its pyproject.toml, see docs/how-to/plugins.md:
 
     [project.entry-points."bipe_jax.kinds"]
     triangle = "bipe_triangle:Triangle"

@@ -1,4 +1,4 @@
-"""The defaults of all fields (docs/config.md), from which the other configs start."""
+"""The defaults of all fields (docs/reference/config.md), from which the other configs start."""
 
 from bipe_jax.config import defaults as get_config
 

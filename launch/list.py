@@ -152,7 +152,8 @@ def _age(seconds: float | None) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def main(arguments: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The parser of its flags."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.list",
         description=__doc__,
@@ -161,7 +162,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("directories", nargs="*", metavar="DIR", help="with workdirs in it")
     parser.add_argument("--zone", action="append", default=[], help="of TPU VMs; again for more")
     parser.add_argument("--project", default="", help="of TPU VMs (gcloud's)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    args = parser().parse_args(arguments)
     rows = [row for root in args.directories for row in in_directory(root)]
     missing = [root for root in args.directories if not os.path.isdir(root)]
     reasons = [f"{root}: no such directory" for root in missing]

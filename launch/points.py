@@ -114,7 +114,7 @@ def check(
 
 def _meant(key: str) -> str:
     near = difflib.get_close_matches(str(key), FIELDS, n=1)
-    return f": did you mean {near[0]!r}?" if near else " (docs/config.md has all keys)"
+    return f": did you mean {near[0]!r}?" if near else " (docs/reference/config.md has all keys)"
 
 
 def record(workdir: str, config) -> None:

@@ -76,14 +76,19 @@ def _crashes(path: str, step: int | None) -> int:
     return crashes if counted.get("step") == step else 0
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
+    """The parser of its flags."""
     parser = argparse.ArgumentParser(prog="python -m launch.restart", description=__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--code", type=int, required=True, help="exit status of the run")
     parser.add_argument(
         "--host", default="", help="name of this host, if each host decides for itself"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
     again, why = decide(args.workdir, args.code, args.host)
     print(("restarting: " if again else "not restarting: ") + why, file=sys.stderr)
     return 0 if again else 1

@@ -182,9 +182,8 @@ def _log(text: str) -> None:
     print(f"supervise: {text}", file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    arguments = sys.argv[1:]
-    split = arguments.index("--") if "--" in arguments else len(arguments)
+def parser() -> argparse.ArgumentParser:
+    """The parser of the flags before `--`."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.supervise",
         description=__doc__,
@@ -198,15 +197,22 @@ def main() -> int:
     )
     parser.add_argument("--log", default="", help="file that all output is appended to")
     parser.add_argument("--grace", type=float, default=300.0, help="seconds from TERM to KILL")
-    args = parser.parse_args(arguments[:split])
+    return parser
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    own = parser()
+    args = own.parse_args(arguments[:split])
     command = arguments[split + 1 :]
     if not command:
-        parser.error("-- and the trainer's command are needed")
+        own.error("-- and the trainer's command are needed")
     named = workdir_argument(command)
     same = named and os.path.realpath(named) == os.path.realpath(args.workdir)
     if "bipe_jax.train" in command and not same:
         # A user's error that the trainer records elsewhere, or nowhere, would be repeated for ever.
-        parser.error(f"the trainer's command must have --workdir={args.workdir} too")
+        own.error(f"the trainer's command must have --workdir={args.workdir} too")
     if args.log:
         try:
             _log_to(args.log)

@@ -5,7 +5,7 @@ python -m launch.sweep --config=configs/quickstart.py --sweep=configs/sweeps/pos
 python -m launch.sweep --collect=runs/positions
 
 All points are checked before the first starts. The same command again resumes unfinished points. See
-docs/sweeps.md.
+docs/how-to/sweeps.md.
 """
 
 import argparse
@@ -27,13 +27,8 @@ _BACKENDS = ("slurm", "gke", "sky")
 _SHARED = ("slurm",)  # backends whose runs share the file system of this machine
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], list[str]]:
-    """The arguments, the overrides, and the backend's flags."""
-    argv, backend = _split(argv, "--")
-    overrides = [argument for argument in argv if argument.startswith("--config.")]
-    for argument in overrides:
-        if "=" not in argument:
-            raise UserError(f"{argument}: overrides are --config.KEY=VALUE")
+def parser() -> cli.Parser:
+    """The parser of the sweep's own flags."""
     parser = cli.Parser("launch.sweep", __doc__)
     parser.add_argument("--config", default="", help="such as configs/quickstart.py[:ARGUMENT]")
     parser.add_argument("--sweep", default="", help="such as configs/sweeps/positions.py")
@@ -61,7 +56,17 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], 
         metavar="LABEL",
         help="with --collect: what the others are compared with, as the table names it (the first)",
     )
-    args = parser.parse_args([argument for argument in argv if argument not in overrides])
+    return parser
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]], list[str]]:
+    """The arguments, the overrides, and the backend's flags."""
+    argv, backend = _split(argv, "--")
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    for argument in overrides:
+        if "=" not in argument:
+            raise UserError(f"{argument}: overrides are --config.KEY=VALUE")
+    args = parser().parse_args([argument for argument in argv if argument not in overrides])
     split = (argument.removeprefix("--config.").partition("=") for argument in overrides)
     return args, [(key, value) for key, _, value in split], backend
 

@@ -329,7 +329,7 @@ def test_a_config_of_a_later_format_is_refused(number):
 
 
 def test_the_reference_page_is_that_of_the_table():
-    page = Path(__file__).parent.parent / "docs" / "config.md"
+    page = Path(__file__).parent.parent / "docs" / "reference" / "config.md"
     assert page.read_text(encoding="utf-8") == reference()
 
 

@@ -95,7 +95,7 @@ def test_a_wrong_command_is_one_line_and_status_1(monkeypatch, capsys):
 
 def lines_of_docs():
     """(page, words) of each line of a shell that runs a command; those with placeholders are left out."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     line = re.compile(r"^ *(?:python -m bipe_jax\.|bipe )(.*)", re.MULTILINE)
     for page in pages:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):

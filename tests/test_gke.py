@@ -390,6 +390,6 @@ def test_the_dockerfile_passes_the_linter(tmp_path):
 
 
 def test_the_flags_of_help_are_those_of_the_document():
-    page = (ROOT / "docs" / "gke.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "gke.md").read_text()
     flags = set(re.findall(r"--[a-z-]+", jobset.parser().format_help())) - {"--help"}
     assert flags <= set(re.findall(r"--[a-z-]+", page))

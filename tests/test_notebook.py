@@ -20,14 +20,14 @@ def executed(name: str):
 
 @pytest.mark.slow
 def test_the_notebook_of_kinds_runs():
-    _, pictures = executed("kinds.ipynb")
+    _, pictures = executed("explanation/kinds.ipynb")
     assert pictures == 6
 
 
 @pytest.mark.slow
 def test_the_notebook_of_the_library_runs():
     """It trains and compares two encodings, and one that it adds."""
-    text, pictures = executed("notebook.ipynb")
+    text, pictures = executed("tutorials/your_encoding.ipynb")
     assert pictures == 3
     lines = text.splitlines()
     assert [f"{name} True" in lines for name in ("bipe_rope", "rope")] == [True, True]

@@ -1,4 +1,4 @@
-"""Plug-ins: the package of docs/plugins.md, installed by pip, and packages that are broken."""
+"""Plug-ins: the package of docs/how-to/plugins.md, installed by pip, and packages that are broken."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ from bipe_jax.segments import check_rule, resolve
 from bipe_jax.tasks import generators
 from bipe_jax.tasks.evaluation import Settings, evaluate
 
-PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "plugins.md"
 
 
 @pytest.fixture(scope="module")

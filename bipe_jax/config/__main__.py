@@ -1,4 +1,4 @@
-"""Prints the reference of all config fields, docs/config.md: python -m bipe_jax.config."""
+"""Prints the reference of all config fields, docs/reference/config.md: python -m bipe_jax.config."""
 
 import itertools
 
@@ -15,8 +15,8 @@ _FIXES = {
 _HEAD = """\
 # Config fields
 
-Made from [`bipe_jax/config/fields.py`](../bipe_jax/config/fields.py) by
-`python -m bipe_jax.config > docs/config.md`.
+Made from [`bipe_jax/config/fields.py`](../../bipe_jax/config/fields.py) by
+`python -m bipe_jax.config > docs/reference/config.md`.
 
 A config file is Python with a function `get_config()` that returns an `ml_collections.ConfigDict`, and
 starts from `configs/base.py`. Each field can be set on the command line, as in

@@ -1,7 +1,7 @@
 """The table of config fields: default, check, meaning and what each field fixes.
 
 The table is written as frozen dataclasses, so that a parsed config has types. Everything else that is
-said of a field (the defaults of configs/, the checks, docs/config.md, how older checkpoints are read)
+said of a field (the defaults of configs/, the checks, docs/reference/config.md, how older checkpoints are read)
 comes from here.
 """
 
@@ -108,7 +108,7 @@ class Segments:
         "sentence",
         checks.TEXT,
         '"sentence", "newline", "newline-and-spaced-period" (the authors\'), "fixed:N" (N tokens each), '
-        'or another of those in docs/segments.md, such as "regex:PATTERN"',
+        'or another of those in docs/reference/segments.md, such as "regex:PATTERN"',
         RUN,
     )
     levels: tuple[Any, ...] = _field(
@@ -142,7 +142,7 @@ class Data:
         checks.TEXT,
         '"quickstart:train"; globs of .jsonl, .jsonl.gz, .jsonl.zst shards, separated by commas; '
         '"tfds:NAME[:SPLIT]"; "prepared:DIR"; "examples:GLOBS" of prompts and completions; '
-        '"synthetic:NAME(OPTIONS)"; or "scrolls:DIR/TASK(OPTIONS)" (see docs/data.md). "#A|B" '
+        '"synthetic:NAME(OPTIONS)"; or "scrolls:DIR/TASK(OPTIONS)" (see docs/reference/data.md). "#A|B" '
         "after one keeps the sets A and B. A mixture is several of these with weights: "
         '"a/*.jsonl@0.7; b/*.jsonl@0.3"',
         DATA,

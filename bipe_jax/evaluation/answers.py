@@ -112,7 +112,7 @@ def _decoded_answers(loaded_model: loaded.LoadedModel, encoded: Sequence[Encoded
 
 
 def measure(loaded_model: loaded.LoadedModel, text: str = "") -> dict[str, Any]:
-    """The content of answers.json, without the run's name; see docs/examples.md.
+    """The content of answers.json, without the run's name; see docs/how-to/examples.md.
 
     Args:
       text: sources of examples, separated by ";"; "": the config's.
@@ -185,7 +185,7 @@ def evaluate(
       show: called with the result before it is written, by the first process.
 
     Returns:
-      The content of answers.json; see docs/examples.md.
+      The content of answers.json; see docs/how-to/examples.md.
 
     Raises:
       UserError: a wrong input.

@@ -130,7 +130,7 @@ class Evaluator:
       loaded_model: any checkpoint of the run. settings: see `Settings`.
 
     Raises:
-      UserError: a wrong input; see docs/evaluation.md.
+      UserError: a wrong input; see docs/explanation/evaluation.md.
     """
 
     def __init__(self, loaded_model: loaded.LoadedModel, settings: Settings):
@@ -211,10 +211,10 @@ def evaluate(
       **changes: fields of `settings` by name, such as lengths=(256, 512).
 
     Returns:
-      The content of evaluation.json; docs/evaluation.md describes it.
+      The content of evaluation.json; docs/explanation/evaluation.md describes it.
 
     Raises:
-      UserError: a wrong input; see docs/evaluation.md.
+      UserError: a wrong input; see docs/explanation/evaluation.md.
     """
     settings = dataclasses.replace(settings, **changes)
     loaded_model = loaded.load(path)

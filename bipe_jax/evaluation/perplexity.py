@@ -139,7 +139,7 @@ class Evaluation:
         Returns:
           "targets": those of each set. "results": a row for each set and length. "breakdowns": the loss
           by coordinate of the targets. "unseen": how far coordinates exceed those in training.
-          docs/evaluation.md describes them.
+          docs/explanation/evaluation.md describes them.
 
         Raises:
           UserError: the loss is not finite, or too large for a perplexity.

@@ -108,7 +108,7 @@ class Tally:
         return float(self.losses.sum() / self._tokens.sum())
 
     def row(self) -> dict:
-        """The result of the set at the length; docs/evaluation.md describes it."""
+        """The result of the set at the length; docs/explanation/evaluation.md describes it."""
         per_token = bootstrap(self.losses, self._tokens)
         per_byte = bootstrap(self.losses, self._bytes) / math.log(2)
 

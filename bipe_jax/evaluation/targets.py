@@ -69,7 +69,7 @@ class Targets:
         return digest(repr((self.size, ranges)).encode())
 
     def to_json(self) -> dict:
-        """What is stored of the targets; docs/evaluation.md describes it."""
+        """What is stored of the targets; docs/explanation/evaluation.md describes it."""
         return {
             "set": self.set,
             "targets": self.identity,

@@ -1,4 +1,4 @@
-"""Bi-NFA: strings of bilevel automata. A task of this project, see docs/experiments.md."""
+"""Bi-NFA: strings of bilevel automata. A task of this project, see docs/how-to/experiments.md."""
 
 import functools
 import itertools

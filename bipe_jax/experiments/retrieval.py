@@ -1,4 +1,4 @@
-"""Retrieval that is addressed by segment. A task of this project, see docs/experiments.md."""
+"""Retrieval that is addressed by segment. A task of this project, see docs/how-to/experiments.md."""
 
 import itertools
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Retrieval over real text: what line k says, or the sentence before one; and a pass key in it.
 
-A task of this project, see docs/experiments.md.
+A task of this project, see docs/how-to/experiments.md.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""SCROLLS: fine-tuning on questions about long texts, and summaries, see docs/scrolls.md."""
+"""SCROLLS: fine-tuning on questions about long texts, and summaries, see docs/how-to/scrolls.md."""
 
 import itertools
 import os

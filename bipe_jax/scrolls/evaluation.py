@@ -185,7 +185,7 @@ def evaluate(
       output: directory for the files; "" takes `path`. show: called with the result before it is written.
 
     Returns:
-      The content of scrolls.json; see docs/scrolls.md.
+      The content of scrolls.json; see docs/how-to/scrolls.md.
 
     Raises:
       UserError: a wrong input, or rouge-score is needed and not installed.

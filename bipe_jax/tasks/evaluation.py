@@ -240,7 +240,7 @@ def evaluate(
       The content of tasks.json.
 
     Raises:
-      UserError: a wrong input; see docs/tasks.md.
+      UserError: a wrong input; see docs/how-to/tasks.md.
     """
     check(settings)
     loaded_model = loaded.load(path, settings.extend)

@@ -2,7 +2,7 @@
 
 Prompts end so that a model that only continues texts continues with the answer. The tasks are those of
 Mohtashami & Jaggi, "Landmark Attention" (2023), and of RULER (Hsieh et al. 2024, sections 3.1 and 3.2),
-with other wording; docs/tasks.md lists the differences.
+with other wording; docs/how-to/tasks.md lists the differences.
 """
 
 import dataclasses

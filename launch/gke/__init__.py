@@ -1,4 +1,4 @@
-"""Training on Google Kubernetes Engine, as JobSets: python -m launch.gke, docs/gke.md."""
+"""Training on Google Kubernetes Engine, as JobSets: python -m launch.gke, docs/how-to/gke.md."""
 
 from launch.gke.jobset import submit
 

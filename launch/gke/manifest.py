@@ -22,7 +22,7 @@ from launch import jobs, worker
 from launch.machines import PORT, Machines
 
 MAX_RESTARTS = 100
-GRACE = 600  # seconds to save; a preempted spot node gives less (docs/gke.md)
+GRACE = 600  # seconds to save; a preempted spot node gives less (docs/how-to/gke.md)
 _USER = 1000  # of launch/gke/Dockerfile
 _CONTAINER = "train"
 _WORKERS = "w"  # name of the replicated Job; short, since it is part of every pod's name

@@ -1,4 +1,4 @@
-"""Training as managed jobs of SkyPilot: python -m launch.sky, docs/sky.md."""
+"""Training as managed jobs of SkyPilot: python -m launch.sky, docs/how-to/sky.md."""
 
 from launch.sky.managed import submit
 

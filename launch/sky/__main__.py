@@ -1,4 +1,4 @@
-"""python -m launch.sky --config=FILE --workdir=DIR --slice=v5e:4x4 --volume=… (see docs/sky.md)."""
+"""python -m launch.sky --config=FILE --workdir=DIR --slice=v5e:4x4 --volume=… (see docs/how-to/sky.md)."""
 
 import sys
 

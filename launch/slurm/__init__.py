@@ -1,6 +1,6 @@
 """SLURM: one run (python -m launch.slurm), or the runs of a sweep as an array (`submit`).
 
-The batch scripts are in this directory; docs/slurm.md describes their use, also with sbatch alone.
+The batch scripts are in this directory; docs/how-to/slurm.md describes their use, also with sbatch alone.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Trains on Cloud TPU VMs, through queued resources. See docs/tpu_vm.md.
+"""Trains on Cloud TPU VMs, through queued resources. See docs/how-to/tpu_vm.md.
 
 python -m launch.tpu_vm create    NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--spot|--reserved]
 python -m launch.tpu_vm bootstrap NAME --zone=Z --slice=v5e:4x4 --config=C --workdir=W [--nfs=SERVER:/EXPORT]
@@ -40,7 +40,8 @@ _ZONE = r"[a-z]+-[a-z]+\d+-([a-z]|ai\d[a-z])"
 _NAME = r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?"
 
 
-def _parser() -> cli.Parser:
+def parser() -> cli.Parser:
+    """The parser of all actions' flags."""
     parser = cli.Parser("launch.tpu_vm", __doc__)
     parser.add_argument("action", choices=ALL)
     parser.add_argument("name", help="of the queued resource")
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
     """Runs an action. Raises UserError for a wrong argument or job, or if gcloud failed."""
     split = argv.index("--") if "--" in argv else len(argv)
     of_job = [word for word in argv[:split] if re.match(r"--(config[=.]|workdir=)", word)]
-    args = _parser().parse_args([word for word in argv[:split] if word not in of_job])
+    args = parser().parse_args([word for word in argv[:split] if word not in of_job])
     args.extra = argv[split + 1 :]
     if not re.fullmatch(_NAME, args.name):
         raise UserError(

@@ -152,7 +152,7 @@ class Observer:
             _LOG.info(f"{Workdir(self._workdir).events} cannot be written ({error.strerror})")
 
     def report(self) -> dict:
-        """Metrics for the full lines of metrics.jsonl; docs/observing.md describes each.
+        """Metrics for the full lines of metrics.jsonl; docs/reference/observing.md describes each.
 
         The slowest of the slow steps since the last line becomes an event.
         """
