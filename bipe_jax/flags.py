@@ -96,7 +96,8 @@ class Parser(argparse.ArgumentParser):
         if name.startswith(f"--{_CONFIG}") and f"--{_CONFIG}steps" in options:
             key = name.removeprefix(f"--{_CONFIG}")
             raise UserError(
-                f"config has no field {key!r}{did_you_mean(key, FIELDS)}: docs/reference/config.md has all fields"
+                f"config has no field {key!r}{did_you_mean(key, FIELDS)}: "
+                "docs/reference/config.md has all fields"
             )
         self.error(f"unrecognized arguments: {' '.join(rest)}{did_you_mean(name, options)}")
 

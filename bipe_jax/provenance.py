@@ -28,7 +28,7 @@ _DISTRIBUTIONS = (
 
 
 def record() -> dict[str, Any]:
-    """The provenance of what this process computes, of JSON's types. docs/reference/observing.md has its keys.
+    """The provenance of what this process computes, of JSON's types (docs/reference/observing.md).
 
     It never fails, and waits for git for some seconds at most. JAX must have joined the other processes.
     """

@@ -141,7 +141,9 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 def _parse_flat(flat: Mapping[str, Any]) -> Config:
     for name in flat.keys() - FIELDS.keys():
         hint = did_you_mean(name, FIELDS)
-        raise UserError(f"config.{name} is unknown{hint}: see docs/reference/config.md for all fields")
+        raise UserError(
+            f"config.{name} is unknown{hint}: see docs/reference/config.md for all fields"
+        )
     for name, field in FIELDS.items():
         if name not in flat:
             raise UserError(f"config.{name} is missing: start from configs/base.py")

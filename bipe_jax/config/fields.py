@@ -1,8 +1,8 @@
 """The table of config fields: default, check, meaning and what each field fixes.
 
 The table is written as frozen dataclasses, so that a parsed config has types. Everything else that is
-said of a field (the defaults of configs/, the checks, docs/reference/config.md, how older checkpoints are read)
-comes from here.
+said of a field (the defaults of configs/, the checks, docs/reference/config.md, how older checkpoints are
+read) comes from here.
 """
 
 import dataclasses

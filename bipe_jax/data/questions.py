@@ -2,8 +2,8 @@
 
 python -m bipe_jax.data.questions --input=quickstart:train --output=questions.jsonl.gz --ask=line,back
 
-Each is an example (docs/how-to/examples.md) whose answer is exact: a passage of some lines in a row, and a question
-at its end. The same command writes the same file.
+Each is an example (docs/how-to/examples.md) whose answer is exact: a passage of some lines in a row, and a
+question at its end. The same command writes the same file.
 """
 
 import gzip

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bipe_jax import processes
 from bipe_jax.config import spec
@@ -198,7 +199,7 @@ def evaluate(
     settings: Settings = Settings(),
     output: str = "",
     show: Callable[[dict], object] = lambda result: None,
-    **changes,
+    **changes: Any,
 ) -> dict:
     """Scores a checkpoint at each length, and writes the files of `write`.
 

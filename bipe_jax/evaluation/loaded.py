@@ -128,8 +128,9 @@ def load(path: str, extend: str = "", step: int | None = None) -> LoadedModel:
     """Reads a checkpoint; each process reads only the shards of its devices.
 
     Args:
-      path, step: see `checkpoint.load`.
+      path: a workdir, its checkpoints directory or one step's directory.
       extend: a scaling of the rotary encoding, see `positions.extend`.
+      step: of the checkpoint; None: the latest, or that of `path`.
 
     Raises:
       UserError: as `checkpoint.load` and `positions.extend`; or the parameters are not finite.

@@ -1,1 +1,1 @@
-"""SCROLLS: fine-tuned models answer questions about long texts, and summarise them; see docs/how-to/scrolls.md."""
+"""SCROLLS: fine-tuned models answer questions about long texts, or summarise them (docs/how-to/scrolls.md)."""

@@ -99,7 +99,9 @@ class Rule:
         """Whether each token ends its segment or, if `before`, begins one: booleans.
 
         Args:
-          tokens, position: integers of one shape. states: of `machine`, before each token.
+          tokens: integers.
+          position: integers of the same shape.
+          states: of `machine`, before each token.
         """
         if self.length:
             return position % self.length == self.length - 1

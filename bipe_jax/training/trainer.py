@@ -55,7 +55,7 @@ def train(
       is trained, deleted or rewritten.
 
     Raises:
-      UserError: a wrong input; see the README. Complete checkpoints are kept. Transient, of its kind:
+      UserError: a wrong input. Complete checkpoints are kept. Transient, of its kind:
         another run trains in the workdir, or a disk fails.
       KeyboardInterrupt: after Ctrl-C, the next step and its save. A second Ctrl-C raises it at once, or as
         soon as a save in flight is complete.

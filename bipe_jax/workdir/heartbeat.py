@@ -1,4 +1,4 @@
-"""heartbeat.json: when a run last progressed, and in which phase. docs/reference/observing.md has its keys."""
+"""heartbeat.json: when a run last progressed, and in which phase (docs/reference/observing.md)."""
 
 import json
 import socket

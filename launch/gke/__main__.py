@@ -1,4 +1,4 @@
-"""python -m launch.gke --config=FILE --workdir=DIR --slice=v5e:16x16 --image=IMAGE … (see docs/how-to/gke.md)."""
+"""python -m launch.gke --config=FILE --workdir=DIR --slice=v5e:16x16 --image=IMAGE … (docs/how-to/gke.md)."""
 
 import sys
 

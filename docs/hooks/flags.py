@@ -1,0 +1,101 @@
+"""The page of all commands and their flags, made of the parsers: a hook of mkdocs.yml."""
+
+import argparse
+import re
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from bipe_jax import commands
+from launch import list as listing
+from launch import restart, supervise, sweep
+from launch.gke import jobset
+from launch.sky import managed
+from launch.slurm import __main__ as slurm
+from launch.tpu_vm import __main__ as tpu_vm
+
+PAGE = "reference/flags.md"
+LAUNCHERS = {
+    "launch.sweep": sweep.parser,
+    "launch.slurm": slurm.parser,
+    "launch.tpu_vm": tpu_vm.parser,
+    "launch.gke": jobset.parser,
+    "launch.sky": managed.parser,
+    "launch.list": listing.parser,
+    "launch.supervise": supervise.parser,
+    "launch.restart": restart.parser,
+}
+HEAD = """\
+# All commands and their flags
+
+This page is made from the commands' parsers when the site is built; `bipe COMMAND --help` prints the same.
+[How flags are written](commands.md#flags) is the same for all of them. `train` and `preflight` also take
+`--config.KEY=VALUE` for every [field of the config](config.md).
+"""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the page."""
+    files.append(File.generated(config, PAGE, content=page()))
+    return files
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    parts = [HEAD, "## `bipe`\n"]
+    for name, command in commands.COMMANDS.items():
+        module = command.module.removesuffix(".__main__")
+        parts.append(f"### `bipe {name}`\n\nThe same as `python -m {module}`.\n")
+        parts.append(_of_parser(commands.parser(name)))
+    parts.append("## Launchers\n\nThey are run from the root of a clone of the repository.\n")
+    for module, parser in LAUNCHERS.items():
+        parts += [f"### `python -m {module}`\n", _of_parser(parser())]
+    return "\n".join(parts)
+
+
+def _of_parser(parser: argparse.ArgumentParser) -> str:
+    """What a command does, and a table of its flags; then the same of its subcommands."""
+    parts = [f"```text\n{parser.description.strip()}\n```\n"] if parser.description else []
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                parts += [f"#### `{parser.prog} {name}`\n", _of_parser(sub)]
+        elif action.dest != "help" and not action.dest.startswith("config."):
+            rows.append(f"| {_written(action)} | {_cell(_meaning(action))} | {_default(action)} |")
+    if rows:
+        parts.append("\n".join(["| flag | meaning | default |", "|---|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def _written(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest}`"
+    name = action.option_strings[-1]
+    if action.nargs == 0:
+        return f"`{name}`"
+    value = action.metavar or ("|".join(map(str, action.choices or ())) or action.dest.upper())
+    return (
+        f"`{name}={value}`".replace("|", "&#124;") if "|" not in value else _code(f"{name}={value}")
+    )
+
+
+def _code(text: str) -> str:
+    """Code in a table, whose cells "|" would end."""
+    return "<code>" + text.replace("<", "&lt;").replace("|", "&#124;") + "</code>"
+
+
+def _meaning(action: argparse.Action) -> str:
+    text = (action.help or "") % {"default": action.default}
+    return text + (" (required)" if action.required and action.option_strings else "")
+
+
+def _default(action: argparse.Action) -> str:
+    if action.default in (None, "", False, argparse.SUPPRESS) or action.default == []:
+        return ""
+    return _code(str(action.default))
+
+
+def _cell(text: str) -> str:
+    """A text as it is, in a table."""
+    return re.sub(r"([<*_\[`|])", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
