@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -91,27 +90,6 @@ def test_a_wrong_command_is_one_line_and_status_1(monkeypatch, capsys):
         bipe.main()
     assert end.value.code == 1
     assert capsys.readouterr().err.startswith("error: bipe has no command 'trian' (did you mean")
-
-
-def lines_of_docs():
-    """(page, words) of each line of a shell that runs a command; those with placeholders are left out."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    line = re.compile(r"^ *(?:python -m bipe_jax\.|bipe )(.*)", re.MULTILINE)
-    for page in pages:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for text in line.findall(block.replace("\\\n", " ")):
-                if not re.search(r"[\[…|]|\.\.\.", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)):
-                    yield page.name, shlex.split(text, comments=True)
-
-
-def test_commands_in_the_docs_have_flags_that_there_are():
-    lines = list(lines_of_docs())
-    assert len(lines) > 40 and len({page for page, _ in lines}) > 10
-    for page, (name, *words) in lines:
-        try:
-            commands.parser(name.removeprefix("data.")).parse_args(words)
-        except UserError as error:
-            pytest.fail(f"{page}: {name}: {error}")
 
 
 def refused(call, *arguments):

@@ -2,11 +2,11 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 from bipe_jax import cli, plan
@@ -276,18 +276,23 @@ def test_a_local_sweep_refuses_it_too(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = re.findall(
-    r"^python -m launch\.(tpu_vm watch|gke|sky) ((?:.*\\\n)*.*)$",
-    (ROOT / "README.md").read_text(),
-    re.MULTILINE,
-)
+COMMANDS = [
+    command.words[2:]
+    for command in pages.commands()
+    if command.words[2:3] in (("launch.tpu_vm",), ("launch.gke",), ("launch.sky",))
+    and any(word.startswith("--config=") for word in command.words)
+]
 
 
-@pytest.mark.parametrize("launcher, line", COMMANDS)
-def test_the_readmes_commands_name_all_that_their_runs_need(launcher, line):
-    words = shlex.split(line, comments=True)
+def test_the_docs_have_commands_of_all_launchers_for_clouds():
+    assert {launcher for launcher, *_ in COMMANDS} == {"launch.tpu_vm", "launch.gke", "launch.sky"}
+    assert len(COMMANDS) > 5
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_commands_of_the_docs_name_all_that_their_runs_need(words):
     job = machines.job_of([word for word in words if re.match("--(config|workdir)", word)])
-    needed = needs.of(jobs.check(job))
+    needed = needs.of(plan.make(cli.read_config(job.config_arguments())))
     assert needed.files and all(file.path.startswith("gs://") for file in needed.files)
     assert not needed.tokenizer
 

@@ -1,1 +1,1 @@
-"""SCROLLS: fine-tuned models answer questions about long texts, or summarise them (docs/how-to/scrolls.md)."""
+"""SCROLLS: fine-tuning on questions about long texts, and on summaries (docs/how-to/scrolls.md)."""
