@@ -62,38 +62,37 @@ def _of_parser(parser: argparse.ArgumentParser) -> str:
             for name, sub in action.choices.items():
                 parts += [f"#### `{parser.prog} {name}`\n", _of_parser(sub)]
         elif action.dest != "help" and not action.dest.startswith("config."):
-            rows.append(f"| {_written(action)} | {_cell(_meaning(action))} | {_default(action)} |")
+            rows.append(f"| {_written(action)} | {_cell(_meaning(action))} |")
     if rows:
-        parts.append("\n".join(["| flag | meaning | default |", "|---|---|---|", *rows, ""]))
+        parts.append("\n".join(["| flag | meaning (default) |", "|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 
 def _written(action: argparse.Action) -> str:
     if not action.option_strings:
-        return f"`{action.metavar or action.dest}`"
+        return _code(str(action.metavar or action.dest))
     name = action.option_strings[-1]
     if action.nargs == 0:
-        return f"`{name}`"
-    value = action.metavar or ("|".join(map(str, action.choices or ())) or action.dest.upper())
-    return (
-        f"`{name}={value}`".replace("|", "&#124;") if "|" not in value else _code(f"{name}={value}")
+        return _code(name)
+    return _code(
+        f"{name}={action.metavar or '|'.join(map(str, action.choices or ())) or action.dest.upper()}"
     )
+
+
+def _meaning(action: argparse.Action) -> str:
+    """The help, with the default unless it says it."""
+    text = (action.help or "") % {"default": action.default}
+    if action.required and action.option_strings:
+        return f"{text} (required)"
+    default = "" if action.default is argparse.SUPPRESS else str(action.default or "")
+    if default and default not in text:
+        return f"{text} ({default})"
+    return text
 
 
 def _code(text: str) -> str:
     """Code in a table, whose cells "|" would end."""
-    return "<code>" + text.replace("<", "&lt;").replace("|", "&#124;") + "</code>"
-
-
-def _meaning(action: argparse.Action) -> str:
-    text = (action.help or "") % {"default": action.default}
-    return text + (" (required)" if action.required and action.option_strings else "")
-
-
-def _default(action: argparse.Action) -> str:
-    if action.default in (None, "", False, argparse.SUPPRESS) or action.default == []:
-        return ""
-    return _code(str(action.default))
+    return f"<code>{_cell(text)}</code>"
 
 
 def _cell(text: str) -> str:

@@ -17,6 +17,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "README.md"
+_ALONE = "---\nhide: [navigation]\n---\n"  # a page that is its own section
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 _origins: dict[str, str] = {}  # of each page made here: what it is in the site -> in the repository
@@ -64,6 +65,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return text
         return f"[{text}]({os.path.relpath(_in_site(path), os.path.dirname(uri))}{anchor or ''})"
 
+    # A value stays beside its error on a narrow screen.
+    markdown = re.sub(r"(?m)^\|.*$", lambda row: row[0].replace(" ± ", "&nbsp;±&nbsp;"), markdown)
     return LINK.sub(link, markdown)
 
 
@@ -86,6 +89,8 @@ def _in_site(path: str) -> str:
 def _text(path: str) -> str:
     """A file of the repository as the text of a page."""
     text = (ROOT / path).read_text(encoding="utf-8")
+    if path == HOME:
+        return _ALONE + text
     if path.endswith(".md"):
         return text
     language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}.get(Path(path).suffix, "text")
