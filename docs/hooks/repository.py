@@ -20,6 +20,7 @@ HOME = "README.md"
 _ALONE = "---\nhide: [navigation]\n---\n"  # a page that is its own section
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
+_titles: dict[str, str] = {}  # of the pages of docs/
 _origins: dict[str, str] = {}  # of each page made here: what it is in the site -> in the repository
 
 
@@ -44,6 +45,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if uri not in files.src_uris:
             files.append(File.generated(config, uri, content=text))
             _origins[uri] = origin
+        if origin.startswith("docs/") and (title := re.search("^# (.*)", text, re.MULTILINE)):
+            _titles[origin] = title[1]
         for _, target, _ in LINK.findall(text) if origin.endswith((".md", ".ipynb")) else ():
             path = _in_repository(target, origin)
             if (ROOT / path).is_file() and _in_site(path) not in files.src_uris:
@@ -63,6 +66,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         if (ROOT / path).is_dir():
             return text
+        if text.strip("`") == os.path.basename(path) and _titles.get(path):
+            text = _titles[path]  # instead of a file's name
         return f"[{text}]({os.path.relpath(_in_site(path), os.path.dirname(uri))}{anchor or ''})"
 
     # A value stays beside its error on a narrow screen.
