@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 import pytest
-import tests.report.test_report as made
 from scipy import stats
 
+import tests.report.test_report as made
 from bipe_jax.errors import UserError
 from bipe_jax.report import comparing, page, results, tables
 from bipe_jax.report.comparing import BITS, PERPLEXITY, Group, alone

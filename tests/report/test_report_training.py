@@ -4,8 +4,8 @@ import itertools
 import json
 
 import pytest
-import tests.report.test_report as made
 
+import tests.report.test_report as made
 from bipe_jax.report import page, training
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tests.report.test_report as made
 from tiny import tiny
 
+import tests.report.test_report as made
 from bipe_jax import config, goodput, plan, plot
 from bipe_jax.config.spec import parse_source
 from bipe_jax.convert import authors, from_hf, incoming, llama

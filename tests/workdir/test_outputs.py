@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import tests.report.test_report as made
 from matplotlib.figure import Figure
 from paths import ROOT
 
+import tests.report.test_report as made
 from bipe_jax import plot
 from bipe_jax.convert import incoming, llama, to_hf
 from bipe_jax.errors import Transient, UserError
