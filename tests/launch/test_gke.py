@@ -1,5 +1,6 @@
 """JobSets: the manifest beside the CRD's schema and its controllers' rules, and what is refused."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -64,6 +65,28 @@ def parts(manifest):
     (replicated,) = manifest["spec"]["replicatedJobs"]
     pod = replicated["template"]["spec"]["template"]["spec"]
     return replicated, replicated["template"]["spec"], pod, pod["containers"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        # 512 chips of $1.20.
+        (["--slice=v5e:16x16*2", *TPU[1:]], "v5e:16x16*2: 512 chips x $1.20 = $614.40 an hour (list"),
+        (["--slice=v6e:2x4", *TPU[1:], "--spot"], "8 chips x $2.70 = $21.60 an hour (list"),
+        (["--slice=v6e:2x4", *TPU[1:], "--spot"], "spot and flex-start cost less"),
+        ([*GPU, "--nodes=2"], "whose price is not known (--price=DOLLARS sets it)"),
+        ([*GPU, "--price=3"], "32 GPUs x $3.00 = $96.00 an hour"),
+    ],
+)  # fmt: skip
+def test_the_price_is_said_first(capsys, arguments, line):
+    with contextlib.suppress(UserError):  # a slice that this job does not divide over
+        gke.submit([job(batch_size=512)], arguments, dry_run=True)
+    assert line in capsys.readouterr().err
+
+
+def test_a_price_that_is_none_is_refused():
+    with pytest.raises(UserError, match="--price=-1 must be dollars an hour"):
+        gke.submit([job(batch_size=32)], [*TPU, "--price=-1"], dry_run=True)
 
 
 @pytest.mark.parametrize("arguments", [TPU, [*TPU, "--spot"], GPU, [*GPU, "--service-account=me"]])
