@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 from bipe_jax import cli, hardware, sharding
 from bipe_jax.config.needs import Needs
 from bipe_jax.errors import UserError
-from launch import environment, inputs, jobs
+from launch import environment, inputs, jobs, prices
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Parser(cli.Parser):
             help="launch without compiling for the slice",
         )
         self.add_argument("--dry-run", action="store_true", help="print the job, launch nothing")
+        prices.add_flag(self)
         environment.add_flags(self)
 
 
@@ -86,6 +87,19 @@ def of(args: argparse.Namespace) -> Machines:
     if nodes < 1:
         raise UserError(f"--nodes={nodes} must be at least 1")
     return Machines(None, kind, int(count), nodes)
+
+
+def cost(machines: Machines, args: argparse.Namespace, cheaper: bool) -> str:
+    """The price of the machines of one run, in a line. Raises UserError: --price makes no sense.
+
+    Args:
+      cheaper: whether they are of a tier below the list price.
+    """
+    prices.check(args.price)
+    if machines.slice:
+        return prices.of_slice(machines.slice, args.price, cheaper)
+    count = machines.gpus * machines.nodes
+    return prices.of_gpus(f"{machines.gpu}:{machines.gpus}", count, args.price, cheaper)
 
 
 def volumes(args: argparse.Namespace, to_launch: list[jobs.Job]) -> list[tuple[str, str]]:

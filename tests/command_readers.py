@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from bipe_jax import commands, plan
 from bipe_jax.errors import UserError
@@ -19,7 +20,6 @@ from launch.sky import managed
 from launch.slurm import __main__ as slurm
 from launch.tpu_vm import __main__ as tpu_vm
 
-ROOT = Path(__file__).parent.parent
 MODULES = {
     command.module.removesuffix(".__main__"): name for name, command in commands.COMMANDS.items()
 }

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import xla_flags
+from paths import ROOT
 
 if "BIPE_AS_USERS" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.QUICK}"
@@ -131,10 +132,9 @@ def run(tmp_path_factory, tokenizer_file, shards, held_out) -> str:
 @pytest.fixture(scope="session")
 def command():
     """Runs `python -m bipe_jax.NAME ARGUMENTS` from the repository's root."""
-    root = Path(__file__).parent.parent
 
     def run(name, *arguments, **kwargs):
         line = [sys.executable, "-m", f"bipe_jax.{name}", *arguments]
-        return subprocess.run(line, cwd=root, capture_output=True, text=True, **kwargs)
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, **kwargs)
 
     return run

@@ -4,11 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import xla_flags
-
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
 
 
 def start(count: int, devices: int, *arguments: str, own=()) -> list[subprocess.Popen]:

@@ -1,4 +1,4 @@
-"""BIPE_PYTHON of tests/test_slurm.py: `python -m MODULE ...`, with a first start that takes its time.
+"""BIPE_PYTHON of tests/launch/test_slurm.py: `python -m MODULE ...`, with a first start that takes its time.
 
 Each step of training sleeps for SLEEP seconds until SLURM has restarted the job, so that a test can
 disturb it on a machine of any speed.

@@ -11,7 +11,7 @@ from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 from configs import base
 
-# The paper's encodings, which tests of whole models run with; tests/test_kinds.py is about all kinds.
+# The paper's encodings, which tests of whole models run with; positions/test_kinds.py is about all kinds.
 ENCODINGS = {
     name: NAMED[name] for name in ("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
 }

@@ -1,7 +1,7 @@
 """XLA's flags with which the tests compile: quickly, to programs that are slow.
 
 Compiling takes most of the tests' time, and their models are too small to gain from it. The tests of
-numerics/ run the program as users do, in a process of their own: see tests/test_numerics.py.
+numerics/ run the program as users do, in a process of their own: see tests/repository/test_numerics.py.
 """
 
 QUICK = (

@@ -234,6 +234,11 @@ def experiments(parser: Parser) -> None:
     parser.add_argument(
         "--samples", type=int, default=None, help="print so many samples of the data and end"
     )
+    parser.add_argument(
+        "--tables_only",
+        action="store_true",
+        help="write the files of finished points; train nothing",
+    )
 
 
 def modalities(parser: Parser) -> None:

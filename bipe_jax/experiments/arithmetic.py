@@ -20,8 +20,8 @@ _MOST = {
     "fold": {"quick": 3, "laptop": 15, "paper": 15},
 }
 _COUNTS = {"quick": 16, "laptop": 1000, "paper": 1000}
-_ANSWER, _WHOLE = "answer right", "whole chain right"
-_ALL, _SEEN, _UNSEEN = "all chains", "offsets seen in training", "an offset not seen in training"
+ANSWER, _WHOLE = "answer right", "whole chain right"
+ALL, _SEEN, _UNSEEN = "all chains", "offsets seen in training", "an offset not seen in training"
 
 
 def _data(kind: str):
@@ -46,13 +46,13 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
     for of_source in files["answers.json"]["results"]:
         for item in of_source["items"]:
             x = item["labels"]["operators"]
-            conditions = [_ALL]
+            conditions = [ALL]
             if (unseen := item["labels"].get("unseen_offset")) is not None:
                 conditions.append(_UNSEEN if unseen else _SEEN)
             for condition in conditions:
                 values.append(Cell(_WHOLE, condition, x, item["whole"], 1))
                 if item.get("answer") is not None:
-                    values.append(Cell(_ANSWER, condition, x, item["answer"], 1))
+                    values.append(Cell(ANSWER, condition, x, item["answer"], 1))
     return values
 
 
@@ -84,16 +84,16 @@ def _arms_of_fold(size: str) -> list[Arm]:
     return encodings("bipe_rope", "bipe_alibi", "rope", "alibi", "sinusoidal", "nope")
 
 
-def _xs(outcomes: Outcomes, measure: str = _ANSWER) -> list[float]:
+def _xs(outcomes: Outcomes, measure: str = ANSWER) -> list[float]:
     return sorted(
-        {key.x for key in outcomes.keys if (key.measure, key.condition) == (measure, _ALL)}
+        {key.x for key in outcomes.keys if (key.measure, key.condition) == (measure, ALL)}
     )
 
 
 def _best_in_distribution(outcomes: Outcomes) -> tuple[str, bool | None]:
     xs = _xs(outcomes)
     narrow = [arm for arm in outcomes.arms if "width" not in arm or arm.endswith("width 48")]
-    means = {arm: outcomes.mean(arm, _ANSWER, _ALL, xs[0]) if xs else None for arm in narrow}
+    means = {arm: outcomes.mean(arm, ANSWER, ALL, xs[0]) if xs else None for arm in narrow}
     text = "; ".join(f"{arm} {shown(mean)}" for arm, mean in means.items())
     own = [mean.mean for arm, mean in means.items() if mean and arm.startswith("bipe")]
     others = [mean.mean for arm, mean in means.items() if mean and not arm.startswith("bipe")]
@@ -104,7 +104,7 @@ def _unseen_is_worse(outcomes: Outcomes) -> tuple[str, bool | None]:
     xs = _xs(outcomes)
     arm = outcomes.arms[0]
     pairs = [
-        (x, outcomes.mean(arm, _ANSWER, _SEEN, x), outcomes.mean(arm, _ANSWER, _UNSEEN, x))
+        (x, outcomes.mean(arm, ANSWER, _SEEN, x), outcomes.mean(arm, ANSWER, _UNSEEN, x))
         for x in xs
     ]
     known = [(x, seen, unseen) for x, seen, unseen in pairs if seen and unseen]
@@ -120,7 +120,7 @@ def _fold_extrapolates(outcomes: Outcomes) -> tuple[str, bool | None]:
     xs = _xs(outcomes, _WHOLE)
     if len(xs) < 2:
         return "–", None
-    means = {arm: outcomes.mean(arm, _WHOLE, _ALL, xs[-1]) for arm in outcomes.arms}
+    means = {arm: outcomes.mean(arm, _WHOLE, ALL, xs[-1]) for arm in outcomes.arms}
     text = (
         "; ".join(f"{arm} {shown(mean)}" for arm, mean in means.items())
         + f" at {xs[-1]:g} operators"

@@ -24,11 +24,11 @@ _CONFIG = "configs/experiments/bi_nfa.py"
 _STATES = {"quick": 3, "laptop": 4, "paper": 6}
 _COUNTS = {"quick": 16, "laptop": 250, "paper": 1000}
 _SEGMENTS = {"quick": (8, 16), "laptop": (8, 16, 32, 64), "paper": (8, 16, 32, 64)}
-_OUTER, _INNER = "outer set after the last segment", "inner sets, all of a string"
+OUTER, _INNER = "outer set after the last segment", "inner sets, all of a string"
 _WRITTEN = "all that is written right"
 _SAME = "64 letters on average, in fewer and longer segments"
 _SAME_LETTERS = {8: "4:12", 4: "8:24", 2: "16:48", 1: "32:96"}  # segments -> letters of each
-_USUAL = "segments of 4 to 12 letters"
+USUAL = "segments of 4 to 12 letters"
 _LONG = "segments of 12 to 24 letters"
 
 INTRA, INTER = (("learned", "offset"),), (("rope", "segment"),)
@@ -78,7 +78,7 @@ def cells(files: Mapping[str, Any]) -> list[Cell]:
         for item, condition in itertools.product(of_source["items"], conditions):
             groups, x = item.get("groups", {}), item["labels"]["segments"]
             if "outer" in groups:
-                values.append(Cell(_OUTER, condition, x, groups["outer"]["last"], 1))
+                values.append(Cell(OUTER, condition, x, groups["outer"]["last"], 1))
             if "inner" in groups:
                 inner = groups["inner"]
                 values.append(Cell(_INNER, condition, x, inner["right"] == inner["total"], 1))
@@ -93,7 +93,7 @@ def _conditions(segments: int, letters: tuple[int, int]) -> list[str]:
     """What strings of so many segments, each of a range of letters, are a test of."""
     if letters == (12, 24):
         return [_LONG]
-    usual = [_USUAL] if letters == (4, 12) else []
+    usual = [USUAL] if letters == (4, 12) else []
     same = f"{letters[0]}:{letters[1]}" == _SAME_LETTERS.get(segments)
     return usual + [_SAME] * same
 
@@ -120,8 +120,8 @@ def _at(outcomes: Outcomes, arms: Sequence[str], measure: str, condition: str, x
 
 
 def _no_worse_at_8(outcomes: Outcomes) -> tuple[str, bool | None]:
-    means = {arm: outcomes.mean(arm, _OUTER, _USUAL, 8) for arm in outcomes.arms}
-    text = _at(outcomes, outcomes.arms, _OUTER, _USUAL, 8)
+    means = {arm: outcomes.mean(arm, OUTER, USUAL, 8) for arm in outcomes.arms}
+    text = _at(outcomes, outcomes.arms, OUTER, USUAL, 8)
     own = means.get("bipe_rope")
     others = [mean.mean for arm, mean in means.items() if mean and arm != "bipe_rope"]
     if own is None or not others:
@@ -129,12 +129,10 @@ def _no_worse_at_8(outcomes: Outcomes) -> tuple[str, bool | None]:
     return text, own.mean >= max(others) - 0.02
 
 
-def _from_8_to_most(
-    outcomes: Outcomes, arm: str, measure: str = _OUTER
-) -> tuple[str, float | None]:
+def _from_8_to_most(outcomes: Outcomes, arm: str, measure: str = OUTER) -> tuple[str, float | None]:
     """A measure of an arm at 8 segments and at the most, in words, and by how much it is less."""
-    last = max((key.x for key in outcomes.keys if key.condition == _USUAL), default=8)
-    here, there = (outcomes.mean(arm, measure, _USUAL, x) for x in (8, last))
+    last = max((key.x for key in outcomes.keys if key.condition == USUAL), default=8)
+    here, there = (outcomes.mean(arm, measure, USUAL, x) for x in (8, last))
     text = f"{arm} at 8 segments {shown(here)}, at {last:g} {shown(there)}"
     return text, here.mean - there.mean if here and there else None
 
@@ -161,7 +159,7 @@ def _rope_falls(outcomes: Outcomes) -> tuple[str, bool | None]:
 
 def _offsets_fail(outcomes: Outcomes) -> tuple[str, bool | None]:
     mean = outcomes.mean("bipe_rope", _INNER, _LONG, 8)
-    usual = outcomes.mean("bipe_rope", _INNER, _USUAL, 8)
+    usual = outcomes.mean("bipe_rope", _INNER, USUAL, 8)
     text = f"bipe_rope, all inner sets right: {shown(usual)} usual, {shown(mean)} in long segments"
     return text, mean.mean <= usual.mean - 0.1 if mean and usual else None
 
@@ -251,9 +249,9 @@ def _controls(size: str) -> list[Arm]:
 
 def _random_is_worse(outcomes: Outcomes) -> tuple[str, bool | None]:
     arms = ("bipe_rope", "random coordinates")
-    own, random = (outcomes.mean(arm, _OUTER, _USUAL, 8) for arm in arms)
+    own, random = (outcomes.mean(arm, OUTER, USUAL, 8) for arm in arms)
     verdict = random.mean <= own.mean - 0.05 if own and random else None
-    return _at(outcomes, arms, _OUTER, _USUAL, 8), verdict
+    return _at(outcomes, arms, OUTER, USUAL, 8), verdict
 
 
 def _widths(size: str) -> list[Arm]:
@@ -274,7 +272,7 @@ def least_widths(outcomes: Outcomes) -> dict[tuple[str, str], int | None]:
     least: dict[tuple[str, str], int | None] = {}
     for arm in outcomes.arms:
         encoding, states, width = arm.split(", ")
-        mean = outcomes.mean(arm, _OUTER, _USUAL, 8)
+        mean = outcomes.mean(arm, OUTER, USUAL, 8)
         before = least.setdefault((encoding, states), None)
         if mean and mean.mean >= 0.99:
             own = int(width.removeprefix("width "))

@@ -116,6 +116,10 @@ class Experiment:
     facts: Callable[[str, Sequence[int]], Sequence[tuple[str, str]]] = lambda size, seeds: ()
     costs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def runs(self, size: str) -> int:
+        """The number of points of a size."""
+        return len(self.arms(size)) * self.seeds[size]
+
     def cost(self, size: str) -> str:
         """What a size costs, in words."""
         return self.costs.get(size, "not measured")

@@ -11,8 +11,10 @@ from bipe_jax.experiments import (
     retrieval,
     retrieval_text,
     scrolls,
+    table,
 )
 from bipe_jax.experiments.experiment import Experiment
+from bipe_jax.experiments.table import Table
 from bipe_jax.suggest import did_you_mean
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -32,11 +34,14 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-def find(name: str) -> Experiment:
-    """The experiment of a name. Raises UserError."""
-    if name not in EXPERIMENTS:
+ALL: dict[str, Experiment | Table] = {**EXPERIMENTS, table.TABLE.name: table.TABLE}
+
+
+def find(name: str) -> Experiment | Table:
+    """The experiment, or the table, of a name. Raises UserError."""
+    if name not in ALL:
         raise UserError(
-            f"there is no experiment {name!r}{did_you_mean(name, EXPERIMENTS)}: use list, or one of "
-            f"{', '.join(EXPERIMENTS)}"
+            f"there is no experiment {name!r}{did_you_mean(name, ALL)}: use list, or one of "
+            f"{', '.join(ALL)}"
         )
-    return EXPERIMENTS[name]
+    return ALL[name]

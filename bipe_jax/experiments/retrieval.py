@@ -7,10 +7,12 @@ from typing import Any
 from bipe_jax import synthetic
 from bipe_jax.experiments.experiment import Arm, Cell, Experiment, Prediction, encodings
 from bipe_jax.experiments.outcomes import Outcomes, shown
+from bipe_jax.synthetic import lookup
 
 _LINES = {"quick": (8, 16), "laptop": (16, 32, 64, 128), "paper": (16, 32, 64, 128)}
 _COUNTS = {"quick": 16, "laptop": 500, "paper": 2000}
-_RIGHT = "value right"
+RIGHT, ALL = "value right", "all k"
+GUESS = 1 / lookup.VALUES  # the share that is right by chance
 
 
 def _data(ask: str):
@@ -34,8 +36,8 @@ def _cells(files: Mapping[str, Any]) -> list[Cell]:
         for item in of_source["items"]:
             lines, k = item["labels"]["lines"], item["labels"]["k"]
             seen = "k as in training" if k <= most else "k beyond training"
-            for condition in ("all k", seen):
-                values.append(Cell(_RIGHT, condition, lines, item["whole"], 1))
+            for condition in (ALL, seen):
+                values.append(Cell(RIGHT, condition, lines, item["whole"], 1))
     return values
 
 
@@ -50,10 +52,10 @@ def _arms(size: str) -> list[Arm]:
 
 def _ahead_at_twice(outcomes: Outcomes) -> tuple[str, float | None]:
     """The arms at the lines of training and at twice as many, in words, and BiPE-RoPE's lead there."""
-    xs = sorted({key.x for key in outcomes.keys if key.condition == "all k"})
+    xs = sorted({key.x for key in outcomes.keys if key.condition == ALL})
     if len(xs) < 2:
         return "–", None
-    means = {arm: [outcomes.mean(arm, _RIGHT, "all k", x) for x in xs[:2]] for arm in outcomes.arms}
+    means = {arm: [outcomes.mean(arm, RIGHT, ALL, x) for x in xs[:2]] for arm in outcomes.arms}
     text = "; ".join(
         f"{arm}: {shown(here)} of {xs[0]:g} lines, {shown(there)} of {xs[1]:g}"
         for arm, (here, there) in means.items()

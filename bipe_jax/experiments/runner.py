@@ -58,7 +58,7 @@ def run(
             if point.base:
                 needed[point.base.name] = point.base
     if needed:
-        _check_installed(experiment)
+        check_installed(experiment)
         _prepare(experiment, size, output)
     status = DONE
     for stage in every:
@@ -82,7 +82,7 @@ def run(
     return status
 
 
-def _check_installed(experiment: Experiment) -> None:
+def check_installed(experiment: Experiment) -> None:
     """Raises UserError if this Python lacks a module that is needed only after the trainings."""
     for module, extra in experiment.extras.items():
         if importlib.util.find_spec(module) is None:

@@ -9,7 +9,8 @@ from bipe_jax.synthetic.task import Task, check_range, document
 
 ASKED = ("line", "back", "before", "after", "key")
 END, _QUESTION, _EQUALS = ";", "?", "="
-_KEYS, _VALUES, _FILLERS = 256, 32, 4
+VALUES = 32  # of a line
+_KEYS, _FILLERS = 256, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Lookup(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        numbered = {"k": _KEYS, "v": _VALUES, "f": _FILLERS}
+        numbered = {"k": _KEYS, "v": VALUES, "f": _FILLERS}
         names = [f"{name}{i}" for name, count in numbered.items() for i in range(count)]
         return (*names, *map(str, range(10)), END, _QUESTION, _EQUALS, *ASKED)
 
     def make(self, random: np.random.RandomState) -> dict[str, Any]:
         count = random.randint(self.lines[0], self.lines[1] + 1)
         keys = random.permutation(_KEYS)[:count]
-        values = random.randint(0, _VALUES, count)
+        values = random.randint(0, VALUES, count)
         tokens: list[str] = []
         begins: list[int] = []
         for key, value in zip(keys, values, strict=True):

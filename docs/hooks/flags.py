@@ -2,11 +2,16 @@
 
 import argparse
 import re
+import sys
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from bipe_jax import commands
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the launchers are not installed
+
 from launch import list as listing
 from launch import restart, supervise, sweep
 from launch.gke import jobset

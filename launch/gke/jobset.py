@@ -57,6 +57,7 @@ def launch(to_launch: list[jobs.Job], args: argparse.Namespace, dry_run: bool) -
             f"--slice={wanted.slice.name}: GKE joins slices of several hosts only, and {wanted.slice.grid} "
             "is one host: use a larger slice"
         )
+    _LOG.info(machines.cost(wanted, args, args.spot or args.flex_start))
     variables = environment.of(args)
     volumes = machines.volumes(args, to_launch)
     names = machines.names(to_launch, manifest.longest_name(wanted))

@@ -55,6 +55,7 @@ def launch(to_launch: list[jobs.Job], args: argparse.Namespace, dry_run: bool) -
     """Launches as `submit`, with parsed flags."""
     wanted = machines.of(args)
     accelerators = _accelerators(wanted)
+    _LOG.info(machines.cost(wanted, args, args.spot))
     variables = environment.of(args)
     volumes = machines.volumes(args, to_launch)
     names = machines.names(to_launch, _MOST)

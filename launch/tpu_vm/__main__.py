@@ -16,7 +16,7 @@ import sys
 
 from bipe_jax import cli, hardware
 from bipe_jax.errors import UserError
-from launch import environment, jobs, machines
+from launch import environment, jobs, machines, prices
 from launch.tpu_vm import actions, money, watching
 from launch.tpu_vm.gcloud import Resource
 
@@ -61,7 +61,7 @@ def parser() -> cli.Parser:
     tier.add_argument("--reserved", action="store_true", help="from the project's reservation")
     tier.add_argument("--reservation", default="", help="from the reservation of this name")
     tier.add_argument("--flex-start", action="store_true", help="cheap, for at most 7 days")
-    new.add_argument("--price", type=float, help="dollars an hour of a chip, instead of the listed")
+    prices.add_flag(new)
     new.add_argument("--yes", action="store_true", help="rent without asking")
     parser.add_argument(
         "--max-hours",

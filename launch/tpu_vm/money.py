@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bipe_jax import hardware
 from bipe_jax.errors import UserError
+from launch import prices
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ def check(args: Namespace) -> None:
         raise UserError(
             f"--reservation={args.reservation} must be a name, or projects/P/reservations/NAME"
         )
-    if args.price is not None and not args.price >= 0:
-        raise UserError(f"--price={args.price:g} must be dollars an hour of a chip, such as 1.2")
+    prices.check(args.price)
     most = _FLEX_HOURS if args.flex_start else 24 * 365
     if args.max_hours is not None and not 0 < args.max_hours <= most:
         raise UserError(f"--max-hours={args.max_hours:g} must be above 0, and at most {most}")
@@ -52,15 +52,9 @@ def flags(args: Namespace, name: str, hours: float | None) -> list[str]:
     return [*tier, metadata, f"--metadata-from-file=startup-script={_DEADLINE}"]
 
 
-def rate(slice_: hardware.Slice, price: float | None) -> float | None:
-    """Dollars an hour of the slices; `price`, of a chip, is the listed one if it is None."""
-    price = slice_.chip.price if price is None else price
-    return None if price is None else price * slice_.chips * slice_.slices
-
-
 def bill(slice_: hardware.Slice, price: float | None, seconds: float) -> str:
-    """What the slices have cost since they were active, at the price of `rate`."""
-    dollars = rate(slice_, price)
+    """What the slices have cost since they were active, at the price of `prices.rate`."""
+    dollars = prices.rate(slice_, price)
     cost = "at an unknown price" if dollars is None else f"${dollars * seconds / 3600:,.2f}"
     return f"{slice_.name} for {seconds / 60:.1f} min, {cost}"
 
@@ -81,15 +75,10 @@ def confirm(slice_: hardware.Slice, args: Namespace) -> None:
 
 
 def _estimate(slice_: hardware.Slice, args: Namespace) -> str:
-    chips = slice_.chips * slice_.slices
-    dollars = rate(slice_, args.price)
+    line = prices.of_slice(slice_, args.price, args.spot or args.flex_start)
+    dollars = prices.rate(slice_, args.price)
     if dollars is None:
-        return f"{slice_.name}: {chips} chips, whose price is not known (--price=DOLLARS sets it)"
-    source = "--price" if args.price is not None else hardware.PRICES
-    line = (
-        f"{slice_.name}: {chips} chips x ${dollars / chips:.2f} = ${dollars:,.2f} an hour ({source}"
-    )
-    line += "; spot and flex-start cost less)" if args.spot or args.flex_start else ")"
+        return line
     if args.max_hours is None:
         return f"{line}; no --max-hours: until it is deleted"
     return f"{line}; at most ${dollars * args.max_hours:,.2f} in {args.max_hours:g} h on the slice"
