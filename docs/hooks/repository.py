@@ -20,6 +20,7 @@ HOME = "README.md"
 _ALONE = "---\nhide: [navigation]\n---\n"  # a page that is its own section
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
+_UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"  # the pages that describe a file are found instead
 _titles: dict[str, str] = {}  # of the pages of docs/
 _origins: dict[str, str] = {}  # of each page made here: what it is in the site -> in the repository
 
@@ -99,7 +100,7 @@ def _text(path: str) -> str:
     if path.endswith(".md"):
         return text
     language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}.get(Path(path).suffix, "text")
-    return f"# `{path}`\n\n````{language}\n{text}````\n"
+    return f"{_UNSEARCHED}# `{path}`\n\n````{language}\n{text}````\n"
 
 
 def _of_notebook(origin: str) -> tuple[str, dict[str, bytes]]:
