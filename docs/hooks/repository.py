@@ -20,7 +20,9 @@ HOME = "README.md"
 _ALONE = "---\nhide: [navigation]\n---\n"  # a page that is its own section
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
-_UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"  # the pages that describe a file are found instead
+_UNSEARCHED = (
+    "---\nsearch: {exclude: true}\n---\n"  # the pages that describe a file are found instead
+)
 _titles: dict[str, str] = {}  # of the pages of docs/
 _origins: dict[str, str] = {}  # of each page made here: what it is in the site -> in the repository
 
