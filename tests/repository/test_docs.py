@@ -25,7 +25,6 @@ ELSEWHERE = {
     "python -m venv .venv": (".ci/run", "python3 -m venv"),
     ". .venv/bin/activate": (".ci/run", "/bin/activate"),
     "pip install -e .": ("tests/repository/test_plugins.py", '"pip", "install"'),
-    "pip install 'transformers<5'": ("docs/how-to/harness.md", "could not be tested"),
     "pre-commit install": (".ci/run", "pre-commit run"),
     "mkdocs build --strict": (".ci/run", "mkdocs build --strict"),
     "mkdocs serve": (".ci/run", "mkdocs build --strict"),
@@ -44,8 +43,8 @@ ELSEWHERE = {
     ),
     "tensorboard --logdir runs/x": ("tests/training/test_observe.py", "tensorboard"),
     "sha256sum --check checksums.sha256": ("tests/checkpoint/test_checksums.py", '"sha256sum"'),
-    "eval '$(bipe completion bash)'": ("tests/repository/test_desk.py", '"completion", "bash"'),
-    "eval '$(bipe completion zsh)'": ("tests/repository/test_desk.py", 'shell="zsh"'),
+    "eval $(bipe completion bash)": ("tests/repository/test_desk.py", '"completion", "bash"'),
+    "eval $(bipe completion zsh)": ("tests/repository/test_desk.py", 'shell="zsh"'),
 }
 BUILTINS = {"export", "cd", "wait"}
 
@@ -85,6 +84,7 @@ def test_a_wrong_command_is_not_read(monkeypatch):
 
 
 def test_every_other_command_is_run_elsewhere_or_needs_what_its_block_says():
+    used = set()
     for command in pages.commands():
         program, *words = command.words
         if is_own(command.words) or command.needs or program in BUILTINS:
@@ -92,11 +92,14 @@ def test_every_other_command_is_run_elsewhere_or_needs_what_its_block_says():
         if program == "pip" and (extras := re.fullmatch(r"\.\[([\w,-]+)\]", words[-1])):
             assert set(extras[1].split(",")) <= set(PROJECT["optional-dependencies"]), command
             continue
-        path, text = ELSEWHERE.get(" ".join(command.words)) or ELSEWHERE.get(
-            str(command).partition(": ")[2], ("", "")
+        line = " ".join(command.words)
+        assert line in ELSEWHERE, (
+            f"{command}: run it in a test, or say in the block's title what it needs"
         )
-        assert path, f"{command}: run it in a test, or say in the block's title what it needs"
+        path, text = ELSEWHERE[line]
         assert text in (ROOT / path).read_text(), command
+        used.add(line)
+    assert used == set(ELSEWHERE)
 
 
 def test_a_script_is_read_as_a_shell_reads_it():
