@@ -189,4 +189,5 @@ def read(
             own.setdefault(Key(measure, condition, x), {})[point.seed] = right, total
     for of_seed in of_seeds.values():
         store.check_alike(of_seed)
-    return Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)
+    made = Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)
+    return experiment.view(made) if experiment.view else made

@@ -356,3 +356,30 @@ def test_intervals_of_shares_over_seeds_end_at_0_and_1():
     assert low < 0 and high > 1
     assert made.mean("a", "loss", "", 1.0)[1:3] == pytest.approx((low, high))
     assert made.mean("a", "share", "", 1.0)[1:3] == (0.0, 1.0)
+
+
+def test_widths_are_compared_for_each_number_of_states():
+    """The least width with 99 % of the outer sets right, of three encodings and two machines."""
+    right = {
+        ("bipe_rope", 3): (50, 99, 100), ("rope", 3): (50, 90, 99),
+        ("bipe_rope", 4): (10, 20, 30), ("rope", 4): (10, 20, 30),
+    }  # fmt: skip
+    values = {
+        f"{encoding}, {states} states, width {width}": {
+            Key(bi_nfa.OUTER, bi_nfa.USUAL, 8.0): {0: (value, 100), 1: (value, 100)},
+            Key(bi_nfa.OUTER, bi_nfa.USUAL, 16.0): {0: (100, 100)},
+        }
+        for (encoding, states), of in right.items()
+        for width, value in zip((16, 32, 48), of, strict=True)
+    }
+    made = bi_nfa.by_width(Outcomes(list(values), values))
+    assert made.arms == ["bipe_rope", "rope"]
+    assert [(k.condition, k.x) for k in made.keys] == [
+        (f"{states} states, 8 segments", width) for states in (3, 4) for width in (16, 32, 48)
+    ]
+    least = bi_nfa.least_widths(made)
+    assert {(arm, condition[0]): width for (arm, condition), width in least.items()} == {
+        ("bipe_rope", "3"): 32, ("rope", "3"): 48, ("bipe_rope", "4"): None, ("rope", "4"): None
+    }  # fmt: skip
+    (prediction,) = bi_nfa.WIDTHS.predictions
+    assert prediction.outcome(made)[1] is True
