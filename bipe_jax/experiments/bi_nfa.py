@@ -17,7 +17,7 @@ from bipe_jax.experiments.experiment import (
     crossed,
     encodings,
 )
-from bipe_jax.experiments.outcomes import Outcomes, shown
+from bipe_jax.experiments.outcomes import Key, Outcomes, shown
 from bipe_jax.synthetic import machines
 
 _CONFIG = "configs/experiments/bi_nfa.py"
@@ -267,16 +267,28 @@ def _widths(size: str) -> list[Arm]:
     return crossed(crossed(encodings("bipe_rope", "rope", "nope"), machines), sizes)
 
 
-def least_widths(outcomes: Outcomes) -> dict[tuple[str, str], int | None]:
-    """(encoding, states) -> the least width with 99 % of the last outer sets right at 8 segments."""
-    least: dict[tuple[str, str], int | None] = {}
+def by_width(outcomes: Outcomes) -> Outcomes:
+    """Encodings by the width of the model: what was right at 8 segments, for each number of states."""
+    values: dict[str, dict[Key, Mapping[int, tuple[float, float]]]] = {}
     for arm in outcomes.arms:
         encoding, states, width = arm.split(", ")
-        mean = outcomes.mean(arm, OUTER, USUAL, 8)
-        before = least.setdefault((encoding, states), None)
-        if mean and mean.mean >= 0.99:
-            own = int(width.removeprefix("width "))
-            least[encoding, states] = min(before or own, own)
+        of_encoding = values.setdefault(encoding, {})
+        for key, of_seeds in outcomes.values.get(arm, {}).items():
+            if key.condition == USUAL and key.x == 8:
+                x = float(width.removeprefix("width "))
+                of_encoding[Key(key.measure, f"{states}, 8 segments", x)] = of_seeds
+    return Outcomes(list(values), values, outcomes.measures)
+
+
+def least_widths(outcomes: Outcomes) -> dict[tuple[str, str], int | None]:
+    """(encoding, condition) of `by_width` -> the least width with 99 % of the last outer sets right."""
+    least: dict[tuple[str, str], int | None] = {}
+    for key, arm in itertools.product(outcomes.keys, outcomes.arms):
+        if key.measure == OUTER:
+            before = least.setdefault((arm, key.condition), None)
+            mean = outcomes.mean(arm, *key)
+            if before is None and mean and mean.mean >= 0.99:
+                least[arm, key.condition] = int(key.x)
     return least
 
 
@@ -308,6 +320,9 @@ WIDTHS = _experiment(
     "bi-nfa-width",
     "Which width does a model need for a machine of so many states?",
     _widths,
+    view=by_width,
+    x_name="width of the model",
+    trained={},
     facts=lambda size, seeds: (),
     predictions=(
         Prediction(

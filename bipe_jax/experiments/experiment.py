@@ -80,7 +80,7 @@ class Experiment:
     Attributes:
       name: of the command. question: in one sentence. method: how it is asked.
       config: the file of the base config, whose argument is the size.
-      x_name: of the figures' x axis. trained: size -> the largest x in training.
+      x_name: of the figures' x axis. trained: size -> the largest x in training, if x is of the data.
       predictions: written before the first run.
       arms: size -> what is compared; the first is the baseline.
       data: (size, seed, options of an arm) -> the config's keys that these set, besides "seed".
@@ -88,6 +88,7 @@ class Experiment:
         "answers.json" or "evaluation.json" of the training, "NAME/FILE" of an `Evaluation`.
       measures: measure -> how it is shown; those that are missing are shares.
       seeds: size -> number of seeds.
+      view: turns the values into those that the tables, figures and predictions are of; None: they stay.
       samples: yields samples of the data, of JSON's types.
       prepare: (size, directory) writes what the points read into a directory, see `DATA`; None: they need
         none. It is called again where it was interrupted.
@@ -108,6 +109,7 @@ class Experiment:
     cells: Callable[[Mapping[str, Any]], list[Cell]]
     samples: Callable[[], Iterator[dict[str, Any]]]
     prepare: Callable[[str, str], None] | None = None
+    view: Callable[[Outcomes], Outcomes] | None = None
     extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(

@@ -167,8 +167,9 @@ def _chart(
         if points:
             curves.append(Curve(styles[arm], points, arm))
     xs = {row.key.x for row in rows}
+    trained = {experiment.trained[size]} if size in experiment.trained else ()
     return Lines(
-        curves, experiment.x_name, measure, xs, {experiment.trained[size]}, log=kind.log,
+        curves, experiment.x_name, measure, xs, trained, log=kind.log,
         shares=kind.unit == "share",
     )  # fmt: skip
 

@@ -15,11 +15,12 @@ from bipe_jax.experiments import store
 from bipe_jax.experiments.experiment import Experiment
 from bipe_jax.experiments.outcomes import Key, Outcomes
 from bipe_jax.experiments.points import DIRECTORY, Point, data_of, placed
-from bipe_jax.workdir import Workdir, json_files, outputs
+from bipe_jax.workdir import Workdir, heartbeat, json_files, outputs
 
 _LOG = logging.getLogger(__name__)
 
 _SWEEP = "sweep.json"
+_EVERY = 5.0  # seconds between looks for points that have ended
 _PREPARED = "prepared"  # is in the directory of data that are complete
 _OF_TRAINING = (Workdir.answers, Workdir.evaluation)  # what a training may end with
 
@@ -114,7 +115,22 @@ def _sweep(
         sys.executable, "-m", "launch.sweep", f"--config={experiment.config}:{size}",
         f"--sweep={path}", f"--output={os.path.join(output, DIRECTORY)}", *more,
     ]  # fmt: skip
-    return subprocess.run(line).returncode
+    with subprocess.Popen(line) as process:
+        while True:
+            try:
+                return process.wait(_EVERY)
+            except subprocess.TimeoutExpired:
+                _keep_ended(experiment, trained, output)
+            except KeyboardInterrupt:  # the sweep got it too, and stops its trainings
+                continue
+
+
+def _keep_ended(experiment: Experiment, points: Sequence[Point], output: str) -> None:
+    """Keeps the values of the points whose trainings have ended, and that need no other evaluation."""
+    for point in (p for p in points if not p.arm.evaluations):
+        beat = heartbeat.read(point.workdir)
+        if beat and beat["phase"] == "done" and store.read(output, point) is None:
+            _keep(experiment, point, output)
 
 
 def _evaluate(point: Point, output: str, size: str) -> None:
@@ -189,4 +205,5 @@ def read(
             own.setdefault(Key(measure, condition, x), {})[point.seed] = right, total
     for of_seed in of_seeds.values():
         store.check_alike(of_seed)
-    return Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)
+    made = Outcomes([arm.name for arm in experiment.arms(size)], values, experiment.measures)
+    return experiment.view(made) if experiment.view else made

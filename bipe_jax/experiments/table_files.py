@@ -26,7 +26,8 @@ def _notes(mark: str) -> list[str]:
         "Means over seeds with half of the 95 % interval (Student's; of one seed Wilson's over examples, "
         "of a perplexity none); shares in percent.",
         f"{mark}: no other row is better for certain, which is where the difference, paired by seed, has "
-        "p < 0.05 after Holm's correction for all pairs of rows of the column.",
+        "p < 0.05 after Holm's correction for all pairs of rows of the column. "
+        "Nothing is marked where there is one seed.",
         "A column's number is the context in tokens, the segments, the operators or the lines; the first "
         "one of a group is that of training.",
     ]
@@ -127,7 +128,7 @@ def _cell(
     factor, digits = (100, 1) if is_share else (1, 2)
     mean, low, high = row.mean[:3]
     half = "" if low is None or high is None else f"{factor / 2 * (high - low):.{digits}f}"
-    return f"{factor * mean:.{digits}f}", half, row.ranks[0] == 1
+    return f"{factor * mean:.{digits}f}", half, row.ranks[0] == 1 and len(row.values) > 1
 
 
 def _plain(cell: Cell) -> str:

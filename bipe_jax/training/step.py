@@ -20,7 +20,7 @@ OPTIONS = {
     "cpu": {},
     # Collectives run beside products instead of between them; off by default.
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
-    # libtpu overlaps collectives by default: `preflight` shows them as asynchronous.
+    # By default libtpu runs all-gathers beside products, and no other collectives.
     "tpu": {},
 }
 

@@ -229,22 +229,46 @@ def test_values_are_kept_and_points_that_others_start_from_come_first(tmp_path, 
     assert second[0].overrides["initial_checkpoint"] == first[0].workdir == second[1].workdir
     swept, evaluated = [], []
 
-    def execute(line, **_):
-        if "launch.sweep" in line:
+    class Sweep:
+        """Trains at once, and ends at the second time that it is waited for."""
+
+        def __init__(self, line):
+            assert "launch.sweep" in line
             listed = json.loads(Path(output, "sweep.json").read_text())
             swept.append([point["name"] for point in listed])
-            for point in (p for stage in points() for p in stage):
-                if point.name in swept[-1]:
-                    Path(point.workdir, "checkpoints", "30", "params").mkdir(parents=True)
-                    Path(point.workdir, "answers.json").write_text('{"right": 3}')
-        else:
-            evaluated.append(line[2:])
-            directory = line[4].removeprefix("--output=")
-            Path(directory, "evaluation.json").write_text('{"right": 2}')
+            self.points = [p for stage in points() for p in stage if p.name in swept[-1]]
+            for point in self.points:
+                Path(point.workdir, "checkpoints", "30", "params").mkdir(parents=True)
+                Path(point.workdir, "answers.json").write_text('{"right": 3}')
+                beat = {"time": 0.0, "step": 30, "phase": "done", "since": 0.0, "seconds": {}}
+                Path(point.workdir, "heartbeat.json").write_text(json.dumps(beat))
+            self.waits, self.new = 0, {p.name for p in self.points} - self.kept()
+
+        def kept(self):
+            return {path.stem for path in Path(output, "results").glob("*.json")}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self, seconds):
+            self.waits += 1
+            assert self.new & self.kept() == (self.new if self.waits > 1 else set())
+            if self.waits == 1:
+                raise subprocess.TimeoutExpired("launch.sweep", seconds)
+            return 0
+
+    def execute(line, **_):
+        evaluated.append(line[2:])
+        directory = line[4].removeprefix("--output=")
+        Path(directory, "evaluation.json").write_text('{"right": 2}')
         return subprocess.CompletedProcess(line, 0)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(runner.subprocess, "run", execute)
+    monkeypatch.setattr(runner.subprocess, "Popen", Sweep)
     assert runner.run(experiment, "quick", points(), output, ()) == 0
     assert swept == [["rope-seed0"], ["tuned-seed0"], ["tuned-twice-seed0"]]
     assert evaluated == [
@@ -356,3 +380,30 @@ def test_intervals_of_shares_over_seeds_end_at_0_and_1():
     assert low < 0 and high > 1
     assert made.mean("a", "loss", "", 1.0)[1:3] == pytest.approx((low, high))
     assert made.mean("a", "share", "", 1.0)[1:3] == (0.0, 1.0)
+
+
+def test_widths_are_compared_for_each_number_of_states():
+    """The least width with 99 % of the outer sets right, of three encodings and two machines."""
+    right = {
+        ("bipe_rope", 3): (50, 99, 100), ("rope", 3): (50, 90, 99),
+        ("bipe_rope", 4): (10, 20, 30), ("rope", 4): (10, 20, 30),
+    }  # fmt: skip
+    values = {
+        f"{encoding}, {states} states, width {width}": {
+            Key(bi_nfa.OUTER, bi_nfa.USUAL, 8.0): {0: (value, 100), 1: (value, 100)},
+            Key(bi_nfa.OUTER, bi_nfa.USUAL, 16.0): {0: (100, 100)},
+        }
+        for (encoding, states), of in right.items()
+        for width, value in zip((16, 32, 48), of, strict=True)
+    }
+    made = bi_nfa.by_width(Outcomes(list(values), values))
+    assert made.arms == ["bipe_rope", "rope"]
+    assert [(k.condition, k.x) for k in made.keys] == [
+        (f"{states} states, 8 segments", width) for states in (3, 4) for width in (16, 32, 48)
+    ]
+    least = bi_nfa.least_widths(made)
+    assert {(arm, condition[0]): width for (arm, condition), width in least.items()} == {
+        ("bipe_rope", "3"): 32, ("rope", "3"): 48, ("bipe_rope", "4"): None, ("rope", "4"): None
+    }  # fmt: skip
+    (prediction,) = bi_nfa.WIDTHS.predictions
+    assert prediction.outcome(made)[1] is True
