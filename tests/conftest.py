@@ -34,8 +34,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """What is compiled once is not compiled again, here and in the processes that tests start."""
-    directory = str(tmp_path_factory.mktemp("compilation_cache"))
+    """What is compiled once is not compiled again, here, in other workers and in processes that tests start.
+
+    The directory is a part of JAX's keys, and must therefore be the same for all workers.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory = str(shared / "compilation_cache")
     settings = {
         "jax_compilation_cache_dir": directory,
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -297,11 +297,11 @@ def digest(tokenizer, hay):
 
 def test_samples_are_the_same_in_every_process(tokenizer, tokenizer_file, lines):
     program = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; import test_tasks as t\n"
+        "import sys; sys.path[:0] = sys.argv[1:3]; import tests.evaluation.test_tasks as t\n"
         "print(t.digest(t.tokenizers.load(sys.argv[3]), t.haystack.of_source(sys.argv[4], 1200)))"
     )
     other = subprocess.run(
-        [sys.executable, "-c", program, ROOT / 'tests', ROOT, tokenizer_file, lines],
+        [sys.executable, "-c", program, ROOT / "tests", ROOT, tokenizer_file, lines],
         env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert other.stdout.strip() == digest(tokenizer, haystack.of_source(lines, 1200))
