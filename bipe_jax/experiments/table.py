@@ -103,7 +103,11 @@ def _with_rows(experiment: Experiment, test: str, **fields: Any) -> Experiment:
     def arms(size: str) -> list[Arm]:
         config: Any = flags.read_config([f"--config={experiment.config}:{size}"])
         width = config.model.width // config.model.heads
-        return rows(size, Base(width // 2, int(config.steps)))
+        first = experiment.arms(size)[0]  # all have the same options of the task
+        return [
+            arm._replace(options=first.options)
+            for arm in rows(size, Base(width // 2, int(config.steps)))
+        ]
 
     name = f"table, {test}"
     usual: dict[str, Any] = {"name": name, "arms": arms, "predictions": (), "costs": {}}

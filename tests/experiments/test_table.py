@@ -13,7 +13,7 @@ from paths import ROOT
 
 from bipe_jax import plan
 from bipe_jax.config import file
-from bipe_jax.experiments import retrieval, table_files, text
+from bipe_jax.experiments import registry, retrieval, table_files, text
 from bipe_jax.experiments.outcomes import Key, Outcomes
 from bipe_jax.experiments.points import stages
 from bipe_jax.experiments.table import TABLE, TEXT, verdicts
@@ -154,6 +154,23 @@ def test_every_row_is_a_config(test):
             for key in ("absolute", "relative", "draws"):
                 own.position[key] = point.overrides.get(f"position.{key}", own.position[key])
             plan.make(own)
+
+
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [("text", "length"), ("lines", "retrieval-back"), ("machines", "bi-nfa-total"),
+     ("arithmetic", "arithmetic"), ("music", "modalities-music")],
+)  # fmt: skip
+def test_what_an_experiment_has_measured_counts_for_the_table(test, name):
+    """The points of an experiment are those of the test: their values can be copied."""
+    (own,) = (one.experiment for one in TABLE.tests if one.name == test)
+    identities = [
+        {p.name: p.identity for stage in stages(experiment, "laptop", 2, "out") for p in stage}
+        for experiment in (own, registry.find(name))
+    ]
+    of_table, of_experiment = identities
+    assert len(of_experiment) >= 8
+    assert of_experiment.items() <= of_table.items()
 
 
 @pytest.mark.slow
