@@ -7,15 +7,14 @@ A query sees itself, with a logit z. The logits to the keys of a block are at mo
     b = (upper bound of the bias) + |q| max|k| / sqrt(H).
 
 If b < z - (ln S + MARGIN), the keys of all such blocks have together exp(-MARGIN) = 1.4e-11 or less of the
-row's weights: float32 rounds their sum, and the mean of the values, by 6e-8. Blocks that no query sees are left
-out whatever their logits. Kinds say what their bias is at most (`bias_bound`), and what their masks hide
+row's weights: float32 rounds their sum, and the mean of the values, by 6e-8. Blocks that no query sees are
+left out whatever their logits. Kinds say what their bias is at most (`bias_bound`), and what their masks hide
 (`visible_bound`).
 
 Shape letters: B batch, L query length, S key length, N query heads, K key/value heads, H head width; I and J,
 blocks of queries and of keys.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -124,7 +123,7 @@ def needed(
     encodings: Sequence[Scoring],
     heads: jax.Array,
     width: int,
-    keys: int,
+    keys: jax.Array | int,
 ) -> jax.Array:
     """Whether the queries of a block need the keys of another, (B, N, I, J) booleans.
 
@@ -146,5 +145,5 @@ def needed(
     if bounds_bias(encodings):
         bound = upper_bound(query, key, encodings, heads, width)
         # What is no number proves nothing.
-        seen &= ~(bound - floor[..., None] < -(math.log(keys) + MARGIN))
+        seen &= ~(bound - floor[..., None] < -(jnp.log(jnp.maximum(keys, 1)) + MARGIN))
     return seen
