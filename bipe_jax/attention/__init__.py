@@ -31,8 +31,10 @@ from bipe_jax.attention.scoring import Features, Scoring, Side
 from bipe_jax.config.fields import BACKENDS
 from bipe_jax.errors import UserError
 
-# From this length on chunks skip what cannot count; below, finding that out costs more than it saves.
-SKIPS_FROM = 4096
+# From this length on chunks skip what cannot count on a CPU; below, finding that out costs more than it saves.
+# Elsewhere a loop of unknown length waits for the host at each of its steps, and it is as many times longer.
+SKIPS_FROM = 2048
+_ELSEWHERE = 8
 
 
 def choose(
@@ -147,7 +149,8 @@ def attention(
     platform = sharding.platform(jax.sharding.get_abstract_mesh())
     documents = document_ids is not None
     name = choose(backend, platform, q, encodings=acting, documents=documents, context=context)
-    skips = q.shape[1] >= SKIPS_FROM and skipping.possible(acting, documents)
+    shortest = SKIPS_FROM * (1 if platform == "cpu" else _ELSEWHERE)
+    skips = q.shape[1] >= shortest and skipping.possible(acting, documents)
 
     structures, params, axes = scoring.split(acting)
 
