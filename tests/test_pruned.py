@@ -103,6 +103,18 @@ def test_large_norms_far_away_are_seen(where):
     assert np.abs(without[0, 142] - expected[0, 150]).max() > 0.1
 
 
+def test_a_query_that_all_near_keys_are_against_sees_far_ones():
+    """Under the bias of -55 a key of 0 outweighs its own, whose logit is -106."""
+    q, k, v, position, encoding = distant()
+    direction = np.ones(8) / np.sqrt(8)
+    q[0, 150] = 60 * direction
+    k[:, :SIZE], k[0, SIZE:] = 0.0, -5 * direction
+    got = attend(q, k, v, encoding, position)
+    expected = reference.attend(q, k, v, reference.alibi(position, 2, 96.0))
+    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+    assert np.abs(expected[0, 150, 1] - v[0, SIZE - 1, 1]).max() < 1.0
+
+
 def test_long_segments_are_seen_whole():
     q, k, v = draw(0, 1, 96, 2, 1)
     segment = (np.arange(96) >= 90).astype(np.int32)[None]

@@ -9,6 +9,8 @@
 | chunked   | anywhere             | any, exact                    | linear in L |
 | reference | anywhere             | any, exact                    | L x L       |
 
+Chunks of long rows skip the keys that are proved to add nothing (`skipping`, `pruned`).
+
 On a mesh the batch, the heads (axis `tensor`) and the queries (axis `context`) are cut over the
 devices; along `context` each device gathers all keys and values with what belongs to them.
 
@@ -31,9 +33,9 @@ from bipe_jax.attention.scoring import Features, Scoring, Side
 from bipe_jax.config.fields import BACKENDS
 from bipe_jax.errors import UserError
 
-# From this length on chunks skip what cannot count on a CPU; below, finding that out costs more than it saves.
-# Elsewhere a loop of unknown length waits for the host at each of its steps, and it is as many times longer.
+# From this length on chunks skip what cannot count, on a CPU; below, finding that out may cost what it saves.
 SKIPS_FROM = 2048
+# So many times longer elsewhere, where each step of a loop of unknown length waits for the host.
 _ELSEWHERE = 8
 
 
