@@ -33,6 +33,10 @@ CASES = {
 }
 
 
+USUAL = ("alibi, turned", "layers that differ")
+ALL = [case if case in USUAL else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
     monkeypatch.setattr(dropping, "FIRST", FIRST)
@@ -65,7 +69,7 @@ def logits_of_steps(generator, tokens):
     return np.array(found), cache
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_a_cache_of_constant_size_gives_what_a_whole_one_gives(case, monkeypatch):
     model = model_of(CASES[case])
     small = Generator(model, LONGEST)
@@ -84,7 +88,11 @@ def test_a_cache_of_constant_size_gives_what_a_whole_one_gives(case, monkeypatch
         assert one.tolist() == other.tolist()
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 20)], ids=["likeliest", "sampled"])
+@pytest.mark.parametrize(
+    "sampling",
+    [pytest.param(Sampling(), marks=pytest.mark.slow), Sampling(1.0, 20)],
+    ids=["likeliest", "sampled"],
+)
 def test_a_cache_that_is_too_small_grows_until_the_answer_is_exact(sampling, monkeypatch):
     """Whether it is so while a prompt is read, or while tokens are added."""
     # In 64 tokens such a bias falls by little, in 128 by enough but for the flattest head.
