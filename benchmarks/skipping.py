@@ -93,20 +93,21 @@ def training(placed, length: int, tokens: int, skips: bool) -> Program:
     return compiled(jax.grad(loss), placed, batch, skips)
 
 
-def show(results: dict, length: int, unit: int, other) -> None:
-    """A line for each program; `other` names the one whose times are divided by a program's."""
-    for (encoding, skips), timed in results.items():
+def show(results: dict, part: str, last: str) -> None:
+    """A line for each program (encoding, skips, length); `last`: whose times are divided by theirs."""
+    for (encoding, skips, length), timed in results.items():
         line = f"{encoding:12}{'skips' if skips else 'whole':7}{length:8}"
         if not isinstance(timed, Timed):
-            print(f"{line} left out: {timed}", flush=True)
+            print(f"{line} left out: {timed}")
             continue
+        unit = {"evaluation": length, "training": 1, "decoding": _STEPS}[part]
         median, fastest = (1e3 * f(timed.seconds) / unit for f in (statistics.median, min))
         line += f"{median:12.4f}{fastest:12.4f}{timed.memory / 2**20:9,.0f}"
-        base = results.get(other(encoding))
+        base = results.get((encoding if part == "training" else last, False, length))
         if isinstance(base, Timed):
             pairs = [b / a for a, b in zip(timed.seconds, base.seconds, strict=True)]
             line += f"{statistics.median(pairs):8.2f}"
-        print(line, flush=True)
+        print(line)
 
 
 def main():
@@ -128,26 +129,21 @@ def main():
     print(
         f"{args.part}, {'trained' if args.checkpoint else 'random'}, {device}, jax {jax.__version__}"
     )
+    builders = {}
     for length in map(int, args.lengths.split(",")):
-        builders, unit, other = {}, 1, lambda name: (name, False)
         for name, of_model in placed.items():
-            makes = {
-                "evaluation": functools.partial(evaluation, of_model, length),
-                "training": functools.partial(training, of_model, length, args.tokens),
-            }
-            bounded = any(kind.acts for kind in of_model.config.encodings.scoring)
+            bounded = bool(of_model.config.encodings.scoring)
             if args.part == "decoding":
                 program, _ = cached(of_model, 1, length, _STEPS)
-                builders[name, bounded] = lambda program=program: program
+                builders[name, bounded, length] = lambda program=program: program
                 continue
+            make = functools.partial(evaluation, of_model, length)
+            if args.part == "training":
+                make = functools.partial(training, of_model, length, args.tokens)
             for skips in (True, False) if bounded else (False,):
                 if skips or not bounded or length <= args.whole:
-                    builders[name, skips] = functools.partial(makes[args.part], skips)
-        if args.part == "evaluation":
-            unit, other = length, lambda _: (names[-1], False)
-        elif args.part == "decoding":
-            unit, other = _STEPS, lambda _: (names[-1], False)
-        show(measure(builders, args.rounds), length, unit, other)
+                    builders[name, skips, length] = functools.partial(make, skips)
+    show(measure(builders, args.rounds), args.part, names[-1])
 
 
 if __name__ == "__main__":
