@@ -3,8 +3,8 @@
 python -m benchmarks.decode [--size=quickstart|151m|1b6] [--encodings=bipe_rope,rope] [--dtype=float32]
   [--lengths=256,1024,4096] [--rows=1] [--tokens=16] [--rounds=5]
 
-Random parameters; each length has its own cache of that many tokens. Each round decodes
---tokens tokens with every encoding, in the opposite order of the round before. Columns:
+Random parameters; each length has its own cache, of that many tokens or of those that can count. Each round
+decodes --tokens tokens with every encoding, in the opposite order of the round before. Columns:
 
 ms/token  one step of all rows, median over rounds, and the fastest
 whole     the same step without a cache: the forward pass over all tokens, for comparison

@@ -28,7 +28,7 @@ from bipe_jax import model
 from bipe_jax.attention import choose
 from bipe_jax.convert import mapping, to_hf
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation.decode import empty_cache
+from bipe_jax.evaluation.caching import empty_cache
 from bipe_jax.positions import NAMED
 from bipe_jax.segments import Rule
 

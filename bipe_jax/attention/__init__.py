@@ -9,12 +9,15 @@
 | chunked   | anywhere             | any, exact                    | linear in L |
 | reference | anywhere             | any, exact                    | L x L       |
 
+Chunks of long rows skip the keys that are proved to add nothing (`skipping`, `pruned`).
+
 On a mesh the batch, the heads (axis `tensor`) and the queries (axis `context`) are cut over the
 devices; along `context` each device gathers all keys and values with what belongs to them.
 
 Shape letters: B batch, L length, N query heads, K key/value heads, H head width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +25,18 @@ import jax
 import jax.numpy as jnp
 
 from bipe_jax import collectives, sharding
-from bipe_jax.attention import kernels, scoring
+from bipe_jax.attention import kernels, scoring, skipping
 from bipe_jax.attention.chunked import chunked, reference
 from bipe_jax.attention.columns import COLUMNS
+from bipe_jax.attention.pruned import pruned
 from bipe_jax.attention.scoring import Features, Scoring, Side
 from bipe_jax.config.fields import BACKENDS
 from bipe_jax.errors import UserError
+
+# From this length on chunks skip what cannot count, on a CPU; below, finding that out may cost what it saves.
+SKIPS_FROM = 2048
+# So many times longer elsewhere, where each step of a loop of unknown length waits for the host.
+_ELSEWHERE = 8
 
 
 def choose(
@@ -139,10 +148,11 @@ def attention(
     acting = [encoding for encoding, _ in encodings]
     features = [of_tokens for _, of_tokens in encodings]
     context = sharding.context_shards()
-    name = choose(
-        backend, sharding.platform(jax.sharding.get_abstract_mesh()), q,
-        encodings=acting, documents=document_ids is not None, context=context,
-    )  # fmt: skip
+    platform = sharding.platform(jax.sharding.get_abstract_mesh())
+    documents = document_ids is not None
+    name = choose(backend, platform, q, encodings=acting, documents=documents, context=context)
+    shortest = SKIPS_FROM * (1 if platform == "cpu" else _ELSEWHERE)
+    skips = q.shape[1] >= shortest and skipping.possible(acting, documents)
 
     structures, params, axes = scoring.split(acting)
 
@@ -157,6 +167,7 @@ def attention(
         L, N = q.shape[1:3]
         part = devices.index("context")
         query = Side(part * L + jnp.arange(L)[None], *tokens)
+        own_k = k
         k, v, key = devices.gather((k, v, query), "context", 1)
         heads = devices.index("tensor") * N + jnp.arange(N)
         sides = (q, k, v, query, key, scoring.join(structures, params), heads)
@@ -165,6 +176,8 @@ def attention(
                 return kernels.splash(*sides, shard=(part, context))
             case "cudnn":
                 return kernels.cudnn(*sides)
+            case "chunked" if skips:
+                return pruned(*sides, own_k, groups=_groups(k.shape[2], platform))
             case "chunked":
                 return chunked(*sides, aligned=context == 1)
             case _:
@@ -173,3 +186,11 @@ def attention(
     heads, tokens = sharding.ACTIVATIONS["heads"], sharding.ACTIVATIONS["tokens"]
     run = collectives.on_each(on_one, (heads, heads, heads, tokens, axes), heads)
     return run(q, k, v, (document_ids, features), params)
+
+
+def _groups(kv_heads: int, platform: str) -> int:
+    """Into how many groups heads are cut, each of which skips on its own: on a CPU each key head is one.
+
+    On other platforms they are few, so that a block's products are large.
+    """
+    return kv_heads if platform == "cpu" else math.gcd(kv_heads, 4)

@@ -159,16 +159,19 @@ def in_parts(
     query: Side,
     encodings: Sequence[Scoring],
     heads: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array | None]:
     """As `reference`, of keys that lie in several arrays, which are not joined.
 
     Args:
       q: (B, L, N, H). parts: (k, v, key) each, as `reference` has them; the rest as there.
+
+    Returns:
+      (B, L, N, H), and the highest logits (B, N, L); None with encodings that need whole rows of logits.
     """
     B, L, N, _ = q.shape
-    if any("logits" in encoding.acts for encoding in encodings):  # which need whole rows
+    if any("logits" in encoding.acts for encoding in encodings):
         k, v, key = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *map(_whole_sides, parts))
-        return reference(q, k, v, query, key, encodings, heads)
+        return reference(q, k, v, query, key, encodings, heads), None
     logits = [scores(q, k, query, key, encodings, heads) for k, _, key in parts]
     highest = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
@@ -179,7 +182,7 @@ def in_parts(
     ]
     mixed = functools.reduce(jnp.add, products)
     mixed = (mixed / total).astype(q.dtype).reshape(B, -1, N // mixed.shape[1], L, mixed.shape[-1])
-    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, -1)
+    return jnp.moveaxis(mixed, 3, 1).reshape(B, L, N, -1), highest.reshape(B, N, L)
 
 
 def _whole_sides(part: Part) -> Part:

@@ -14,6 +14,13 @@ from flax import nnx
 Features = Any  # what an encoding knows of each token: a tree of arrays (B, L, ...)
 
 
+class Extent(NamedTuple):
+    """The least and the greatest features of the tokens of each block: trees of arrays (B, blocks, ...)."""
+
+    least: Features
+    greatest: Features
+
+
 class Scoring(Protocol):
     """An encoding, as attention sees it.
 
@@ -43,6 +50,10 @@ class Scoring(Protocol):
     def across_documents(self, features: Features, starts: jax.Array) -> Features: ...
 
     def visible(self, query: Features, key: Features) -> jax.Array: ...
+
+    def bias_bound(self, query: Extent, key: Extent, heads: jax.Array) -> jax.Array: ...
+
+    def visible_bound(self, query: Extent, key: Extent) -> jax.Array: ...
 
     def logits(
         self,

@@ -17,7 +17,7 @@ from bipe_jax.config import spec
 from bipe_jax.data import marked, sources
 from bipe_jax.data.tokenizer import Tokenizer
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, example_scoring, loaded, room
+from bipe_jax.evaluation import caching, decode, example_scoring, loaded, room
 from bipe_jax.evaluation.example_scoring import Encoded
 from bipe_jax.plan import Plan
 from bipe_jax.workdir import Workdir, outputs
@@ -100,7 +100,7 @@ def _decoded_answers(loaded_model: loaded.LoadedModel, encoded: Sequence[Encoded
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].row["tokens"]))
     right = [False] * len(encoded)
     longest = max(len(one.prompt) + max(rooms) for one in encoded)
-    generator = decode.Generator(loaded_model, decode.bucket(longest))
+    generator = decode.Generator(loaded_model, caching.bucket(longest))
     for first in range(0, len(order), _DECODED_ROWS):
         some = order[first : first + _DECODED_ROWS]
         prompts, room_of_all = [encoded[i].prompt for i in some], max(rooms[i] for i in some)

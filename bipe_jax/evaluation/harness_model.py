@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bipe_jax import segments
 from bipe_jax.data import marked
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, loaded, scoring
+from bipe_jax.evaluation import caching, decode, loaded, scoring
 from bipe_jax.evaluation.perplexity import check_lengths
 from bipe_jax.evaluation.protocols import Window
 from bipe_jax.evaluation.sampling import Sampling, check_sampling
@@ -110,7 +110,7 @@ class Harness(TemplateLM):
             starts.append(row.get("starts"))
         buckets: dict[int, list[Window]] = {}
         for window in sorted(windows, key=lambda w: -w.end):
-            size = min(decode.bucket(window.end), self.max_length)
+            size = min(caching.bucket(window.end), self.max_length)
             buckets.setdefault(size, []).append(window)
         answers = [(0.0, True)] * len(rows)
         with tqdm(total=len(windows), disable=disable_tqdm, desc="Log-likelihoods") as bar:
@@ -165,7 +165,7 @@ class Harness(TemplateLM):
                 float(options.get("top_p", 1)),
             )
             check_sampling(sampling)
-            size = min(decode.bucket(len(row["tokens"]) + count), self.max_length)
+            size = min(caching.bucket(len(row["tokens"]) + count), self.max_length)
             groups.setdefault((-size, count, sampling, tuple(options["until"])), []).append(number)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Generating") as bar:

@@ -6,7 +6,7 @@ import os
 import jax
 
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import loaded
+from bipe_jax.evaluation import dropping, loaded
 from bipe_jax.plan import Plan
 
 _OF_CONTAINER = "/sys/fs/cgroup/memory.max"
@@ -20,9 +20,14 @@ def bytes_per_token(config: Plan) -> int:
     return m.layers * m.kv_heads * width * jax.numpy.dtype(m.dtype).itemsize
 
 
-def check(loaded_model: loaded.LoadedModel, length: int) -> None:
-    """Raises UserError if a device cannot hold the keys and values of a text of `length` tokens."""
-    needed, memory = length * bytes_per_token(loaded_model.config), _device_bytes()
+def check(loaded_model: loaded.LoadedModel, length: int, kept: int = 0) -> None:
+    """Raises UserError if a device cannot hold the keys and values that a text of `length` tokens needs.
+
+    Args:
+      kept: the tokens that are not dropped; 0: as many as at first.
+    """
+    config, memory = loaded_model.config, _device_bytes()
+    needed = (kept or dropping.kept_at_first(config, length)) * bytes_per_token(config)
     if length > _MOST_TOKENS or needed > memory:
         raise UserError(
             f"a text of {length:,} tokens needs {needed / 2**30:,.1f} GiB for its keys and values, and "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bipe_jax.attention.columns import COLUMNS, linear_columns
+from bipe_jax.attention.scoring import Extent
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
 from bipe_jax.positions.kind import Relative, run_on
@@ -51,6 +52,9 @@ class Alibi(Relative):
         """(B, L) and (B, S) integers, (N,) heads -> (B, N, L, S) float32."""
         distance = (query[:, None, :, None] - key[:, None, None, :]).astype(float)
         return -jnp.asarray(self.slopes, float)[heads][:, None, None] * distance
+
+    def bias_bound(self, query: Extent, key: Extent, heads: jax.Array) -> jax.Array:
+        return self.bias(query.least, key.greatest, heads)
 
     def columns(
         self, query: jax.Array, key: jax.Array, heads: jax.Array, scale: float

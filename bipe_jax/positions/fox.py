@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from bipe_jax.attention.columns import sum_columns, sum_width
+from bipe_jax.attention.scoring import Extent
 from bipe_jax.config import Config
 from bipe_jax.positions.kind import Relative
 from bipe_jax.sharding import parameter
@@ -77,6 +78,10 @@ class Fox(Relative):
             return of_key[:, :, None, :] - of_query[:, :, :, None]
 
         return difference("whole") + difference("rest")
+
+    def bias_bound(self, query: Extent, key: Extent, heads: jax.Array) -> jax.Array:
+        """Too high by at most 2: the least whole part and the least rest need not be of one token."""
+        return self.bias(query.least, key.greatest, heads)
 
     def columns(
         self, query: Any, key: Any, heads: jax.Array, scale: float

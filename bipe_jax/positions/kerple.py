@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from bipe_jax.attention.scoring import Extent
 from bipe_jax.config import Config
 from bipe_jax.positions.clamping import clamped
 from bipe_jax.positions.kind import Relative
@@ -35,6 +36,9 @@ class KerpleLog(Relative):
         # Keys after the query are masked; their distances are below 0, where there is no logarithm.
         distance = jnp.maximum(query[:, None, :, None] - key[:, None, None, :], 0).astype(float)
         return self._kernel(distance, self.p[...][:, None, None], self.a[...][:, None, None])
+
+    def bias_bound(self, query: Extent, key: Extent, heads: jax.Array) -> jax.Array:
+        return self.bias(query.least, key.greatest, heads)
 
     @staticmethod
     def _kernel(distance: jax.Array, p: jax.Array, a: jax.Array) -> jax.Array:

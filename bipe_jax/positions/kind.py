@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bipe_jax.attention.scoring import Extent, Features
 from bipe_jax.config import Config
 
-Features = Any  # what a kind knows of each token: a tree of arrays (B, L, ...)
+# The methods that attention may call.
+_OF_ATTENTION = (
+    "bias", "columns", "factors", "across_documents", "visible", "logits", "bias_bound", "visible_bound",
+)  # fmt: skip
 
 
 class Kind(nnx.Module):
@@ -56,7 +60,8 @@ class Relative(Kind):
     A kind overrides the methods that describe it, and no others. One that only overrides `queries` and
     `keys` runs on every attention backend. One with a `bias` runs on flash kernels if it overrides
     `columns` as well, one with `factors` up to `longest_in_kernels`. One with `visible` or `logits` is
-    computed in chunks.
+    computed in chunks. With `bias_bound` or `visible_bound` chunks skip keys that cannot count, and
+    decoding drops them, see `attention.skipping`.
 
     Inside attention a mesh may shard the heads over the axis `tensor`. `heads` (N,) then says which of
     the model's query heads are computed, and parameters whose axes name `tensor` hold those alone.
@@ -98,7 +103,7 @@ class Relative(Kind):
         """The names of the methods that the kind overrides, of those that attention may call."""
         return frozenset(
             name
-            for name in ("bias", "columns", "factors", "across_documents", "visible", "logits")
+            for name in _OF_ATTENTION
             if getattr(type(self), name) is not getattr(Relative, name)
         )
 
@@ -180,6 +185,18 @@ class Relative(Kind):
           q: (B, L, N, H), as `queries` gave them.
           visible: which logits are not masked, broadcastable to the logits.
         """
+        raise NotImplementedError
+
+    def bias_bound(self, query: Extent, key: Extent, heads: jax.Array) -> jax.Array:
+        """An upper bound of the bias between the tokens of two blocks, (B, N, I, J) float32.
+
+        It holds for all pairs of a query of a block I and a key of a block J that the query sees. In decoding
+        a block of keys is all that were dropped.
+        """
+        raise NotImplementedError
+
+    def visible_bound(self, query: Extent, key: Extent) -> jax.Array:
+        """False where `visible` is false between all tokens of two blocks: (B, 1 or N, I, J) booleans."""
         raise NotImplementedError
 
 

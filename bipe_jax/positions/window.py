@@ -4,6 +4,7 @@
 
 import jax
 
+from bipe_jax.attention.scoring import Extent
 from bipe_jax.config import Config
 from bipe_jax.errors import UserError
 from bipe_jax.positions.kind import Relative
@@ -44,3 +45,13 @@ class Window(Relative):
             query, key = query // self.size, key // self.size
             return query[:, None, :, None] == key[:, None, None, :]
         return query[:, None, :, None] - key[:, None, None, :] < self.size
+
+    def visible_bound(self, query: Extent, key: Extent) -> jax.Array:
+        if not self.chunked:
+            return self.visible(query.least, key.greatest)
+        (first, last), (first_of_keys, last_of_keys) = (
+            (side.least // self.size, side.greatest // self.size) for side in (query, key)
+        )
+        return (first[:, None, :, None] <= last_of_keys[:, None, None, :]) & (
+            first_of_keys[:, None, None, :] <= last[:, None, :, None]
+        )

@@ -19,7 +19,7 @@ import bipe_jax
 from bipe_jax import checkpoint, generate, segments
 from bipe_jax import model as models
 from bipe_jax.errors import UserError
-from bipe_jax.evaluation import decode, loaded, room
+from bipe_jax.evaluation import caching, decode, loaded, room
 from bipe_jax.evaluation.decode import Generator
 from bipe_jax.evaluation.sampling import Sampling, probabilities
 from bipe_jax.positions import NAMED, registry
@@ -114,7 +114,7 @@ def test_one_program_serves_all_prompts_up_to_a_bucket():
         generator([draw_tokens(0, 1, length)[0]], 5)
     assert generator._extend._cache_size() == generator._step._cache_size() == 1
     assert generator.size == 96
-    assert [decode.bucket(n) for n in (1, 64, 65, 96, 97, 128, 129, 193)] == [
+    assert [caching.bucket(n) for n in (1, 64, 65, 96, 97, 128, 129, 193)] == [
         64, 64, 96, 96, 128, 128, 192, 256,
     ]  # fmt: skip
 
@@ -280,7 +280,7 @@ def test_the_cache_is_of_the_size_that_is_expected():
     for name in ("bipe_rope", "t5", "three levels", "fixed rule, grouped heads, tied"):
         model = model_of(name)
         shapes = jax.eval_shape(
-            lambda model=model: decode.empty_cache(model.config, 1, 128)["layers"]
+            lambda model=model: caching.empty_cache(model.config, 1, 128)["layers"]
         )
         sizes = [shapes[part].size * shapes[part].dtype.itemsize for part in ("key", "value")]
         assert sum(sizes) == 128 * room.bytes_per_token(model.config)

@@ -11,7 +11,7 @@ from tiny import tiny_plan
 
 from bipe_jax import model
 from bipe_jax.data.batches import annotate
-from bipe_jax.evaluation import decode
+from bipe_jax.evaluation import caching
 from bipe_jax.segments import Rule
 from bipe_jax.training import optimizer, step
 from tests.model.test_model import annotated, close, draw, draw_tokens
@@ -129,11 +129,11 @@ def test_the_z_loss_is_minimised_and_reported_apart():
 def test_decoding_has_the_norms_and_the_cap():
     config = tiny_plan(model__qk_norm=True, model__logit_softcap=4.0, model__kv_heads=2)
     params = draw(config)
-    cache, inputs = decode.empty_cache(config, 1, 16), annotated(draw_tokens(3, 1, 12))
+    cache, inputs = caching.empty_cache(config, 1, 16), annotated(draw_tokens(3, 1, 12))
     wanted = reference.logits(config, params, inputs)[0]
     for first, last in ((0, 7), (7, 8), (8, 12)):
         part = {name: x[:, first:last] for name, x in inputs.items()}
-        logits, cache = decode.extend(config, params, cache, part, jnp.array([last - first]))
+        logits, cache = caching.extend(config, params, cache, part, jnp.array([last - first]))
         close(logits[0], wanted[last - 1], atol=1e-5)
 
 
