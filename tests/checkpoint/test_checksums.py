@@ -1,5 +1,6 @@
 """Checksums of checkpoints: written, verified, set aside when wrong, and agreed with by sha256sum."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from bipe_jax.checkpoint import Checkpoints, checksums
 from bipe_jax.errors import UserError
 from bipe_jax.training.trainer import train
 from tests.training.test_train import assert_same_run
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,7 @@ def test_every_cut_of_the_checksums_is_seen(copy):
     assert checksums.verify(step)
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "delete", "cut the checksums"])
+@pytest.mark.parametrize("harm", ["flip", *map(slow, ("cut", "delete")), "cut the checksums"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_gone_on_from(
     trained, copy, harm, capsys, tmp_path
 ):
@@ -157,7 +160,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_gone_on_from(
 
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt", checksums.NAME])
-@pytest.mark.parametrize("harm", ["flip", "empty", "delete"])
+@pytest.mark.parametrize("harm", ["flip", *map(slow, ("empty", "delete"))])
 def test_files_that_have_no_checksum_are_not_needed_to_go_on(trained, copy, name, harm, tmp_path):
     path = copy / "checkpoints" / "15" / name
     if not path.exists():
@@ -202,7 +205,7 @@ def test_verify_restores_also_what_has_no_checksums(copy):
     assert code == 1 and out.splitlines()[0] == "step 5: damaged, without checksums.sha256"
 
 
-@pytest.mark.parametrize("every", [5, 1000])
+@pytest.mark.parametrize("every", [5, slow(1000)])
 def test_the_first_checkpoint_of_a_run_is_read_back(trained, tmp_path, monkeypatch, every):
     """On a disk that keeps something else than what was written: the largest file is empty there."""
     config, _ = trained

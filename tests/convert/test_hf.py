@@ -453,6 +453,7 @@ def test_shards(exported, tmp_path):
     incoming.convert(str(tmp_path / "out"), str(tmp_path / "back"), from_hf)
 
 
+@pytest.mark.slow
 def test_command(exported, tmp_path, command):
     workdir, _ = exported("fixed rule, grouped heads, tied")
     out, back = tmp_path / "deep" / "out", tmp_path / "back"

@@ -284,10 +284,14 @@ def assert_restored(make, stops, following=4):
             assert_equal(one, other)
 
 
-LAYOUTS = {"one shard": [12], "three shards": [4, 1, 7], "ten shards": [1] * 8 + [2, 2]}
+LAYOUTS = [
+    pytest.param([12], id="one shard"),
+    pytest.param([4, 1, 7], id="three shards"),
+    pytest.param([1] * 8 + [2, 2], id="ten shards", marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+@pytest.fixture(params=LAYOUTS)
 def layout(request, documents, tmp_path):
     """The documents in one or several shards."""
     left = iter(documents)
@@ -670,7 +674,7 @@ def read_in_processes(config, tokenizer_file, states, counts):
     return read
 
 
-@pytest.mark.parametrize("readers", [2, 4])
+@pytest.mark.parametrize("readers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_read_disjoint_parts_and_together_all(tokens, tokenizer_file, tmp_path, readers):
     """In one epoch each document is read once, by one process; half-way they are stopped."""
     shards = [[f"shard {s} document {d} of some words" for d in range(5)] for s in range(10)]

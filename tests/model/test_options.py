@@ -100,7 +100,12 @@ def test_layers_drop_differently():
 
 
 @pytest.mark.parametrize(
-    "other", [{"accumulation": 2}, {"model__remat": "full"}, {"model__remat": "dots"}]
+    "other",
+    [
+        {"accumulation": 2},
+        {"model__remat": "full"},
+        pytest.param({"model__remat": "dots"}, marks=pytest.mark.slow),
+    ],
 )
 def test_accumulation_and_remat_change_nothing(other):
     one, two = (tiny_plan(**ALL, **more) for more in ({}, other))

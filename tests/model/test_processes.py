@@ -47,8 +47,8 @@ def run(count: int, devices: int, mesh: dict) -> list:
     [
         # Each process has rows of its own; two that share a block, or a model, read the same.
         (2, 2, {"data": 0}, [[0, 2], [1, 2]]),
-        (2, 1, {"context": 2}, [[0, 1], [0, 1]]),
-        (2, 1, {"tensor": 2}, [[0, 1], [0, 1]]),
+        pytest.param(2, 1, {"context": 2}, [[0, 1], [0, 1]], marks=pytest.mark.slow),
+        pytest.param(2, 1, {"tensor": 2}, [[0, 1], [0, 1]], marks=pytest.mark.slow),
         (4, 1, {"fsdp": 2, "context": 2}, [[0, 2], [0, 2], [1, 2], [1, 2]]),
     ],
 )

@@ -115,7 +115,11 @@ def test_saves_that_are_due_do_not_use_up_the_pauses(config, tmp_path, disk, mon
     assert checksums.verify(tmp_path / "checkpoints" / "12") == []
 
 
-@pytest.mark.parametrize("fails", [(2,), (1, 2, 3), (2, 3, 4), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "fails",
+    [(2,), *(pytest.param(x, marks=pytest.mark.slow) for x in ((1, 2, 3), (2, 3, 4), (3, 4, 5)))],
+    ids=str,
+)
 def test_each_pause_is_followed_by_a_save(config, tmp_path, disk, fails):
     """Saves 1 to 3 are those of steps 4, 8 and 12, and the failures in a row are as many as pauses."""
     assert train(config, str(tmp_path / "whole"))
