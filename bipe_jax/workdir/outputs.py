@@ -30,7 +30,9 @@ def check(path: Path) -> None:
         probe = f"{os.fspath(path)}.writable"
         with writing(path):
             bucket.write(probe, b"")
-            return bucket.remove(probe)
+            with contextlib.suppress(FileNotFoundError):  # another process of the run was quicker
+                bucket.remove(probe)
+            return
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise Unwritten(f"{os.fspath(path)} cannot be written: there is no such directory")
     with writing(path):

@@ -170,6 +170,18 @@ def test_files_of_a_workdir(server):
     assert directory.supervisor_lock() != Workdir(f"{RUN}y").supervisor_lock()
 
 
+def test_processes_of_a_run_look_at_the_same_moment_whether_they_can_write(server, monkeypatch):
+    """What one has written to see that, another removes."""
+    write = bucket.write
+
+    def written_and_removed(path, content):
+        write(path, content)
+        bucket.remove(path)
+
+    monkeypatch.setattr(bucket, "write", written_and_removed)
+    outputs.check(f"{RUN}/evaluation.json")
+
+
 def test_a_growing_object_is_written_by_its_thread_and_at_once_when_asked(server, monkeypatch):
     path = f"{RUN}/metrics.jsonl"
     bucket.write(path, b"0\n")
