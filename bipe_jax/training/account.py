@@ -52,7 +52,7 @@ class Account:
 
     def by_kind(self) -> dict[str, float]:
         """{kind: seconds}, in the order of KINDS."""
-        sums = dict.fromkeys(KINDS, 0.0)
+        sums: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         for line in self.lines:
             sums[line.kind] += line.seconds
         return sums

@@ -1,8 +1,8 @@
 """Cycles of attention kernels, read from the final code that libtpu writes for them.
 
-A TPU's core runs one bundle of operations a cycle. A Pallas kernel is one loop over its grid, whose body has
-regions that a branch skips: splash attention clears its sums in the first step of a row of blocks, computes in
-the steps whose block is not masked, and stores in the last step of a row.
+A TPU's core runs one bundle of operations a cycle. A Pallas kernel is one loop over its grid, whose body
+has regions that a branch skips: splash attention clears its sums in the first step of a row of blocks,
+computes in the steps whose block is not masked, and stores in the last step of a row.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Kernel:
     Attributes:
       step: run in every step of the grid. row: run once in a row of blocks. block: run for a block that is
         not masked.
-      steps: of the grid.
+      steps: of the grid, or of the part of it that one of a device's cores runs.
     """
 
     step: int
@@ -38,8 +38,19 @@ class Kernel:
     block: int
     steps: int
 
-    def cycles(self, rows: int, blocks: int) -> int:
-        return self.steps * self.step + rows * self.row + blocks * self.block
+    def cycles(self, grid: "Grid") -> float:
+        """Of one call, the cores of a device running at the same time."""
+        share = self.steps / grid.steps
+        return self.steps * self.step + share * (grid.rows * self.row + grid.blocks * self.block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The steps of a call of splash attention: blocks, in rows, of which some are not masked."""
+
+    steps: int
+    rows: int
+    blocks: int
 
 
 def read(folder: Path) -> dict[str, Kernel]:
@@ -84,13 +95,13 @@ def parse(text: str) -> Kernel:
     return Kernel(end - start - sum(sizes), sum(sizes[:-1]), sizes[-1], steps - 2)
 
 
-def blocks(call: Instruction, shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Rows of blocks, and blocks that are not masked, of a call of splash attention.
+def grid(call: Instruction, shapes: Sequence[Sequence[int]]) -> Grid:
+    """The grid of a call of splash attention with a causal mask.
+
+    Of a device that has a part of the queries it is the last part's, which sees most keys.
 
     Args:
-      shapes: of the operands: tables of blocks (1 or N, rows, columns), then q (B, N, L, H) and k (B, K, S, H).
-
-    Of a device that has a part of the queries it is the last part, which sees most keys.
+      shapes: of the operands: tables of blocks, q (B, N, L, H), k (B, K, S, H), ...
     """
     text = call.attribute(r'"xprof_metadata":("(?:[^"\\]|\\.)*")')
     sizes = json.loads(json.loads(text)) if text else {}
@@ -98,7 +109,8 @@ def blocks(call: Instruction, shapes: Sequence[Sequence[int]]) -> tuple[int, int
     suffix = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[kind]
     (B, N, L, _), (_, _, S, _) = [shape for shape in shapes if len(shape) == 4][:2]
     block_q, block_kv = sizes[f"block_q{suffix}"], sizes[f"block_kv{suffix}"]
-    queries = [S - L + i * block_q for i in range(L // block_q)]
-    seen = sum(first + block_q > j * block_kv for first in queries for j in range(S // block_kv))
-    rows = S // block_kv if kind == "dkv" else L // block_q
-    return B * N * rows, B * N * seen
+    queries, keys = L // block_q, S // block_kv
+    first = (S - L + i * block_q for i in range(queries))
+    seen = sum(start + block_q > j * block_kv for start in first for j in range(keys))
+    rows = keys if kind == "dkv" else queries
+    return Grid(B * N * queries * keys, B * N * rows, B * N * seen)

@@ -6,8 +6,8 @@ A TPU runs a program's instructions one after the other. Each is costed by itsel
 - attention kernels by the bundles of their code, see `bundles`;
 - all of these by the bytes that they move, if that takes longer, and everything else by that alone;
 - collectives by the links of their devices, see `links`. An asynchronous one is hidden as far as other work
-  runs between its start and its end, and exposed beyond that. So are copies between HBM and the core's memory,
-  but for the time in which the work moves bytes itself;
+  runs between its start and its end, and exposed beyond that. So are copies between HBM and the core's
+  memory, but for the time in which the work moves bytes itself;
 - a loop by its turns, of branches the dearest.
 
 It is static: nothing of it was measured on a chip.
@@ -34,8 +34,8 @@ from bipe_jax.training.hlo import HBM, VMEM, Instruction, Program, groups
 from bipe_jax.training.links import Network
 from bipe_jax.training.traffic import Moved, moved
 
-# Of HBM's nominal bandwidth, what large copies reach; the core's own memory has some 20 times that ("How to Scale
-# Your Model", Austin et al. 2025, jax-ml.github.io/scaling-book/tpus).
+# Of HBM's nominal bandwidth, what large copies reach; the core's own memory has some 20 times that ("How to
+# Scale Your Model", Austin et al. 2025, jax-ml.github.io/scaling-book/tpus).
 HBM_EFFICIENCY = 0.9
 _VMEM_SPEED = 20
 
@@ -177,7 +177,7 @@ class _Costing:
         if kernel is None:
             return self._add(UNKNOWN, line.opcode, line, _Time(hbm, hbm), times)
         shapes = [defined[name].results[0].shape for name in line.operands]
-        cycles = kernel.cycles(*bundles.blocks(line, shapes))
+        cycles = kernel.cycles(bundles.grid(line, shapes))
         time = _Time(max(cycles / self.chip.clock, hbm), hbm)
         return self._add(ATTENTION, line.opcode, line, time, times)
 
@@ -226,13 +226,17 @@ class _Costing:
             kind, size, seconds = collective
             self.collectives.append(Collective(kind, size, times))
             if not origin:
-                origin = next((i.op_name for i in self.program.within(line) if i.op_name), line.name)
+                origin = next(
+                    (i.op_name for i in self.program.within(line) if i.op_name), line.name
+                )
             return _Pending(EXPOSED, kind, origin, seconds)
         source, to = defined[line.operands[0]].results[0], line.results
         target = to[0] if line.opcode == "copy-start" else to[1]
         size = min(source.padded, target.padded) * ((source.space, target.space).count(HBM))
         rate = HBM_EFFICIENCY * self.chip.hbm_bandwidth
-        return _Pending(COPIES, line.opcode.removesuffix("-start"), origin or line.name, size / rate)
+        return _Pending(
+            COPIES, line.opcode.removesuffix("-start"), origin or line.name, size / rate
+        )
 
     def _ends(self, line: Instruction) -> bool:
         return line.opcode.endswith("-done") or "AsyncCollectiveDone" in self._targets(line)

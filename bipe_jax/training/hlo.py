@@ -171,10 +171,8 @@ def _instruction(line: str) -> Instruction:
     opcode, _, _ = rest.partition("(")
     end = _closing(rest[len(opcode) :]) + len(opcode)
     operands = rest[len(opcode) + 1 : end - 1]
-    if opcode in ("constant", "parameter"):
-        names = (operands,)
-    else:
-        names = tuple(re.findall(r"%([\w.-]+)", operands))
+    literal = opcode in ("constant", "parameter")
+    names = (operands,) if literal else tuple(re.findall(r"%([\w.-]+)", operands))
     return Instruction(match[1], opcode, type_, names, rest[end:])
 
 

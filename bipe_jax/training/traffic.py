@@ -1,7 +1,7 @@
 """The bytes that an instruction of a compiled program moves, by memory.
 
-A fusion that takes a slice of an array reads the slice alone, and one that puts a slice into an array in place
-writes the slice alone: so loops over stacked layers work.
+A fusion that takes a slice of an array reads the slice alone, and one that puts a slice into an array in
+place writes the slice alone: so loops over stacked layers work.
 """
 
 import collections
@@ -15,9 +15,7 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is put in
 
 
-def moved(
-    program: Program, instruction: Instruction, defined: Mapping[str, Instruction]
-) -> Moved:
+def moved(program: Program, instruction: Instruction, defined: Mapping[str, Instruction]) -> Moved:
     """The bytes read and written.
 
     Args:
@@ -93,9 +91,7 @@ def _used(program: Program, lines: list[Instruction], name: str) -> float | None
     return total
 
 
-def _writes(
-    program: Program, computation: str, results: list[Array]
-) -> list[tuple[Array, float]]:
+def _writes(program: Program, computation: str, results: list[Array]) -> list[tuple[Array, float]]:
     lines = program.computations[computation]
     by_name = {line.name: line for line in lines}
     root = lines[-1]
@@ -103,7 +99,8 @@ def _writes(
     if len(written) != len(results):
         return [(array, array.padded) for array in results]
     return [
-        (array, _written(by_name, line, array)) for line, array in zip(written, results, strict=True)
+        (array, _written(by_name, line, array))
+        for line, array in zip(written, results, strict=True)
     ]
 
 
