@@ -12,8 +12,8 @@ from typing import Any
 
 from bipe_jax import hardware
 
-# Of the nominal bandwidth of a link: 45 of 50 GB/s of a v5e are what "How to Scale Your Model" (Austin et al. 2025,
-# jax-ml.github.io/scaling-book/tpus) reckons with, and 90 of 100 of a v5p. Its latency of one hop.
+# Of the nominal bandwidth of a link: 45 of 50 GB/s of a v5e are what "How to Scale Your Model" (Austin et al.
+# 2025, jax-ml.github.io/scaling-book/tpus) reckons with, and 90 of 100 of a v5p; and its latency of one hop.
 EFFICIENCY = 0.9
 HOP = 1e-6  # seconds
 
@@ -47,7 +47,7 @@ class Network:
         """Time of a collective among a group of devices.
 
         Args:
-          kind: in HLO, "all-gather". size: bytes of the whole array, that is, of all parts that are gathered or
+          kind: in HLO, "all-gather". size: bytes of the whole array, of all parts that are gathered or
             scattered. group: numbers of partitions; empty: all.
         """
         places = [self.places[i] for i in group] or list(self.places)

@@ -1,10 +1,10 @@
 """A train step's roofline from shapes alone, by which `preflight` orders what it has not compiled.
 
 The longest of three, each at its peak rate. Products: model FLOPs, plus the recomputation of remat. HBM:
-weights read for each pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and layer,
-three times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed (tensor),
-keys and values gathered (context), over all links of a chip evenly. The time of a compiled step is in
-`costing`.
+weights read for each pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and
+layer, three times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed
+(tensor), keys and values gathered (context), over all links of a chip evenly. The time of a compiled step is
+in `costing`.
 """
 
 import math
