@@ -85,6 +85,9 @@ class _Costing:
     ) -> None:
         self.program, self.network, self.kernels = program, network, kernels
         self.chip = network.chip
+        # Of equal kernels libtpu writes the code once.
+        calls = [line for lines in program.computations.values() for line in lines]
+        self.by_body = {line.body: kernels[line.name] for line in calls if line.name in kernels}
         self.lines: list[Line] = []
         self.collectives: list[Collective] = []
 
@@ -173,7 +176,7 @@ class _Costing:
     def _kernel(
         self, line: Instruction, defined: Mapping[str, Instruction], times: int, hbm: float
     ) -> _Time:
-        kernel = self.kernels.get(line.name)
+        kernel = self.by_body.get(line.body)
         if kernel is None:
             return self._add(UNKNOWN, line.opcode, line, _Time(hbm, hbm), times)
         shapes = [defined[name].results[0].shape for name in line.operands]

@@ -119,6 +119,11 @@ class Instruction:
         """Of a custom call."""
         return self.attribute(r'custom_call_target="([^"]*)"')
 
+    @property
+    def body(self) -> str | None:
+        """The program of a Pallas kernel, encoded."""
+        return self.attribute(r'"body":"([^"]*)"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:

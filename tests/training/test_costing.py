@@ -1,4 +1,4 @@
-"""The account of compiled programs: small programs with known costs, and a real one where libtpu is installed."""
+"""The account of compiled programs: small ones with known costs, and a real one where libtpu is installed."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ def account_of(text, sides=(2, 2), kernels=None):
 
 def product(name, operands="%a, %b", cycles=3000, inner="%product"):
     return (
-        f"  %{name} = bf16[256,256]{{1,0:T(8,128)(2,1)S(1)}} fusion({operands}), kind=kOutput, calls={inner}, "
+        f"  %{name} = bf16[256,256]{{1,0:T(8,128)(2,1)S(1)}} fusion({operands}), calls={inner}, "
         f'metadata={{op_name="layer/{name}"}}, '
         f'backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}'
     )
@@ -149,8 +149,8 @@ SUM = """
 """
 SHARD = "  %shard = bf16[64,256]{1,0:T(8,128)(2,1)} parameter(2)"
 START = (
-    "  %g = (bf16[64,256]{1,0:T(8,128)(2,1)}, bf16[256,256]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%shard), "
-    "channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}"
+    "  %g = (bf16[64,256]{1,0:T(8,128)(2,1)}, bf16[256,256]{1,0:T(8,128)(2,1)S(1)}) "
+    "all-gather-start(%shard), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}"
 )
 DONE = "  %gathered = bf16[256,256]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%g)"
 # Four chips in a square have two links in each; two hops from corner to corner.
@@ -284,7 +284,7 @@ def test_between_slices_each_device_brings_its_part_over_the_network():
 
 
 def listing():
-    """Bundles of a loop of ten steps: 100 that clear in a row's first step, 500 of a block, 200 that store."""
+    """Bundles of a loop: 100 in a row's first step, 500 of a block, 200 in the last step."""
     marks = {
         16: " LB: > { %1 = sphi /* iteration index */ }",
         20: "    : > { %2 = sbr.rel (%p1) target = $region8 }",
@@ -318,6 +318,29 @@ def test_bundles_of_a_kernel_and_the_grid_of_its_call():
     assert kernel.cycles(found) == 8 * 84 + (12 * 300 + 36 * 500) / 6
     last = bundles.grid(call, [*shapes[:2], (2, 3, 512, 64), (2, 3, 1024, 64)])
     assert last.blocks == 6 * 4
+
+
+def test_equal_kernels_cost_the_same_where_only_one_has_code():
+    call = (
+        "  %splash_mha_fwd_residuals.{} = (bf16[1]) custom-call(%m, %m, %q, %k), "
+        'custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{\n'
+        '"xprof_metadata":"{{\\"block_q\\": 512, \\"block_kv\\": 512}}"\n'
+        '}}}}, backend_config={{"custom_call_config":{{"body":"{}"}}}}'
+    )
+    operands = [
+        f"  %{name} = bf16[{shape}]{{3,2,1,0:T(8,128)(2,1)S(1)}} parameter({i})"
+        for i, (name, shape) in enumerate(
+            {"m": "1,2,2", "q": "1,2,1024,64", "k": "1,2,1024,64"}.items()
+        )
+    ]
+    lines = [call.format(1, "TUzv"), call.format(2, "TUzv"), call.format(3, "another")]
+    kernel = bundles.Kernel(step=10, row=100, block=1000, steps=8)
+    found = account_of(entry(*operands, *lines), kernels={"splash_mha_fwd_residuals.2": kernel})
+    one = (8 * 10 + 4 * 100 + 6 * 1000) / V5E.clock
+    assert found.by_kind()[account.ATTENTION] == pytest.approx(2 * one)
+    assert [line.origin for line in found.lines if line.kind == account.UNKNOWN] == [
+        "splash_mha_fwd_residuals.3"
+    ]
 
 
 def test_a_listing_that_is_no_kernel_is_refused():
