@@ -7,11 +7,12 @@ computes in the steps whose block is not masked, and stores in the last step of 
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bipe_jax.training.hlo import Instruction
+from bipe_jax.training.hlo import Array, Instruction
 
 # Of LIBTPU_INIT_ARGS: what makes libtpu write the bundles of every kernel to a folder.
 FLAGS = (
@@ -95,22 +96,23 @@ def parse(text: str) -> Kernel:
     return Kernel(end - start - sum(sizes), sum(sizes[:-1]), sizes[-1], steps - 2)
 
 
-def grid(call: Instruction, shapes: Sequence[Sequence[int]]) -> Grid:
+def grid(call: Instruction, operands: Sequence[Array]) -> Grid:
     """The grid of a call of splash attention with a causal mask.
 
     Of a device that has a part of the queries it is the last part's, which sees most keys.
 
     Args:
-      shapes: of the operands: tables of blocks, q (B, N, L, H), k (B, K, S, H), ...
+      operands: tables of blocks, whole numbers, q (B, N, L, H) and k (B, K, S, H), or without B, and others.
     """
     text = call.attribute(r'"xprof_metadata":("(?:[^"\\]|\\.)*")')
     sizes = json.loads(json.loads(text)) if text else {}
     kind = re.sub(r"[.\d]*$", "", call.name).removeprefix("splash_mha_").split("_")[0]
     suffix = {"fwd": "", "dq": "_dq", "dkv": "_dkv"}[kind]
-    (B, N, L, _), (_, _, S, _) = [shape for shape in shapes if len(shape) == 4][:2]
+    q, k = [array.shape for array in operands if array.dtype in ("bf16", "f32")][:2]
+    L, S, many = q[-2], k[-2], math.prod(q[:-2])
     block_q, block_kv = sizes[f"block_q{suffix}"], sizes[f"block_kv{suffix}"]
     queries, keys = L // block_q, S // block_kv
     first = (S - L + i * block_q for i in range(queries))
     seen = sum(start + block_q > j * block_kv for start in first for j in range(keys))
     rows = keys if kind == "dkv" else queries
-    return Grid(B * N * queries * keys, B * N * rows, B * N * seen)
+    return Grid(many * queries * keys, many * rows, many * seen)

@@ -179,8 +179,8 @@ class _Costing:
         kernel = self.by_body.get(line.body)
         if kernel is None:
             return self._add(UNKNOWN, line.opcode, line, _Time(hbm, hbm), times)
-        shapes = [defined[name].results[0].shape for name in line.operands]
-        cycles = kernel.cycles(bundles.grid(line, shapes))
+        operands = [defined[name].results[0] for name in line.operands]
+        cycles = kernel.cycles(bundles.grid(line, operands))
         time = _Time(max(cycles / self.chip.clock, hbm), hbm)
         return self._add(ATTENTION, line.opcode, line, time, times)
 

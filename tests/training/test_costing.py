@@ -308,15 +308,17 @@ def test_bundles_of_a_kernel_and_the_grid_of_its_call():
         '"xprof_metadata":"{\\"block_q\\": 9, \\"block_q_dkv\\": 256, \\"block_kv_dkv\\": 512}"\n'
         "}}"
     )
-    shapes = [(1, 4, 2), (1, 4, 2), (2, 3, 1024, 64), (2, 3, 1024, 64)]
+    table, q, k, half = hlo.arrays(
+        "s8[1,4,2], bf16[2,3,1024,64], bf16[2,3,1024,64], bf16[6,512,64]"
+    )
     program = hlo.parse(entry("  " + text))
     call = program.computations["main"][0]
-    found = bundles.grid(call, shapes)
+    found = bundles.grid(call, [table, table, q, k])
     # Of keys from 0 on all four blocks of queries see the first, and the last two the second.
     assert found == bundles.Grid(steps=6 * 8, rows=6 * 2, blocks=6 * 6)
     # The listing's loop is a sixth of the grid, as if six cores had a part each.
     assert kernel.cycles(found) == 8 * 84 + (12 * 300 + 36 * 500) / 6
-    last = bundles.grid(call, [*shapes[:2], (2, 3, 512, 64), (2, 3, 1024, 64)])
+    last = bundles.grid(call, [table, table, half, k])
     assert last.blocks == 6 * 4
 
 
@@ -328,10 +330,8 @@ def test_equal_kernels_cost_the_same_where_only_one_has_code():
         '}}}}, backend_config={{"custom_call_config":{{"body":"{}"}}}}'
     )
     operands = [
-        f"  %{name} = bf16[{shape}]{{3,2,1,0:T(8,128)(2,1)S(1)}} parameter({i})"
-        for i, (name, shape) in enumerate(
-            {"m": "1,2,2", "q": "1,2,1024,64", "k": "1,2,1024,64"}.items()
-        )
+        "  %m = s8[1,2,2]{2,1,0:T(4,128)(4,1)S(1)} parameter(0)",
+        *[f"  %{x} = bf16[1,2,1024,64]{{3,2,1,0:T(8,128)(2,1)S(1)}} parameter(1)" for x in "qk"],
     ]
     lines = [call.format(1, "TUzv"), call.format(2, "TUzv"), call.format(3, "another")]
     kernel = bundles.Kernel(step=10, row=100, block=1000, steps=8)
