@@ -156,7 +156,7 @@ def parse(text: str) -> Program:
     for line in text.splitlines():
         if name and _INSTRUCTION.match(line):
             pieces.append(line)
-        elif name and line == "}":
+        elif name and (line == "}" or line.startswith("}, ")):
             computations[name] = [_instruction(piece) for piece in pieces]
             name, pieces = None, []
         elif name and pieces:  # a string with line breaks
