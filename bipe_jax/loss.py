@@ -154,11 +154,12 @@ def _forward(
         pieces = (_chunks(hidden, size), _chunks(targets, size), _chunks(weights, size))
         (totals, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
         hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
-        kernel_grad = devices.sum_part(kernel_grad, "fsdp", 0)
+        # Over the devices in the compute dtype, as the gradients of other weights.
+        kernel_grad = devices.sum_part(kernel_grad.astype(kernel.dtype), "fsdp", 0)
         return (
             [devices.sum(total, "data", "fsdp", "context") for total in totals],
             devices.sum(hidden_grad, "tensor"),
-            devices.sum(kernel_grad, "data", "context").astype(kernel.dtype),
+            devices.sum(kernel_grad, "data", "context"),
         )
 
     outputs = ([P()] * (2 if z_loss else 1), *_SPECS[:2])
