@@ -88,10 +88,10 @@ class Devices:
         """This device's part of a sum over an axis."""
         if self.count(axis) == 1:
             return x
-        # XLA for TPUs sums all of an array whose parts are cut from its last dimension.
-        first = jnp.moveaxis(x, dimension, 0)
-        part = jax.lax.psum_scatter(first, axis, scatter_dimension=0, tiled=True)
-        return jnp.moveaxis(part, 0, dimension)
+        # The parts become a dimension: XLA for TPUs sums all of an array that is cut along its last one.
+        before, after = x.shape[:dimension], x.shape[dimension + 1 :]
+        parts = x.reshape(*before, self.count(axis), -1, *after)
+        return jax.lax.psum_scatter(jnp.moveaxis(parts, dimension, 0), axis)
 
     def _cut(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(axis for axis in axes if self.count(axis) > 1)
