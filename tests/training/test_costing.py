@@ -17,10 +17,9 @@ HBM = HBM_EFFICIENCY * V5E.hbm_bandwidth
 LINK = 0.9 * 50e9
 
 
-def network(*sides, order=None):
-    """Chips of a v5e slice, in the order of a mesh over them row by row, or in another."""
-    grid = [(x, y, 0) for x in range(sides[0]) for y in range(sides[1])]
-    places = tuple(links.Place(grid[i][:2]) for i in order or range(len(grid)))
+def network(*sides):
+    """Chips of a v5e slice, in the order of a mesh over them row by row."""
+    places = tuple(links.Place((x, y)) for x in range(sides[0]) for y in range(sides[1]))
     return links.Network(V5E, sides, places)
 
 
@@ -256,72 +255,6 @@ def test_groups_in_all_notations(text, first):
     assert (found[0] if found else None) == first
 
 
-def test_links_of_a_line_of_a_ring_and_of_interleaved_groups():
-    whole = network(16, 16)
-    row = [16 * 3 + i for i in range(16)]
-    size, hops = 1e9, 1e-6
-    line = whole.seconds("all-gather", size, row[:8])  # half a row: one link in, seven hops
-    assert line == pytest.approx(7 / 8 * size / LINK + 7 * hops)
-    ring = whole.seconds("all-gather", size, row)
-    assert ring == pytest.approx(15 / 16 * size / (2 * LINK) + 8 * hops)
-    assert whole.seconds("all-reduce", size, row) == pytest.approx(2 * ring)
-    # Every other chip round the ring: two groups share its links.
-    assert whole.seconds("reduce-scatter", size, row[::2]) == pytest.approx(
-        7 / 8 * size / LINK + 8 * hops
-    )
-    # All chips: two rings.
-    assert whole.seconds("all-gather", size, []) == pytest.approx(
-        255 / 256 * size / (4 * LINK) + 16 * hops
-    )
-    assert whole.seconds("all-gather", size, [7]) == 0
-
-
-def test_between_slices_each_device_brings_its_part_over_the_network():
-    places = tuple(links.Place((i % 4 // 2, i % 2), i // 4) for i in range(8))
-    two = links.Network(V5E, (2, 2), places)
-    within = links.Network(V5E, (2, 2), places[:4]).seconds("all-reduce", 1e9, [])
-    assert two.seconds("all-reduce", 1e9, []) == pytest.approx(within + 2 * 0.5 * 1e9 / 4 / V5E.dcn)
-
-
-def listing():
-    """Bundles of a loop: 100 in a row's first step, 500 of a block, 200 in the last step."""
-    marks = {
-        16: " LB: > { %1 = sphi /* iteration index */ }",
-        20: "    : > { %2 = sbr.rel (%p1) target = $region8 }",
-        120: " PF: > { %3 = sld } /* Start/End empty region 8 :: Start region 9 */",
-        130: "    : > { %4 = sbr.rel (%p2) target = $region12 }",
-        630: " PF: > { %5 = sld } /* Start/End empty region 12 */",
-        640: "    : > { %6 = sbr.rel (%p3) target = $region14 }",
-        840: " PF: > { %7 = sld } /* Start/End empty region 14 */",
-        900: "    : > { %8 = scmp.ge.s32.totalorder %s, 10 /* loop exit test */ }",
-        916: "    : > { %9 = sbr.rel (!%p4) target = $region99 }",
-    }
-    return "\n".join(f" 0x{i:x} {marks.get(i, '    : > { %0 = vadd }')}" for i in range(1, 930))
-
-
-def test_bundles_of_a_kernel_and_the_grid_of_its_call():
-    kernel = bundles.parse(listing())
-    assert kernel == bundles.Kernel(step=900 - 16 - 800, row=300, block=500, steps=8)
-    text = (
-        "%splash_mha_dkv_no_residuals.1 = (bf16[1]) custom-call(%m, %m, %q, %k), "
-        'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
-        '"xprof_metadata":"{\\"block_q\\": 9, \\"block_q_dkv\\": 256, \\"block_kv_dkv\\": 512}"\n'
-        "}}"
-    )
-    table, q, k, half = hlo.arrays(
-        "s8[1,4,2], bf16[2,3,1024,64], bf16[2,3,1024,64], bf16[6,512,64]"
-    )
-    program = hlo.parse(entry("  " + text))
-    call = program.computations["main"][0]
-    found = bundles.grid(call, [table, table, q, k])
-    # Of keys from 0 on all four blocks of queries see the first, and the last two the second.
-    assert found == bundles.Grid(steps=6 * 8, rows=6 * 2, blocks=6 * 6)
-    # The listing's loop is a sixth of the grid, as if six cores had a part each.
-    assert kernel.cycles(found) == 8 * 84 + (12 * 300 + 36 * 500) / 6
-    last = bundles.grid(call, [table, table, half, k])
-    assert last.blocks == 6 * 4
-
-
 def test_equal_kernels_cost_the_same_where_only_one_has_code():
     call = (
         "  %splash_mha_fwd_residuals.{} = (bf16[1]) custom-call(%m, %m, %q, %k), "
@@ -341,11 +274,6 @@ def test_equal_kernels_cost_the_same_where_only_one_has_code():
     assert [line.origin for line in found.lines if line.kind == account.UNKNOWN] == [
         "splash_mha_fwd_residuals.3"
     ]
-
-
-def test_a_listing_that_is_no_kernel_is_refused():
-    with pytest.raises(ValueError, match="no loop"):
-        bundles.parse(" 0x1 : { %0 = vadd }")
 
 
 @pytest.mark.skipif(
