@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -60,8 +61,8 @@ class Devices:
     def __init__(self, sizes: Mapping[str, int]):
         self._sizes = sizes
 
-    def count(self, axis: str) -> int:
-        return self._sizes.get(axis, 1)
+    def count(self, axis: str | None) -> int:
+        return self._sizes.get(axis, 1) if axis else 1
 
     def index(self, axis: str) -> jax.Array | int:
         """Which of the parts along an axis this is."""
@@ -73,7 +74,7 @@ class Devices:
     def max(self, x: jax.Array, *axes: str) -> jax.Array:
         return jax.lax.pmax(x, cut) if (cut := self._cut(axes)) else x
 
-    def gather(self, tree: Any, axis: str, dimension: int) -> Any:
+    def gather(self, tree: Any, axis: str | None, dimension: int) -> Any:
         """All parts along an axis, in order."""
         if self.count(axis) == 1:
             return tree
@@ -83,11 +84,14 @@ class Devices:
 
         return jax.tree.map(all_parts, tree)
 
-    def sum_part(self, x: jax.Array, axis: str, dimension: int) -> jax.Array:
+    def sum_part(self, x: jax.Array, axis: str | None, dimension: int) -> jax.Array:
         """This device's part of a sum over an axis."""
         if self.count(axis) == 1:
             return x
-        return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
+        # The parts become a dimension: XLA for TPUs sums all of an array that is cut along its last one.
+        before, after = x.shape[:dimension], x.shape[dimension + 1 :]
+        parts = x.reshape(*before, self.count(axis), -1, *after)
+        return jax.lax.psum_scatter(jnp.moveaxis(parts, dimension, 0), axis)
 
     def _cut(self, axes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(axis for axis in axes if self.count(axis) > 1)
@@ -105,17 +109,35 @@ def on_each(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Call
     return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def look_up(parameter: nnx.Param[Any], ids: jax.Array) -> jax.Array:
-    """Rows (B, L, D) of a parameter (R, D) for integers (B, L).
+def look_up(parameter: nnx.Param[Any], ids: jax.Array, dtype: Any) -> jax.Array:
+    """Rows (B, L, D) of a parameter (R, D) for integers (B, L), rounded to a dtype, in the parameter's own.
 
-    Each device gathers the table; its gradients come back in parts, each summed once.
+    Each device gathers the table in that dtype. Its gradients are summed over a device's tokens in the
+    parameter's dtype, and over the devices in that one, in parts, each once.
     """
-    spec = parameter.get_metadata()["axes"]
+    spec, own = parameter.get_metadata()["axes"], parameter[...].dtype
 
     def local(devices: Devices, table: jax.Array, ids: jax.Array) -> jax.Array:
-        for dimension, axis in enumerate(spec):
-            table = devices.gather(table, axis, dimension)
-        return table[ids]
+        @jax.custom_vjp
+        def rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+            for dimension, axis in enumerate(spec):
+                table = devices.gather(table, axis, dimension)
+            return table[ids].astype(own)
+
+        def forward(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return rows(table, ids), ids
+
+        def backward(ids: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+            shape = [
+                size * devices.count(axis) for size, axis in zip(table.shape, spec, strict=True)
+            ]
+            grad = jnp.zeros(shape, own).at[ids].add(gradient).astype(table.dtype)
+            for dimension, axis in enumerate(spec):
+                grad = devices.sum_part(grad, axis, dimension)
+            return grad, None
+
+        rows.defvjp(forward, backward)
+        return rows(table, ids)
 
     run = on_each(local, (spec, ACTIVATIONS["tokens"]), ACTIVATIONS["hidden"])
-    return run(parameter[...], ids)
+    return run(parameter[...].astype(dtype), ids)

@@ -16,9 +16,12 @@ import jax.numpy as jnp
 
 from bipe_jax.collectives import Devices, on_each
 from bipe_jax.output import Output
-from bipe_jax.sharding import ACTIVATIONS, P
+from bipe_jax.sharding import ACTIVATIONS, P, platform
 
 MOST_SETS = 31  # token ids that may be in sets: they are the bits of an int32
+# Of a device, whose logits a TPU computes at once at least, unless these are more than so many numbers.
+_TOKENS = 1024
+_LOGITS = 2**26
 LARGEST = 700.0  # nats a token: the exponential of more is no finite float
 
 _SPECS = tuple(ACTIVATIONS[name] for name in ("hidden", "kernel", "tokens", "tokens"))
@@ -31,6 +34,23 @@ def _chunks(x: jax.Array, chunk: int) -> jax.Array:
     if L % chunk:
         raise ValueError(f"length {L} is no multiple of the loss chunk {chunk}")
     return jnp.moveaxis(x.reshape(B, L // chunk, chunk, *x.shape[2:]), 1, 0)
+
+
+def _chunk(hidden: jax.Array, vocabulary: int, chunk: int, on: str) -> int:
+    """Tokens of each of a device's sequences whose logits are computed at once.
+
+    A product of few rows takes as long as it takes to read the kernel from HBM, so a TPU takes more of the
+    sequences if a device has few of them.
+
+    Args:
+      hidden: (B, L, D), of the device. on: its platform.
+    """
+    B, L = hidden.shape[:2]
+    if on != "tpu" or chunk >= L or L % chunk:
+        return chunk
+    least = min(_TOKENS, _LOGITS // vocabulary)
+    sizes = (chunk * parts for parts in range(1, L // chunk) if L % (chunk * parts) == 0)
+    return next((size for size in sizes if B * size >= least), L)
 
 
 def _targets_of(devices: Devices, logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -148,19 +168,21 @@ def _forward(
             kernel_grad += jnp.einsum("td,tv->dv", *flat, preferred_element_type=jnp.float32)
             return (totals, kernel_grad), jnp.einsum("blv,dv->bld", error, kernel)
 
-        size = chunk // devices.count("context")
+        size = _chunk(hidden, kernel.shape[1], chunk // devices.count("context"), on)
         zeros = [jnp.float32(0)] * (2 if z_loss else 1)
         start = (zeros, jnp.zeros(kernel.shape, jnp.float32))
         pieces = (_chunks(hidden, size), _chunks(targets, size), _chunks(weights, size))
         (totals, kernel_grad), hidden_grad = jax.lax.scan(one, start, pieces)
         hidden_grad = jnp.moveaxis(hidden_grad, 0, 1).reshape(hidden.shape)
-        kernel_grad = devices.sum_part(kernel_grad, "fsdp", 0)
+        # Over the devices in the compute dtype, as the gradients of other weights.
+        kernel_grad = devices.sum_part(kernel_grad.astype(kernel.dtype), "fsdp", 0)
         return (
             [devices.sum(total, "data", "fsdp", "context") for total in totals],
             devices.sum(hidden_grad, "tensor"),
-            devices.sum(kernel_grad, "data", "context").astype(kernel.dtype),
+            devices.sum(kernel_grad, "data", "context"),
         )
 
+    on = platform(jax.sharding.get_abstract_mesh())
     outputs = ([P()] * (2 if z_loss else 1), *_SPECS[:2])
     totals, hidden_grad, kernel_grad = on_each(local, _SPECS, outputs)(
         hidden, output.kernel, targets, weights

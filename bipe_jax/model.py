@@ -230,7 +230,7 @@ class Decoder(nnx.Module):
           (B, L, D) after the final norm, and the other output of `attend`, with a leading axis of layers.
         """
         config, encodings = self.config, self.config.encodings
-        x = look_up(self.embed.table, inputs["tokens"])
+        x = look_up(self.embed.table, inputs["tokens"], config.model.dtype)
         for entry in encodings.absolute:
             x += self.absolute[entry.name](inputs[entry.coordinate])
         x = constrain(x.astype(config.model.dtype), "hidden")

@@ -15,7 +15,7 @@ def get_config():
     c.model.width = 2304
     c.model.heads = c.model.kv_heads = 18
     c.model.feed_forward = 5632
-    c.model.remat = "full"
+    c.model.remat = "dots"
     c.mesh.fsdp = 8
     c.mesh.topology = "v5e:16x16"
     c.checkpoint.every = 2000

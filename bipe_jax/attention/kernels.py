@@ -29,10 +29,10 @@ from bipe_jax.attention.columns import linear_columns
 from bipe_jax.attention.scoring import Scoring, Side
 
 TILE = 128  # lengths are padded to a multiple of it
-_BLOCK = 512  # queries or keys that splash attention works on at a time, or half as many
-_BLOCK_BYTES = (
-    512 * 1024
-)  # of such a block of one head: more of them do not fit into a core's memory
+# Queries or keys that splash attention works on at a time, of blocks of at least so many tokens: larger ones
+# take fewer steps, and compute more above the diagonal.
+_BLOCKS = {1024: 4096, 512: 0, 256: 0}
+_BLOCK_BYTES = 512 * 1024  # of such a block of one head: more do not fit into a core's memory
 
 # The slope, a document, that keeps documents apart in cuDNN: exp(-512) is 0 in float32.
 _DOCUMENT_SLOPE = 512.0
@@ -92,7 +92,7 @@ def splash(
     """
     which, shards = shard
     L, N, H = q.shape[1:]
-    largest = _BLOCK if _BLOCK * H * k.dtype.itemsize <= _BLOCK_BYTES else _BLOCK // 2
+    largest = _largest(k.shape[1], H * k.dtype.itemsize)
     block = min(largest, -(-L // TILE) * TILE) if shards == 1 else _divisor(L, largest)
     padded = -(-L // block) * block
     whole = padded * shards
@@ -117,6 +117,14 @@ def splash(
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     mixed: Any = jax.vmap(kernel)(q, k, v, documents)
     return jnp.swapaxes(mixed, 1, 2)[:, :L]
+
+
+def _largest(length: int, row: int) -> int:
+    """The largest block of splash attention over so many keys, of which one of a head has so many bytes."""
+    fitting = (
+        block for block, least in _BLOCKS.items() if length >= least and block * row <= _BLOCK_BYTES
+    )
+    return next(fitting, min(_BLOCKS))
 
 
 def _divisor(length: int, largest: int) -> int:

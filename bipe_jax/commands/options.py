@@ -175,6 +175,9 @@ def goodput(parser: Parser) -> None:
 def preflight(parser: Parser) -> None:
     parser.add_argument("--topology", help="a slice such as v5e:16x16 (the config's)")
     parser.add_argument(
+        "--profile", action="store_true", help="print the instructions that take longest"
+    )
+    parser.add_argument(
         "--search", action="store_true", help="try meshes, remat and accumulation; print the best"
     )
     parser.add_config()

@@ -369,7 +369,10 @@ class Config:
         1, checks.COUNT, "parts that a batch is computed in, one after the other, to save memory"
     )
     loss_chunk: int = _field(
-        128, checks.COUNT, "tokens of each sequence whose logits are in memory at once"
+        128,
+        checks.COUNT,
+        "tokens of each sequence whose logits are in memory at once; in training on TPUs more, if a device "
+        "has fewer than 1024 tokens of them",
     )
     z_loss: float = _field(
         0.0,

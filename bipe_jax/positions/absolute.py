@@ -29,6 +29,7 @@ class Learned(Absolute):
         self.table = parameter(
             config.model.init_std * jax.random.normal(key, shape), P(None, "fsdp")
         )
+        self.dtype = config.model.dtype
 
     @staticmethod
     def check(config: Config, coordinate: str, *, size: int | None = None) -> None:
@@ -48,7 +49,7 @@ class Learned(Absolute):
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """(B, L) integers -> (B, L, D) float32."""
         rows = jnp.minimum(coordinate, self.table.shape[0] - 1)
-        return look_up(self.table, rows)
+        return look_up(self.table, rows, self.dtype)
 
     @staticmethod
     def longest(config: Config, coordinate: str, *, size: int | None = None) -> int | None:

@@ -1,9 +1,14 @@
-"""Train steps that are compiled for TPU slices without having them: memory and collectives."""
+"""Train steps that are compiled for TPU slices without having them: their memory and their account."""
 
+import atexit
+import functools
 import importlib.util
 import math
 import os
 import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +22,18 @@ from bipe_jax.errors import UserError
 from bipe_jax.hardware import GIB
 from bipe_jax.plan import Plan
 from bipe_jax.segments import Rule
+from bipe_jax.training import bundles, hlo
+from bipe_jax.training.account import Account
+from bipe_jax.training.costing import cost
+from bipe_jax.training.links import network
 from bipe_jax.training.step import compile_on
 
 
 class Slice(NamedTuple):
-    """A TPU slice, which need not exist. peak: FLOPs a second of a device."""
+    """A TPU slice, which need not exist. grid: its chips. peak: FLOPs a second of a device."""
 
     name: str
+    grid: str
     devices: list
     slices: int
     chip: hardware.Chip
@@ -35,7 +45,7 @@ class Fit(NamedTuple):
 
     needed: float  # memory
     state: float  # of which parameters and optimizer
-    collectives: dict  # kind -> (count in a step, bytes of the results)
+    account: Account | None  # None: the compiler refuses the step
 
 
 def describe(topology: str, config: Plan) -> Slice:
@@ -57,6 +67,7 @@ def describe(topology: str, config: Plan) -> Slice:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    _code_folder()
     try:
         described = topologies.get_topology_desc(
             platform="tpu",
@@ -72,7 +83,17 @@ def describe(topology: str, config: Plan) -> Slice:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--topology={topology}: {reason}: {hardware.SLICES}") from None
     peak = config.log.peak_flops or wanted.chip.peak_flops
-    return Slice(wanted.name, described.devices, wanted.slices, wanted.chip, peak)
+    return Slice(wanted.name, wanted.grid, described.devices, wanted.slices, wanted.chip, peak)
+
+
+@functools.cache
+def _code_folder() -> Path:
+    """Where libtpu, if it is loaded after the first call, writes the code of kernels; removed at the end."""
+    folder = tempfile.mkdtemp(prefix="bipe_jax_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    flags = bundles.FLAGS.format(folder)
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+    return Path(folder)
 
 
 def compile_for(config: Plan, mesh: Mesh) -> jax.stages.Compiled:
@@ -91,8 +112,12 @@ def compile_for(config: Plan, mesh: Mesh) -> jax.stages.Compiled:
         return train_step.lower(abstract, batch).compile()
 
 
-def fit(config: Plan, mesh: Mesh) -> Fit:
-    """The costs of a config's train step; a step that the compiler refuses has no collectives."""
+def fit(config: Plan, mesh: Mesh, slice_: Slice) -> Fit:
+    """The costs of a config's train step on a mesh of a slice's devices."""
+    for file in _code_folder().iterdir():  # of the program before
+        file.unlink()
+    # A program from the cache would come without the code.
+    jax.config.update("jax_enable_compilation_cache", False)
     with jax.set_mesh(mesh):
         abstract = compile_on(config, mesh)[2]
     state = sum(
@@ -107,61 +132,10 @@ def fit(config: Plan, mesh: Mesh) -> Fit:
         if "RESOURCE_EXHAUSTED" not in str(error) or not sizes:
             raise
         needed = float(sizes[2]) * GIB + (0 if sizes[1] == "Used " else state)
-        return Fit(needed, state, {})
-    m, hlo = compiled.memory_analysis(), compiled.as_text()
-    assert m is not None and hlo is not None
+        return Fit(needed, state, None)
+    m, text = compiled.memory_analysis(), compiled.as_text()
+    assert m is not None and text is not None
     needed = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     needed += m.temp_size_in_bytes + m.generated_code_size_in_bytes
-    return Fit(needed, state, collectives(hlo))
-
-
-_COLLECTIVE = re.compile(
-    r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_CALL = re.compile(
-    r"(?:body|calls|to_apply|called_computation|true_computation|false_computation)=%([\w.-]+)"
-)
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-
-
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """Collectives of a compiled program: {kind: (count, bytes of results)}, loops counted in full."""
-    computations: dict[str, list[str]] = {}
-    name = None
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            name = "ENTRY" if header[1] else header[2]
-            computations[name] = []
-        elif name:
-            computations[name].append(line)
-
-    def trips(condition):  # a scan compares its counter with a constant
-        constants = re.findall(r" constant\((\d+)\)", "\n".join(computations[condition]))
-        return max(map(int, constants), default=1)
-
-    sums: dict[str, tuple[int, int]] = {}
-    seen = set()
-
-    def visit(name, times):
-        for line in computations.get(name, ()):
-            if match := _COLLECTIVE.search(line):
-                size = sum(
-                    _BYTES.get(kind, 4) * math.prod(map(int, filter(None, shape.split(","))))
-                    for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-                )
-                kind = "reduce-scatter" if "all-reduce-scatter" in name else match[2]
-                # An asynchronous one is listed once for each part that overlaps it.
-                channel = re.search(r"channel_id=(\d+)", line)
-                if channel and (channel[1], size, times) in seen:
-                    continue
-                seen.add((channel and channel[1], size, times))
-                count, total = sums.get(kind, (0, 0))
-                sums[kind] = (count + times, total + times * size)
-                continue
-            loop = re.search(r" while\(.*condition=%([\w.-]+)", line)
-            inner = times * trips(loop[1]) if loop else times
-            for called in _CALL.findall(line):
-                visit(called, inner)
-
-    visit("ENTRY", 1)
-    return sums
+    links = network(slice_.chip, slice_.grid, list(mesh.devices.flat))
+    return Fit(needed, state, cost(hlo.parse(text), links, bundles.read(_code_folder())))

@@ -1,7 +1,10 @@
-"""Estimates of a train step on a TPU slice from shapes alone: FLOPs, bytes moved, memory.
+"""A train step's roofline from shapes alone, by which `preflight` orders what it has not compiled.
 
-A roofline: a step takes at least as long as its products on the matrix units, its traffic to and
-from HBM, or its collectives, whichever is longest. The assumptions are in ASSUMPTIONS.
+The longest of three, each at its peak rate. Products: model FLOPs, plus the recomputation of remat. HBM:
+weights read for each pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and
+layer, three times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed
+(tensor), keys and values gathered (context), over all links of a chip evenly. The time of a compiled step is
+in `costing`.
 """
 
 import math
@@ -15,13 +18,6 @@ from bipe_jax.flops import flops_per_token
 from bipe_jax.hardware import Chip
 from bipe_jax.plan import Plan
 from bipe_jax.training import step
-
-ASSUMPTIONS = """\
-Estimate: the longest of the three, overlapped without loss, each at its peak rate: a bound, which a
-real step exceeds. Products: model FLOPs, plus the recomputation of remat. HBM: weights read for each
-pass, gradients and optimizer (28 bytes a parameter), 8 D + 3 F values a token and layer, three
-times. Links: weights gathered twice (fsdp), gradients summed (data, fsdp), activations summed
-(tensor), keys and values gathered (context), over all links of a chip evenly."""
 
 # Forward passes over the layers, of which remat adds one.
 _FORWARDS = {"none": 1, "dots": 1, "full": 2}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
 from tiny import tiny_plan
 
 from bipe_jax.attention import choose, kernels
@@ -92,6 +93,36 @@ def test_gradients_of_kernels_equal_those_of_the_chunked_path(backend, with_docu
         assert got.shape == expected.shape
         np.testing.assert_allclose(got, expected, atol=5e-4, err_msg=name)
         assert np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "length, width, dtype, block",
+    [
+        (1024, 64, "bfloat16", 512),
+        (4095, 64, "bfloat16", 512),
+        (4096, 64, "bfloat16", 1024),
+        (4096, 256, "bfloat16", 1024),
+        (4096, 256, "float32", 512),
+        (131072, 512, "bfloat16", 512),
+        (131072, 1024, "bfloat16", 256),
+        (8192, 4096, "bfloat16", 256),  # none fits: the smallest
+    ],
+)
+def test_long_blocks_are_cut_into_larger_ones_if_they_fit(length, width, dtype, block):
+    assert kernels._largest(length, width * jnp.dtype(dtype).itemsize) == block
+
+
+@pytest.mark.parametrize("length, blocks", [(300, 128), (520, 256)])
+def test_splash_in_larger_blocks_equals_a_float64_loop(length, blocks, monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCKS", {256: 400, 128: 0})
+    sizes = []
+    monkeypatch.setattr(kernels, "BlockSizes", lambda *a: sizes.append(a) or BlockSizes(*a))
+    q, k, v = draw(3, 1, length, 2, 1, 16)
+    side = sides([], segments_of(3, 1, length), None)
+    got = BACKENDS["splash"](q, k, v, side, side, [], jnp.arange(2))
+    assert set(sizes[0]) == {blocks}
+    expected = reference.attend(q, k, v, None, None)
+    assert np.abs(np.asarray(got, np.float64) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

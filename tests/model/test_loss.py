@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import largest_array
 
+from bipe_jax import loss
 from bipe_jax.loss import cross_entropy_sum, score
 from bipe_jax.output import Output
 
@@ -53,6 +54,34 @@ def gradients(chunk, factor=1.0, softcap=0.0, z_loss=0.0):
         return factor * cross_entropy_sum(hidden, layer, targets, weights, chunk, z_loss)[0]
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    "tokens, logits, size", [(2, 1e9, 1), (7, 1e9, 4), (7, 160, 2), (100, 1e9, 12)]
+)
+def test_on_tpus_few_sequences_have_larger_chunks(tokens, logits, size, monkeypatch):
+    hidden, kernel, targets, weights = draw()
+    monkeypatch.setattr(loss, "platform", lambda mesh: "tpu")
+    monkeypatch.setattr(loss, "_TOKENS", tokens)
+    monkeypatch.setattr(loss, "_LOGITS", int(logits))
+    monkeypatch.setattr(loss, "_chunks", seen := Recorded(loss._chunks))
+    value, grads = gradients(1)(hidden, kernel, targets, weights)
+    assert seen.chunks == {size}
+    _, expected, hidden_gradient, kernel_gradient, _ = by_hand(hidden, kernel, targets, weights)
+    check(value, expected, 1e-6)
+    check(grads[0], hidden_gradient, 1e-5)
+    check(grads[1], kernel_gradient, 1e-5)
+
+
+class Recorded:
+    """`loss._chunks`, and the chunks it was called with."""
+
+    def __init__(self, function):
+        self.function, self.chunks = function, set()
+
+    def __call__(self, x, chunk):
+        self.chunks.add(chunk)
+        return self.function(x, chunk)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
