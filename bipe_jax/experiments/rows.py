@@ -34,7 +34,7 @@ def rows(size: str, base: Base) -> list[Arm]:
     """
     if size == "quick":
         few = _others(size, base)
-        return [*encodings("bipe_rope", "nope"), few["bipe_rope_randomized"], _dropped(base)]
+        return [*encodings("bipe_rope"), few["bipe_rope_randomized"], _dropped(base)]
     return [*encodings(*NAMED), *_others(size, base).values(), _dropped(base)]
 
 
