@@ -121,7 +121,7 @@ def extend(
             )
         return mixed, result
 
-    x, output, found = model.run(config, params, inputs, attend, cache["layers"])
+    x, output, added_layers = model.run(config, params, inputs, attend, cache["layers"])
     logits = after_last(x, output, counts)
 
     # Padding is written nowhere: it would replace what the row's next tokens see.
@@ -129,13 +129,13 @@ def extend(
     layers = {
         name: cache["layers"][name]
         .at[:, rows, :, slots]
-        .set(jnp.moveaxis(found[name], 0, 2), mode="drop")
+        .set(jnp.moveaxis(added_layers[name], 0, 2), mode="drop")
         for name in ("key", "value")
     }
     layers["features"] = jax.tree.map(
         lambda old, new: old.at[:, rows, slots].set(new, mode="drop"),
         cache["layers"]["features"],
-        found["features"],
+        added_layers["features"],
     )
     result = cache | {
         "layers": layers,
@@ -146,7 +146,7 @@ def extend(
         "length": length + counts,
     }
     if "dropped" in cache:
-        needed = (found["missed"] & added & (length[:, None] > size)).any(axis=(0, 2))
+        needed = (added_layers["missed"] & added & (length[:, None] > size)).any(axis=(0, 2))
         result["exact"] = cache["exact"] & ~needed
         layers["dropped"], result["dropped"] = _drop(
             cache, prepared, index % size, added & (index >= size)

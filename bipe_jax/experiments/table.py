@@ -176,8 +176,8 @@ def verdicts(results: Results) -> dict[str, Verdict]:
         last = {name: of_text.mean(arm, *of_set[-1]) for name, of_set in ends.items()}
         grown = [mean.mean / first[name][arm] - 1 for name, mean in last.items() if mean]
         above = [of_set[arm] / min(of_set.values()) - 1 for of_set in first.values()]
-        found = of_lines.mean(arm, *lines[-1]) if lines else None
-        low = None if found is None else found.low
+        share = of_lines.mean(arm, *lines[-1]) if lines else None
+        low = None if share is None else share.low
         made[arm] = Verdict(max(grown) if len(grown) == len(sets) else None, max(above), low)
     return made
 

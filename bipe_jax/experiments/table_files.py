@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bipe_jax.experiments.outcomes import Outcomes, Row
 from bipe_jax.experiments.table import Column, Results, Table, Verdict, verdicts
@@ -33,6 +33,7 @@ def _notes(mark: str) -> list[str]:
     ]
 
 
+_PREDICTED = ("prediction", "whose", "outcome", "as predicted")
 _VERDICTS = {True: "yes", False: "no", None: "–"}
 # Column of a verdict -> what it says of a row.
 _SEARCHED = {
@@ -54,7 +55,7 @@ def write(
     rows = _rows(table, results)
     cells = {arm: [_cell(rows, results, arm, column) for column in columns] for arm in arms}
     predictions = [(p, *p.outcome(results)) for p in table.predictions]
-    found = verdicts(results)
+    of_rows = verdicts(results)
     value = {
         "table": table.name,
         "size": size,
@@ -64,19 +65,25 @@ def write(
             {"row": arm, "values": [_value(rows, arm, column) for column in columns]}
             for arm in arms
         ],
-        "searched": {arm: verdict._asdict() for arm, verdict in found.items()},
+        "searched": {arm: verdict._asdict() for arm, verdict in of_rows.items()},
         "predictions": [
             {"text": p.text, "source": p.source, "outcome": words, "as_predicted": as_predicted}
             for p, words, as_predicted in predictions
         ],
     }  # fmt: skip
     outputs.write_json(os.path.join(output, "results.json"), value)
-    told = [(p.text, p.source, words, _VERDICTS[verdict]) for p, words, verdict in predictions]
+    shown = _Shown(
+        _facts(table, size, results),
+        [_head(column) for column in columns],
+        cells,
+        [(p.text, p.source, words, _VERDICTS[verdict]) for p, words, verdict in predictions],
+        _searched(of_rows),
+    )
     texts = {
         "table.csv": _csv(rows, arms, columns),
         "table.tex": _latex(cells, columns),
-        "table.md": _markdown(table, size, results, cells, columns, told, found),
-        "report.html": _page(table, size, results, cells, columns, told, found),
+        "table.md": _markdown(table.name, size, shown),
+        "report.html": _page([test.name for test in table.tests], shown),
     }
     for name, content in texts.items():
         outputs.write_bytes(os.path.join(output, name), content.encode())
@@ -95,6 +102,21 @@ def text(table: Table, results: Results) -> str:
 
 # A mean, half of its interval or "", and whether no other row is better for certain; None if unknown.
 Cell = tuple[str, str, bool] | None
+
+
+class _Shown(NamedTuple):
+    """What the pages show.
+
+    Attributes:
+      facts: names and values. heads: of the columns. cells: of each row, in the order of the columns.
+      predictions, searched: rows of the two other tables.
+    """
+
+    facts: Sequence[tuple[str, str]]
+    heads: Sequence[str]
+    cells: Mapping[str, Sequence[Cell]]
+    predictions: Sequence[tuple[str, ...]]
+    searched: Sequence[tuple[str, ...]]
 
 
 def _arms(table: Table, results: Results) -> list[str]:
@@ -168,10 +190,10 @@ def _yes(verdict: bool, *known: float | None) -> str:
     return _VERDICTS[None if None in known else verdict]
 
 
-def _searched(found: Mapping[str, Verdict]) -> list[tuple[str, ...]]:
+def _searched(of_rows: Mapping[str, Verdict]) -> list[tuple[str, ...]]:
     """The rows of the search, the flattest first."""
-    order = sorted(found, key=lambda arm: (found[arm].grows is None, found[arm].grows))
-    return [(arm, *(of(found[arm]) for of in _SEARCHED.values())) for arm in order]
+    order = sorted(of_rows, key=lambda arm: (of_rows[arm].grows is None, of_rows[arm].grows))
+    return [(arm, *(of(of_rows[arm]) for of in _SEARCHED.values())) for arm in order]
 
 
 def _csv(
@@ -222,69 +244,51 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _markdown(
-    table: Table,
-    size: str,
-    results: Results,
-    cells: Mapping[str, Sequence[Cell]],
-    columns: Sequence[Column],
-    predictions: Sequence[tuple[str, ...]],
-    found: Mapping[str, Verdict],
-) -> str:
+def _markdown(name: str, size: str, shown: _Shown) -> str:
     def cell(of: Cell) -> str:
         if of is None:
             return "–"
         mean, half, is_first = of
         return (f"**{mean}**" if is_first else mean) + (f" ±{half}" if half else "")
 
-    of_rows = [(f"`{arm}`", *map(cell, of_arm)) for arm, of_arm in cells.items()]
+    of_rows = [(f"`{arm}`", *map(cell, of_arm)) for arm, of_arm in shown.cells.items()]
     return "\n".join(
         [
             "# The table of encodings",
             "",
-            f"Made by `python -m bipe_jax.experiments {table.name} --size={size}`. Do not edit it.",
+            f"Made by `python -m bipe_jax.experiments {name} --size={size}`. Do not edit it.",
             "",
-            *(f"- **{name}**: {value}" for name, value in _facts(table, size, results)),
+            *(f"- **{fact}**: {value}" for fact, value in shown.facts),
             "",
             " ".join(_notes("Bold")),
             "",
-            *_markdown_table(["row", *map(_head, columns)], of_rows),
+            *_markdown_table(["row", *shown.heads], of_rows),
             "",
             "## What is searched for",
             "",
             *_markdown_table(
-                ["row", *_SEARCHED], [(f"`{row[0]}`", *row[1:]) for row in _searched(found)]
+                ["row", *_SEARCHED], [(f"`{row[0]}`", *row[1:]) for row in shown.searched]
             ),
             "",
             "## Prediction and outcome",
             "",
-            *_markdown_table(("prediction", "whose", "outcome", "as predicted"), predictions),
+            *_markdown_table(_PREDICTED, shown.predictions),
             "",
         ]
     )
 
 
-def _page(
-    table: Table,
-    size: str,
-    results: Results,
-    cells: Mapping[str, Sequence[Cell]],
-    columns: Sequence[Column],
-    predictions: Sequence[tuple[str, ...]],
-    found: Mapping[str, Verdict],
-) -> str:
+def _page(tests: Sequence[str], shown: _Shown) -> str:
     return webpage.render(
         "table.html",
         title="The table of encodings",
-        facts=_facts(table, size, results),
-        predictions=webpage.Table(
-            ("prediction", "whose", "outcome", "as predicted"), predictions, 4
-        ),
+        facts=shown.facts,
+        predictions=webpage.Table(_PREDICTED, shown.predictions, 4),
         numbers=webpage.Table(
-            ("row", *map(_head, columns)),
-            [(arm, *map(_plain, of_arm)) for arm, of_arm in cells.items()],
+            ("row", *shown.heads),
+            [(arm, *map(_plain, of_arm)) for arm, of_arm in shown.cells.items()],
         ),
         notes=_notes("With *"),
-        searched=webpage.Table(("row", *_SEARCHED), _searched(found)),
-        tests=[test.name for test in table.tests],
+        searched=webpage.Table(("row", *_SEARCHED), shown.searched),
+        tests=tests,
     )

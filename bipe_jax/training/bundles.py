@@ -56,12 +56,12 @@ class Grid:
 
 def read(folder: Path) -> dict[str, Kernel]:
     """The splash attention kernels whose code is in a folder: {name of the instruction: kernel}."""
-    found = {}
+    kernels = {}
     for path in sorted(folder.glob("*splash_*-final_bundles.txt")):
         match = re.fullmatch(r"\d+-(splash_.*)-\d+-final_bundles", path.stem)
         if match:
-            found[match[1]] = parse(path.read_text())
-    return found
+            kernels[match[1]] = parse(path.read_text())
+    return kernels
 
 
 def parse(text: str) -> Kernel:

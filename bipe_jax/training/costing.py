@@ -194,9 +194,9 @@ class _Costing:
                 return None
             for called in line.called:
                 names = {one.name: one for one in self.program.computations[called]}
-                found = [one for one in names.values() if one.is_collective]
-                if found and not self._is_product(line):
-                    inner = found[0]
+                collectives = [one for one in names.values() if one.is_collective]
+                if collectives and not self._is_product(line):
+                    inner = collectives[0]
                     break
             else:
                 return None

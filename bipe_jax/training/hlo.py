@@ -90,8 +90,8 @@ class Instruction:
 
     def attribute(self, pattern: str) -> str | None:
         """The first group of a regular expression in the attributes."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else None
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else None
 
     @property
     def op_name(self) -> str:
@@ -101,8 +101,8 @@ class Instruction:
     @property
     def cycles(self) -> int | None:
         """The compiler's estimate of a product or loop; None if it gives none."""
-        found = self.attribute(r'"estimated_cycles":"(\d+)"')
-        return int(found) if found else None
+        cycles = self.attribute(r'"estimated_cycles":"(\d+)"')
+        return int(cycles) if cycles else None
 
     @property
     def is_collective(self) -> bool:
@@ -239,12 +239,12 @@ def _iota(text: str) -> list[int]:
 
 def _along(axes: dict[str, int], ids: Sequence[int], among: Sequence[str]) -> list[list[int]]:
     """Groups of the ids, which fill a mesh of these axes, along some axes."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    made: dict[tuple[int, ...], list[int]] = {}
     for place, number in enumerate(ids):
         key, rest = [], place
         for axis, size in reversed(axes.items()):
             rest, index = divmod(rest, size)
             if axis not in among:
                 key.append(index)
-        found.setdefault(tuple(key), []).append(number)
-    return list(found.values())
+        made.setdefault(tuple(key), []).append(number)
+    return list(made.values())

@@ -73,13 +73,13 @@ class Network:
         """Bytes a second into a device of a group at the group's edge, and hops from end to end."""
         rate, hops = 0.0, 0.0
         for axis, side in enumerate(self.sides):
-            found = sorted({place.coordinates[axis] for place in places})
-            if len(found) < 2:
+            values = sorted({place.coordinates[axis] for place in places})
+            if len(values) < 2:
                 continue
-            stride = (found[-1] - found[0]) / (len(found) - 1)
-            ring = self.chip.wraps(side) and round(stride * len(found)) == side
+            stride = (values[-1] - values[0]) / (len(values) - 1)
+            ring = self.chip.wraps(side) and round(stride * len(values)) == side
             rate += self.chip.link * (2 if ring else 1) / stride
-            hops += side / 2 if ring else found[-1] - found[0]
+            hops += side / 2 if ring else values[-1] - values[0]
         return EFFICIENCY * (rate or self.chip.ici), hops  # no side: devices of one chip
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from paths import ROOT
 
+from bipe_jax.errors import UserError
 from bipe_jax.experiments import files, registry, runner, table_files
 from bipe_jax.experiments.points import stages
 from bipe_jax.experiments.table import Table
@@ -44,16 +45,16 @@ def is_number(text):
 def test_committed_tables_are_those_of_the_committed_values(directory, tmp_path):
     result = json.loads((directory / "results.json").read_text())
     name, size = result.get("experiment") or result["table"], result["size"]
-    found = registry.find(name)
-    if isinstance(found, Table):
+    experiment = registry.find(name)
+    if isinstance(experiment, Table):
         made = {
             test.name: outcomes(test.experiment, size, directory / test.name)
-            for test in found.tests
+            for test in experiment.tests
         }
-        table_files.write(found, size, made, str(tmp_path), {})
+        table_files.write(experiment, size, made, str(tmp_path), {})
         assert (tmp_path / "table.md").read_text() == (directory / "table.md").read_text()
     else:
-        files.write(found, size, outcomes(found, size, directory), str(tmp_path), {})
+        files.write(experiment, size, outcomes(experiment, size, directory), str(tmp_path), {})
     made, numbers = rows(tmp_path / "table.csv")
     committed, of_committed = rows(directory / "table.csv")
     assert made == committed
@@ -63,5 +64,5 @@ def test_committed_tables_are_those_of_the_committed_values(directory, tmp_path)
 def test_values_of_another_config_are_refused(tmp_path):
     (directory,) = (path for path in DIRECTORIES if path.name == "bi-nfa-total")
     shutil.copytree(directory / "results", tmp_path / "results")
-    with pytest.raises(Exception, match="is of another config or size of the experiment"):
+    with pytest.raises(UserError, match="is of another config or size of the experiment"):
         outcomes(registry.find("bi-nfa-total"), "quick", tmp_path)

@@ -19,17 +19,17 @@ from bipe_jax.experiments.points import stages
 from bipe_jax.experiments.table import TABLE, TEXT, verdicts
 
 LENGTHS = (128.0, 256.0, 512.0, 1024.0, 2048.0)
-# Row -> perplexity at each length, on two sets; and values found of 500 at 16 and 128 lines.
+# Row -> perplexity at each length, on two sets; and right values of 500 at 16 and 128 lines.
 PERPLEXITIES = {
     "flat": ((10.0, 9.9, 9.8, 9.8, 9.7), (20.0, 20.0, 20.0, 20.0, 19.9)),
     "dear": ((10.2, 10.1, 10.1, 10.1, 10.1), (20.1, 20.0, 20.0, 20.0, 19.9)),
     "steep": ((10.0, 11.0, 13.0, 16.0, 20.0), (19.9, 20.0, 20.0, 20.0, 19.9)),
     "begun": ((10.0,), (20.0,)),
 }
-FOUND = {"flat": (400, 60), "dear": (400, 60), "steep": (400, 10)}
+RIGHT = {"flat": (400, 60), "dear": (400, 60), "steep": (400, 10)}
 
 
-def results(perplexities=PERPLEXITIES, found=FOUND, seeds=3):
+def results(perplexities=PERPLEXITIES, right=RIGHT, seeds=3):
     of_text = {
         arm: {
             Key(text.PERPLEXITY, name, x): {seed: (value + 0.01 * seed, 1) for seed in range(seeds)}
@@ -40,11 +40,11 @@ def results(perplexities=PERPLEXITIES, found=FOUND, seeds=3):
     }
     of_lines = {
         arm: {
-            Key(retrieval.RIGHT, condition, x): {seed: (right, 500) for seed in range(seeds)}
+            Key(retrieval.RIGHT, condition, x): {seed: (count, 500) for seed in range(seeds)}
             for condition in (retrieval.ALL, "k beyond training")
-            for x, right in zip((16.0, 128.0), rights, strict=True)
+            for x, count in zip((16.0, 128.0), counts, strict=True)
         }
-        for arm, rights in found.items()
+        for arm, counts in right.items()
     }
     measured = {
         TEXT: Outcomes([*perplexities, "not begun"], of_text, text.MEASURES),
@@ -60,14 +60,14 @@ def test_columns_are_the_first_x_four_times_it_and_the_last():
 
 
 def test_verdicts_are_those_of_the_numbers():
-    found = verdicts(results())
-    assert list(found) == list(PERPLEXITIES)  # those that were begun
-    assert found["flat"].grows == pytest.approx(19.91 / 20.01 - 1)
-    assert found["steep"].grows == pytest.approx(20.01 / 10.01 - 1)
-    assert found["dear"].above_best == pytest.approx(10.21 / 10.01 - 1)
-    assert found["begun"].grows is None
+    of_rows = verdicts(results())
+    assert list(of_rows) == list(PERPLEXITIES)  # those that were begun
+    assert of_rows["flat"].grows == pytest.approx(19.91 / 20.01 - 1)
+    assert of_rows["steep"].grows == pytest.approx(20.01 / 10.01 - 1)
+    assert of_rows["dear"].above_best == pytest.approx(10.21 / 10.01 - 1)
+    assert of_rows["begun"].grows is None
     verdict = {
-        arm: (v.is_flat, v.is_best, v.uses_context) for arm, v in found.items() if arm != "begun"
+        arm: (v.is_flat, v.is_best, v.uses_context) for arm, v in of_rows.items() if arm != "begun"
     }
     assert verdict == {
         "flat": (True, True, True),
@@ -78,16 +78,16 @@ def test_verdicts_are_those_of_the_numbers():
 
 def test_values_within_chance_are_no_use_of_the_context():
     few = int(500 * retrieval.GUESS)
-    found = verdicts(results(found={"flat": (400, few), "dear": (400, few), "steep": (0, 0)}))
-    assert not any(v.uses_context for v in found.values())
+    of_rows = verdicts(results(right={"flat": (400, few), "dear": (400, few), "steep": (0, 0)}))
+    assert not any(v.uses_context for v in of_rows.values())
 
 
 @pytest.mark.parametrize(("arm", "as_predicted"), [("flat", False), ("dear", True)])
 def test_the_first_prediction_fails_if_a_row_is_all_that_is_searched_for(arm, as_predicted):
     # "dear" is not within 1 % of the best, which is found by no row.
     kept = {name: PERPLEXITIES[name] for name in (arm, "steep")}
-    found = {name: FOUND[name] for name in kept}
-    assert TABLE.predictions[0].outcome(results(kept, found))[1] is as_predicted
+    right = {name: RIGHT[name] for name in kept}
+    assert TABLE.predictions[0].outcome(results(kept, right))[1] is as_predicted
 
 
 class Words(HTMLParser):
