@@ -162,7 +162,6 @@ def test_a_step_that_does_not_fit_says_what_to_change():
 
 
 @with_libtpu
-@pytest.mark.slow
 def test_search_finds_what_fits():
     large = (
         *TINY, "--config.model.width=2048", "--config.model.feed_forward=8192",
